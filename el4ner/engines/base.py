@@ -1,0 +1,124 @@
+"""What an engine is: batches of requests in, completions, choice scores or token states out.
+
+A stage decides what is asked and what an answer means; an engine decides how a model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+Prompt = tuple[str, ...]
+"""Segments of one user turn, joined without separator. Requests that share leading segments share their
+computation. Segments are tokenised one by one, and special-token strings inside them are inert text."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubstringList:
+    """Decoding is constrained to a list of verbatim substrings of `text`, on word boundaries where the script
+    has them: `separator`-joined, ended by a newline; or `empty` (also ended by a newline) for an empty list."""
+
+    text: str
+    separator: str = "; "
+    empty: str = "none"
+    max_items: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Ask for free text (grammar None) or a list of substrings. Generation ends at a newline or end of turn."""
+
+    prompt: Prompt
+    grammar: SubstringList | None = None
+    max_new_tokens: int = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """Ask for the log-probability of each choice as the continuation of the prompt.
+
+    normalise "vocab": sum of a choice's token log-probabilities over the whole vocabulary.
+    normalise "choices": at each node of the choices' token trie, normalised over that node's children only (an end
+    node where one choice is a prefix of another), so the probabilities of the choices sum to one.
+    """
+
+    prompt: Prompt
+    choices: tuple[str, ...]
+    normalise: Literal["vocab", "choices"] = "vocab"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote. `truncated`: the token limit ended it. Tokens are counted per request, before sharing."""
+
+    text: str
+    prompt_tokens: int
+    generated_tokens: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStates:
+    """Hidden states of one text.
+
+    offsets (T, 2) i64: half-open code-point offsets of each token that covers at least one character.
+    states: layer -> (T, D) f32; layer 0 is the embedding output, layer n the output of the n-th block.
+    truncated_at: code-point offset up to which the text was read, None if it was read to its end.
+    """
+
+    offsets: IntArray
+    states: dict[int, FloatArray]
+    truncated_at: int | None = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A language model that answers batches. Results come in request order and do not depend on the batch."""
+
+    name: str
+    source: str
+    """What was loaded (with revision or checksum), for reports and cache keys."""
+
+    def generate(self, requests: Sequence[Generate]) -> list[Completion]: ...
+
+    def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
+        """One array (n_choices,) f32 of log-probabilities per request."""
+        ...
+
+    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]: ...
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each rendered prompt, chat template included."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        ...
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks; 0 where hidden states cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A sentence encoder."""
+
+    source: str
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """texts (N) -> unit vectors (N, D) f32."""
+        ...
+
+    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
+        """Hidden states of every token of every text, like Engine.read."""
+        ...
