@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 
 
 def warn(reason: str) -> None:
-    """Say on stderr why the native module is left out. pip shows it with -v; `make setup` and `el4ner doctor` always."""
+    """Say on stderr why the native module is left out. pip shows it with -v, `el4ner doctor` always."""
     line = "=" * 100
     message = f"WARNING: el4ner._native was not built: {reason}\nThe install goes on; Numba kernels are used instead."
     print(f"{line}\n{message}\n{line}", file=sys.stderr)

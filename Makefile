@@ -1,0 +1,55 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Needed: Python >= 3.10, git, make, pip.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO_OUTPUT := demo-output.jsonl
+
+.PHONY: help setup demo test lint types format clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP)  ## create .venv, install el4ner and the embedded models
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else f"Python {v[0]}.{v[1]} found; el4ner needs 3.10 or newer: make PYTHON=python3.12")'
+	@# Some systems ship Python without ensurepip: then the system's own pip installs pip into the environment.
+	$(PYTHON) -m venv .venv || { \
+	  rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install pip; } || { \
+	  rm -rf .venv; exit 1; }
+
+# Anything that changes what is installed or compiled renews the stamp; edits of .py files need no install.
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[cpu,bench,dev]'
+	@$(BIN)/python -P -c 'import el4ner._native' 2>/dev/null || $(BIN)/python -c 'import el4ner._native' || \
+	  echo 'WARNING: no compiler built el4ner._native; Numba kernels are used. `el4ner doctor` says more.' >&2
+	$(BIN)/el4ner download embedded
+	@touch $@
+
+demo: setup  ## find entities in examples/ with the embedded models
+	$(BIN)/el4ner pool build
+	$(BIN)/el4ner predict examples/*.jsonl -o $(DEMO_OUTPUT)
+	$(BIN)/el4ner show $(DEMO_OUTPUT)
+
+test: lint types  ## lint, types and all tests
+	@# The installed command, not `python -m pytest`: that would put the top folder `kernels` on the import path.
+	$(BIN)/pytest
+
+lint: setup  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy does not know that kernels/ is el4ner.kernels and bench/ el4ner.bench: show it the installed layout.
+types: setup  ## mypy, strict
+	@rm -rf build/types && mkdir -p build/types/el4ner
+	@ln -s $(CURDIR)/el4ner/* $(CURDIR)/kernels $(CURDIR)/bench build/types/el4ner/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p el4ner
+
+clean:  ## remove everything that was made
+	rm -rf .venv build dist el4ner.egg-info el4ner/_native*.so $(DEMO_OUTPUT)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
