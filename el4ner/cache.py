@@ -1,0 +1,107 @@
+"""What was computed once is kept: named numpy arrays, addressed by a hash of what they were computed from.
+
+A file that cannot be read back is treated as missing, so a damaged cache costs time, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_KEY_CHARACTERS = frozenset("0123456789abcdef")
+
+
+def cache_root() -> Path:
+    """The folder el4ner keeps computed things in: `EL4NER_CACHE` if set, else the user's cache folder.
+
+    Read at every call, so a test or a notebook may change it.
+    """
+    chosen = os.environ.get("EL4NER_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("el4ner", appauthor=False))
+
+
+def content_key(*parts: Any) -> str:
+    """SHA-256, in hex, of the parts: bytes and arrays as they are, all else as canonical JSON.
+
+    Every part is preceded by its kind and length, so that no two different lists of parts hash alike.
+    Raises TypeError for a part that is neither bytes, an array of plain numbers, nor JSON data.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, bytes | bytearray | memoryview):
+            kind, data = "bytes", bytes(part)
+        elif isinstance(part, np.ndarray):
+            if part.dtype.hasobject:
+                raise TypeError(f"content_key: an array of {part.dtype} has no fixed content; use plain numbers")
+            kind, data = f"array {part.dtype.str} {part.shape}", np.ascontiguousarray(part).tobytes()
+        else:
+            text = json.dumps(part, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+            kind, data = "json", text.encode()
+        digest.update(f"{kind} {len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+class ArrayCache:
+    """Named arrays under content keys, one `.npz` file each.
+
+    Files are written beside their place and renamed into it, so that readers never see half a file and the last of
+    several writers wins; they all write the same content.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def path(self, key: str) -> Path:
+        """Where the arrays of `key` live. Raises ValueError unless the key is hexadecimal."""
+        if len(key) < 8 or not _KEY_CHARACTERS.issuperset(key):
+            raise ValueError(f"cache key {key!r} is not a lower-case hexadecimal hash; make it with content_key()")
+        return self.root / key[:2] / f"{key}.npz"
+
+    def get(self, key: str) -> dict[str, NDArray[Any]] | None:
+        """The arrays kept under `key`, or None where there are none or the file is damaged (with a warning)."""
+        path = self.path(key)
+        try:
+            # opened here, because numpy leaves a file that it cannot read open
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except FileNotFoundError:
+            return None
+        # A cut or overwritten archive shows as any of these, depending on where it was hit.
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"cache file {path} is damaged ({reason}); computing it again", stacklevel=2)
+            return None
+
+    def put(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep `arrays` under `key`. Raises TypeError for arrays of Python objects, OSError if the disk refuses."""
+        for name, array in arrays.items():
+            if np.asarray(array).dtype.hasobject:
+                raise TypeError(f"cache: array {name!r} holds Python objects; convert it to numbers or fixed strings")
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{key[:16]}.", suffix=".tmp", dir=path.parent)
+        try:
+            # written member by member: numpy.savez would take an array named "file" for its own parameter
+            with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,146 @@
+"""A causal language model and its tokenizer, loaded once for everyone who names the same source."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from el4ner.conversion import quiet_transformers
+from el4ner.errors import EngineError, ModelNotFoundError
+from el4ner.models import ResolvedModel, local_folder, resolve
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """One set of weights in memory. `shared` holds what its users share beside it, such as the prefix cache."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    device: torch.device
+    dtype: torch.dtype
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+_loaded: weakref.WeakValueDictionary[tuple[str, str, str, str], LoadedModel] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU. Raises EngineError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise EngineError(f"device={device!r} is unknown; choose auto, cpu, cuda, cuda:N or mps") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise EngineError(f"device={device!r}: {torch.cuda.device_count()} CUDA devices found; choose another, or cpu")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise EngineError("device='mps' is not available here; choose cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the hardware multiplies it (CUDA, AVX512-BF16, AMX), else float32."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" or _cpu_has_bfloat16(device) else torch.float32
+    if dtype not in _DTYPES:
+        raise EngineError(f"dtype={dtype!r} is unknown; choose auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _cpu_has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cpu":
+        return False
+    # private names, so absence means "no": float32 is always right, only slower
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)
+
+
+def load_model(source: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Load a causal LM, or hand out the one already in memory for this source, device and dtype.
+
+    Raises ModelNotFoundError if there is no such model, EngineError if it cannot be loaded.
+    """
+    resolved = resolve(source)
+    if resolved.kind == "server":
+        raise EngineError(f"model {source!r} is a server; its weights cannot be loaded here")
+    torch_device = choose_device(device)
+    torch_dtype = choose_dtype(dtype, torch_device)
+    key = (resolved.location, resolved.identity or "", str(torch_device), str(torch_dtype))
+    with _lock:
+        loaded = _loaded.get(key)
+        if loaded is None:
+            loaded = _load(resolved, torch_device, torch_dtype)
+            _loaded[key] = loaded
+        return loaded
+
+
+def _load(resolved: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    import transformers
+
+    folder = local_folder(resolved)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if resolved.kind == "hub" and resolved.identity:
+        options["revision"] = resolved.identity
+    with load_errors(resolved), quiet_transformers():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+        model = model.to(device).eval()
+    if not getattr(tokenizer, "is_fast", False):
+        raise EngineError(f"model {resolved.name!r} has no fast tokenizer; el4ner needs one for character offsets")
+    model.requires_grad_(False)
+    revision = resolved.identity or getattr(model.config, "_commit_hash", None)
+    name = f"{resolved.name}@{revision[:16]}" if revision else resolved.name
+    return LoadedModel(model, tokenizer, name, device, dtype)
+
+
+@contextmanager
+def load_errors(resolved: ResolvedModel) -> Iterator[None]:
+    """Turns what loading can raise into one-line EngineErrors that name the model."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        name, reason = resolved.name, first_line(error)
+        if is_out_of_memory(error):
+            raise EngineError(f"model {name!r}: out of memory while loading; use a smaller model or dtype") from error
+        if resolved.kind == "hub" and isinstance(error, OSError):
+            raise ModelNotFoundError(
+                f"model {name!r}: not in the local cache and not fetched from the hub ({reason}); "
+                "check the name, the network, HF_HUB_OFFLINE and HF_TOKEN"
+            ) from error
+        raise EngineError(f"model {name!r} cannot be loaded: {reason}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the GPU or on the host."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+@contextmanager
+def run_errors(name: str) -> Iterator[None]:
+    """Turns a lack of memory while a model runs into a one-line EngineError; everything else passes."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise EngineError(
+                f"engine {name!r}: out of memory while running; lower --batch-size, or use a smaller model"
+            ) from error
+        raise

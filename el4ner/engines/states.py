@@ -1,0 +1,143 @@
+"""Hidden states of a causal model, layer by layer, without running what lies above the deepest layer asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from el4ner.engines.base import FloatArray, IntArray, TokenStates
+from el4ner.errors import EngineError
+
+
+class _Deep(Exception):
+    """Ends a forward pass once the deepest layer asked for has run."""
+
+
+def find_blocks(backbone: Any) -> torch.nn.ModuleList:
+    """The list of transformer blocks: the only ModuleList as long as the configuration says.
+
+    Raises EngineError if the architecture hides it.
+    """
+    wanted = backbone.config.get_text_config().num_hidden_layers
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == wanted:
+            return module
+    raise EngineError(
+        f"{type(backbone).__name__}: no list of {wanted} blocks found, so hidden states cannot be read; "
+        "use this model as a prompted member only"
+    )
+
+
+def check_layers(layers: Sequence[int], n_layers: int) -> list[int]:
+    """The layers in ascending order, each once. Raises EngineError outside 0..n_layers."""
+    wanted = sorted(set(layers))
+    if not wanted or wanted[0] < 0 or wanted[-1] > n_layers:
+        raise EngineError(f"layers {list(layers)} asked for; choose from 0 (embeddings) to {n_layers}")
+    return wanted
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in batches of similar length whose padded size (rows x longest) stays within `budget` tokens.
+
+    A text longer than the budget gets a batch of its own; texts of length 0 are left out.
+    """
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    # ties by index keep the batches the same whatever the sort does
+    for index in sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[index] > budget:
+            batches.append(batch)
+            batch = []
+        batch.append(index)
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+@contextmanager
+def layer_capture(blocks: torch.nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Inside, a forward pass fills the dict with layer -> (B, T, D) and ends by `_Deep` after the deepest layer."""
+    caught: dict[int, torch.Tensor] = {}
+    deepest = max(layers)
+    handles = []
+
+    def before(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        caught[0] = arguments[0] if arguments else keywords["hidden_states"]
+        if deepest == 0:
+            raise _Deep
+
+    def after(layer: int) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            caught[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == deepest:
+                raise _Deep
+
+        return hook
+
+    try:
+        if 0 in layers:
+            handles.append(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
+        handles += [blocks[layer - 1].register_forward_hook(after(layer)) for layer in layers if layer]
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_batch(
+    backbone: Any,
+    blocks: torch.nn.ModuleList,
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    device: torch.device,
+    mask: bool = False,
+    pad_id: int = 0,
+) -> list[dict[int, FloatArray]]:
+    """Hidden states of rows of token ids: per row layer -> (T, D) f32.
+
+    Rows are padded on the right. A causal model needs no mask for that, since no token sees what follows it; for an
+    encoder `mask` is set.
+    """
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    for position, row in enumerate(rows):
+        ids[position, : len(row)] = torch.tensor(list(row), dtype=torch.long)
+    keywords: dict[str, Any] = {}
+    if mask:
+        lengths = torch.tensor([len(row) for row in rows])
+        keywords["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long().to(device)
+    else:
+        keywords["use_cache"] = False
+    with torch.inference_mode(), layer_capture(blocks, layers) as caught:
+        with suppress(_Deep):
+            backbone(input_ids=ids.to(device), **keywords)
+        host = {layer: caught[layer].float().cpu().numpy() for layer in layers}
+    return [
+        {layer: np.ascontiguousarray(host[layer][position, : len(row)]) for layer in layers}
+        for position, row in enumerate(rows)
+    ]
+
+
+def cut(ids: list[int], offsets: IntArray, limit: int) -> tuple[list[int], IntArray, int | None]:
+    """At most `limit` tokens, and the code point up to which they read the text (None: to its end).
+
+    A character whose tokens were only partly kept does not count as read.
+    """
+    if len(ids) <= limit:
+        return ids, offsets, None
+    end = int(offsets[limit, 0])
+    return ids[:limit], offsets[:limit], end
+
+
+def token_states(offsets: IntArray, states: dict[int, FloatArray], truncated_at: int | None) -> TokenStates:
+    """Keeps the tokens that cover at least one character, and of a cut text only those before the cut."""
+    covers = offsets[:, 1] > offsets[:, 0]
+    if truncated_at is not None:
+        covers &= offsets[:, 1] <= truncated_at
+    if covers.all():
+        return TokenStates(offsets, states, truncated_at)
+    return TokenStates(offsets[covers], {layer: array[covers] for layer, array in states.items()}, truncated_at)
