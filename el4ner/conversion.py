@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -143,13 +142,13 @@ def _move_into_place(temporary: Path, folder: Path) -> None:
     temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared by a group
     for _ in range(3):
         try:
-            os.rename(temporary, folder)
+            temporary.rename(folder)
             return
         except OSError:
             if is_intact(folder):  # another process was faster
                 return
             if folder.exists():  # what is there is damaged
                 aside = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))
-                os.rename(folder, aside / "copy")
+                folder.rename(aside / "copy")
                 shutil.rmtree(aside, ignore_errors=True)
     raise EngineError(f"{folder}: cannot be written; remove it, or set EL4NER_CACHE to a writable folder")

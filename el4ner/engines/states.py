@@ -13,7 +13,7 @@ from el4ner.engines.base import FloatArray, IntArray, TokenStates
 from el4ner.errors import EngineError
 
 
-class _Deep(Exception):
+class _Deep(Exception):  # noqa: N818  ends a forward pass, no error
     """Ends a forward pass once the deepest layer asked for has run."""
 
 
