@@ -1,0 +1,1 @@
+"""The built-in pool (`pool.jsonl`) and its labels (`labels.yaml`), as data files; README.md holds the rules."""
