@@ -21,7 +21,7 @@ $(BIN)/python:
 # Anything that changes what is installed or compiled renews the stamp; edits of .py files need no install.
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[cpu,bench,dev]'
-	@$(BIN)/python -P -c 'import el4ner._native' 2>/dev/null || $(BIN)/python -c 'import el4ner._native' || \
+	@$(BIN)/python -c 'import el4ner._native' || \
 	  echo 'WARNING: no compiler built el4ner._native; Numba kernels are used. `el4ner doctor` says more.' >&2
 	$(BIN)/el4ner download embedded
 	@touch $@

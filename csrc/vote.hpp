@@ -1,10 +1,9 @@
 // vote: members x spans x labels -> winning label, its score, its margin.
-// The result is defined by kernels/vote.py (vote_ref); the order of the sums is the same, so the doubles are equal.
+// The result is defined by kernels/vote.py (vote_ref); the order of the sums is the same, so are the roundings.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 namespace el4ner {
@@ -13,8 +12,8 @@ namespace el4ner {
 // the caller, so the first column tells). winners (S,), scores (S,), margins (S,).
 inline void vote(const float *logp, const double *weights, std::int64_t members, std::int64_t spans,
                  std::int64_t labels, bool hard, std::int64_t *winners, float *scores, float *margins) {
-    const float nan = std::numeric_limits<float>::quiet_NaN();
     std::vector<double> total(static_cast<std::size_t>(labels)), weight(static_cast<std::size_t>(labels));
+    std::vector<float> score(static_cast<std::size_t>(labels));
     std::vector<std::int64_t> first(static_cast<std::size_t>(labels));  // the earliest member for a label (hard)
     for (std::int64_t s = 0; s < spans; ++s) {
         for (std::int64_t l = 0; l < labels; ++l) {
@@ -42,20 +41,20 @@ inline void vote(const float *logp, const double *weights, std::int64_t members,
         }
         if (!heard) {
             winners[s] = -1;
-            scores[s] = nan;
-            margins[s] = nan;
+            scores[s] = 0.0f;
+            margins[s] = 0.0f;
             continue;
         }
-        for (std::int64_t l = 0; l < labels; ++l) total[l] = weight[l] > 0.0 ? total[l] / weight[l] : 0.0;
+        for (std::int64_t l = 0; l < labels; ++l) score[l] = weight[l] > 0.0 ? static_cast<float>(total[l] / weight[l]) : 0.0f;
         std::int64_t winner = 0;
         for (std::int64_t l = 1; l < labels; ++l)
-            if (total[l] > total[winner] || (hard && total[l] == total[winner] && first[l] < first[winner])) winner = l;
-        double second = labels > 1 ? -std::numeric_limits<double>::infinity() : 0.0;
+            if (score[l] > score[winner] || (hard && score[l] == score[winner] && first[l] < first[winner])) winner = l;
+        float second = 0.0f;  // scores are never negative
         for (std::int64_t l = 0; l < labels; ++l)
-            if (l != winner && total[l] > second) second = total[l];
+            if (l != winner && score[l] > second) second = score[l];
         winners[s] = winner;
-        scores[s] = static_cast<float>(total[winner]);
-        margins[s] = static_cast<float>(total[winner] - second);
+        scores[s] = score[winner];
+        margins[s] = score[winner] - second;
     }
 }
 

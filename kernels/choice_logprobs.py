@@ -1,0 +1,208 @@
+"""choice_logprobs: hidden states -> log-probabilities of a few tokens, without a float32 [rows, vocabulary] array.
+
+    logit[r, v] = cap(scale * (hidden[r] . head[v]) + bias[v])          cap(x) = soft_cap * tanh(x / soft_cap), if set
+    "vocab":    out[r, c] = logit[r, id[r, c]] - log sum_v exp logit[r, v]
+    "choices":  out[r, c] = logit[r, id[r, c]] - log sum_c' exp logit[r, id[r, c']]
+
+The vocabulary is read in blocks with an online log-sum-exp (running maximum and sum); "choices" reads only the
+columns that are asked for. Ids of -1 pad a row and give -inf. With a head in half precision the logits that are asked
+for are exact float32 dots; those in the sum over the vocabulary are rounded to the head's dtype, like a model's own.
+Source: Milakov and Gimelshein 2018, arXiv:1805.02867, for the online sum.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.errors import ShapeError
+from el4ner.kernels import _dispatch
+from el4ner.kernels._dispatch import Array, njit
+
+if TYPE_CHECKING:
+    import torch
+
+_Floats = NDArray[np.float32]
+Normalise = Literal["vocab", "choices"]
+
+# Vocabulary rows per block: 64 rows of logits in float32 then take 2 MB, about a core's share of cache. Not tuned.
+_BLOCK = 8192
+
+
+class _Head:
+    """hidden (R, H) and head (V, H) as tensors, and how logits follow from them."""
+
+    def __init__(
+        self, hidden: Array, head: Array, bias: Array | None, soft_cap: float | None, scale: float, device: str
+    ) -> None:
+        self.hidden = _tensor(hidden, device)
+        self.head = _tensor(head, device)
+        self.bias = None if bias is None else _tensor(bias, device)
+        self.soft_cap = soft_cap
+        self.scale = scale
+
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor | slice, dtype: torch.dtype) -> torch.Tensor:
+        """(R, n) logits of some rows of the head. float64 multiplies in float64; else in the head's own dtype."""
+        import torch
+
+        head = self.head[rows]
+        if dtype == torch.float64:
+            hidden, head = hidden.to(dtype), head.to(dtype)
+        out = (hidden.to(head.dtype) @ head.T).to(dtype) * self.scale
+        return self.finish(out, rows)
+
+    def at(self, ids: torch.Tensor) -> torch.Tensor:
+        """(R, C) float32 logits of the tokens ids (R, C) >= 0, each row its own; products are exact in float32."""
+        import torch
+
+        columns, position = torch.unique(ids, return_inverse=True)
+        few = self.head[columns].float()  # (n, H)
+        if len(columns) <= 4 * ids.shape[1]:
+            out = torch.gather(self.hidden.float() @ few.T, 1, position)
+        else:  # rows share few tokens: a dot for each instead of a product of all with all
+            out = torch.einsum("rh,rch->rc", self.hidden.float(), few[position])
+        return self.finish(out * self.scale, ids)
+
+    def finish(self, out: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Bias and soft cap."""
+        if self.bias is not None:
+            out = out + self.bias[rows].to(out.dtype)
+        return out if self.soft_cap is None else self.soft_cap * (out / self.soft_cap).tanh()
+
+
+def _tensor(array: Array, device: str) -> torch.Tensor:
+    import torch
+
+    if isinstance(array, torch.Tensor):
+        return array.detach().to(device)
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
+
+def choice_logprobs_ref(head: _Head, ids: torch.Tensor, normalise: Normalise) -> torch.Tensor:
+    """All logits in float64, then the formula."""
+    import torch
+
+    logits = head.logits(head.hidden, slice(None), torch.float64)  # (R, V)
+    chosen = logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+    return chosen - (logits if normalise == "vocab" else chosen).logsumexp(1, keepdim=True)
+
+
+def _chosen(head: _Head, ids: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return head.at(ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
+
+
+def choice_logprobs_torch(head: _Head, ids: torch.Tensor, normalise: Normalise) -> torch.Tensor:
+    """Blocks of the vocabulary, reduced by torch; any dtype, CPU and CUDA."""
+    import torch
+
+    chosen = _chosen(head, ids)
+    if normalise == "choices":
+        return chosen.log_softmax(1)
+    total = torch.full((len(ids), 1), -torch.inf, device=ids.device)
+    for start in range(0, len(head.head), _BLOCK):
+        block = head.logits(head.hidden, slice(start, start + _BLOCK), torch.float32)
+        total = torch.logaddexp(total, block.logsumexp(1, keepdim=True))
+    return (chosen - total).clamp(max=0.0)
+
+
+@njit
+def _online(block: _Floats, top: NDArray[np.float64], total: NDArray[np.float64]) -> None:
+    """Add a block of logits to each row's running maximum and sum of exp(logit - maximum)."""
+    rows, columns = block.shape
+    for r in range(rows):
+        largest = top[r]
+        for c in range(columns):
+            largest = max(largest, block[r, c])
+        if largest > top[r]:
+            total[r] = total[r] * np.exp(top[r] - largest)
+            top[r] = largest
+        for c in range(columns):
+            total[r] += np.exp(block[r, c] - largest)
+
+
+def choice_logprobs_numba(head: _Head, ids: torch.Tensor, normalise: Normalise) -> torch.Tensor:
+    """Blocks of the vocabulary: products by torch, the reduction compiled by numba, in float64."""
+    import torch
+
+    chosen = _chosen(head, ids)
+    top, total = np.full(len(ids), -np.inf), np.zeros(len(ids))
+    if normalise == "choices":
+        _online(np.ascontiguousarray(chosen.numpy()), top, total)
+    else:
+        for start in range(0, len(head.head), _BLOCK):
+            block = head.logits(head.hidden, slice(start, start + _BLOCK), torch.float32)
+            _online(np.ascontiguousarray(block.numpy()), top, total)
+    return (chosen - torch.from_numpy(top + np.log(total))[:, None]).clamp(max=0.0)
+
+
+_dispatch.register("choice_logprobs", ref=choice_logprobs_ref, torch=choice_logprobs_torch, numba=choice_logprobs_numba)
+
+
+def choice_logprobs(
+    hidden: Array,
+    head: Array,
+    token_ids: Array,
+    normalise: Normalise = "vocab",
+    *,
+    bias: Array | None = None,
+    soft_cap: float | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> _Floats:
+    """Log-probabilities of some tokens after each hidden state (the formula is at the top of this file).
+
+    hidden (R, H), after the model's last norm; head (V, H), the output embedding without padding rows; any float
+    dtype, products are taken in the head's. token_ids (C,) i64 for all rows, or (R, C), -1 pads.
+    bias (V,) or None; soft_cap > 0 or None and scale as in the model's configuration.
+    Returns (R, C) f32; -inf at padding. Raises ShapeError (a ValueError) on shapes that do not fit, ids outside the
+    vocabulary, a row without any id, NaN or infinity in hidden; KernelError if the backend cannot run.
+    """
+    device = _dispatch.device_of(hidden, head)
+    run = _dispatch.choose("choice_logprobs", backend, device)
+    (rows, width), (vocabulary, head_width) = _two_axes("hidden", hidden), _two_axes("head", head)
+    if width != head_width:
+        raise ShapeError(f"hidden has shape ({rows}, {width}), head ({vocabulary}, {head_width}); H must be equal")
+    if normalise not in ("vocab", "choices"):
+        raise ShapeError(f"normalise={normalise!r}; allowed: vocab, choices")
+    if bias is not None and tuple(bias.shape) != (vocabulary,):
+        raise ShapeError(f"bias has shape {tuple(bias.shape)}; ({vocabulary},) is needed")
+    if soft_cap is not None and not soft_cap > 0:
+        raise ShapeError(f"soft_cap={soft_cap}; it must be above 0, or None for no cap")
+    ids = _ids(token_ids, rows, vocabulary)
+    if not ids.size:
+        return np.empty(ids.shape, dtype=np.float32)
+    plan = _Head(hidden, head, bias, soft_cap, scale, device)
+    if not bool(plan.hidden.isfinite().all()):
+        raise ShapeError("hidden holds NaN or infinity; only finite numbers are allowed")
+    out: torch.Tensor = run(plan, _tensor(ids, device), normalise)
+    result: _Floats = out.float().cpu().numpy()
+    return result
+
+
+def _two_axes(name: str, array: Any) -> tuple[int, int]:
+    shape = tuple(getattr(array, "shape", ()))
+    if len(shape) != 2:
+        raise ShapeError(f"{name} has shape {shape}; 2 axes are needed")
+    return shape
+
+
+def _ids(token_ids: Array, rows: int, vocabulary: int) -> NDArray[np.int64]:
+    ndim = len(getattr(token_ids, "shape", (0,)))
+    ids = _dispatch.to_numpy("token_ids", token_ids, 2 if ndim == 2 else 1, np.int64)
+    if ids.ndim == 1:
+        ids = np.repeat(ids[None], rows, axis=0)
+    if len(ids) != rows:
+        raise ShapeError(f"token_ids has {len(ids)} rows, hidden {rows}; they must be equal")
+    if ids.size and (ids.min() < -1 or ids.max() >= vocabulary):
+        wrong = ids.min() if ids.min() < -1 else ids.max()
+        raise ShapeError(f"token id {wrong}; allowed: 0 to {vocabulary - 1}, and -1 as padding")
+    if ids.size and (ids < 0).all(axis=1).any():
+        raise ShapeError(
+            f"row {int((ids < 0).all(axis=1).argmax())} of token_ids is all padding; ask for one id or more"
+        )
+    return ids

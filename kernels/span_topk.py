@@ -1,0 +1,278 @@
+"""span_topk: the k pool sentences whose spans match a query's spans best (weighted ragged MaxSim with top-k).
+
+    score[b, c] = sum_i w[i] max_(j in c) q[i] . v[j] / sum_i w[i]        i over the spans of query b of weight > 0
+
+With unit vectors the products are cosines. Maxima start at minus infinity, so negative products count as they are.
+A sentence without spans is never returned; a query without spans of positive weight gets only padding. Scores are
+computed in float64 and rounded to float32; the order is (rounded score descending, id ascending), so two backends
+agree unless a float64 score lies within its own rounding (about 1e-15) of a border between two float32 numbers.
+Source: EL4NER, demonstration retrieval by span similarity; MaxSim is ColBERT's (arXiv:2004.12832).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.errors import ShapeError
+from el4ner.kernels import _dispatch
+from el4ner.kernels._dispatch import Array, njit
+
+_Floats = NDArray[np.float32]
+_Ints = NDArray[np.int64]
+_Doubles = NDArray[np.float64]
+TopK = tuple[_Ints, _Floats]
+Exclude = Sequence["int | Collection[int] | None"]
+
+# float32 products held at a time, in numbers (64 MB): query spans x pool spans. Not tuned.
+_TILE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanPool:
+    """Pool sentences as span vectors. Make one with `pack`, which checks it once.
+
+    vectors (S, D) f32, contiguous; offsets (N+1,) i64: sentence n owns rows offsets[n] to offsets[n+1];
+    largest_norm: the longest vector's length, for error bounds.
+    """
+
+    vectors: _Floats
+    offsets: _Ints
+    largest_norm: float
+
+    @classmethod
+    def pack(cls, vectors: Array, offsets: Array) -> SpanPool:
+        """Check and lay out a pool. vectors (S, D) f32, of length 1 for cosines; offsets (N+1,) i64, from 0 to S.
+
+        Raises ShapeError (a ValueError) on other shapes, offsets that fall, NaN or infinity.
+        """
+        vectors_ = _dispatch.to_numpy("vectors", vectors, 2, np.float32)
+        offsets_ = _dispatch.to_numpy("offsets", offsets, 1, np.int64)
+        _dispatch.check_offsets("offsets", offsets_, len(vectors_))
+        _dispatch.check_finite("vectors", vectors_)
+        return cls(vectors_, offsets_, _largest_norm(vectors_))
+
+    @property
+    def sentences(self) -> int:
+        """N, the number of sentences, those without spans included."""
+        return len(self.offsets) - 1
+
+    @property
+    def width(self) -> int:
+        """D, the length of a vector."""
+        return int(self.vectors.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """Checked queries: spans of positive weight only; excluded ids as CSR."""
+
+    vectors: _Floats  # (Q, D)
+    offsets: _Ints  # (B+1,)
+    weights: _Doubles  # (Q,)
+    excluded: _Ints  # ids, query by query
+    excluded_offsets: _Ints  # (B+1,)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def skip(self, b: int) -> _Ints:
+        """Ids that query b must not get."""
+        return self.excluded[self.excluded_offsets[b] : self.excluded_offsets[b + 1]]
+
+
+def _largest_norm(vectors: _Floats) -> float:
+    return float(np.sqrt(np.einsum("sd,sd->s", vectors, vectors, dtype=np.float64).max(initial=0.0)))
+
+
+def _padding(queries: int, k: int) -> TopK:
+    return np.full((queries, k), -1, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32)
+
+
+def span_topk_ref(queries: _Queries, pool: SpanPool, k: int) -> TopK:
+    """One query at a time: all products in float64, maxima by sentence, weights, a full sort."""
+    ids, scores = _padding(len(queries), k)
+    vectors = pool.vectors.astype(np.float64)
+    for b in range(len(queries)):
+        spans = slice(queries.offsets[b], queries.offsets[b + 1])
+        w = queries.weights[spans]
+        if not len(w):
+            continue
+        products = queries.vectors[spans].astype(np.float64) @ vectors.T  # (q, S)
+        total = np.full(pool.sentences, -np.inf, dtype=np.float32)
+        for c in range(pool.sentences):
+            start, end = pool.offsets[c], pool.offsets[c + 1]
+            if end > start:
+                total[c] = (w * products[:, start:end].max(axis=1)).sum() / w.sum()
+        total[queries.skip(b)] = -np.inf
+        order = np.lexsort((np.arange(pool.sentences), -total))[:k]
+        order = order[total[order] > -np.inf]
+        ids[b, : len(order)], scores[b, : len(order)] = order, total[order]
+    return ids, scores
+
+
+@njit
+def _screen(products: _Floats, weights: _Doubles, offsets: _Ints, first: int, out: _Doubles) -> None:
+    """Add w[i] * max over each sentence's products to out (N,), for sentences from `first` on.
+
+    products (q, columns) of the spans from offsets[first] on.
+    """
+    base = offsets[first]
+    end = base + products.shape[1]
+    for i in range(products.shape[0]):
+        c = first
+        while c < len(offsets) - 1 and offsets[c + 1] <= end:
+            if offsets[c + 1] > offsets[c]:
+                top = products[i, offsets[c] - base]
+                for j in range(offsets[c] - base + 1, offsets[c + 1] - base):
+                    top = max(top, products[i, j])
+                out[c] += weights[i] * top
+            c += 1
+
+
+@njit
+def _rescore(
+    vectors: _Floats, weights: _Doubles, pool: _Floats, offsets: _Ints, candidates: _Ints, out: _Floats
+) -> None:
+    """Exact scores of some sentences: float64 sums in a fixed order, whatever the batch; rounded once to float32."""
+    for n in range(len(candidates)):
+        total, weight = 0.0, 0.0
+        for i in range(len(weights)):
+            top = -np.inf
+            for j in range(offsets[candidates[n]], offsets[candidates[n] + 1]):
+                dot = 0.0
+                for d in range(vectors.shape[1]):
+                    dot += np.float64(vectors[i, d]) * np.float64(pool[j, d])
+                top = max(top, dot)
+            total += weights[i] * top
+            weight += weights[i]
+        out[n] = total / weight
+
+
+def _tiles(offsets: _Ints, columns: int) -> list[tuple[int, int]]:
+    """Runs of whole sentences with at most `columns` spans each (a longer sentence is a run of its own)."""
+    tiles, first = [], 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + columns, side="right")) - 1
+        last = max(last, first + 1)
+        tiles.append((first, last))
+        first = last
+    return tiles
+
+
+def _select(approximate: _Doubles, queries: _Queries, b: int, pool: SpanPool, k: int, error: float) -> TopK:
+    """The exact top k of one query from screening scores that are off by at most `error`."""
+    spans = slice(queries.offsets[b], queries.offsets[b + 1])
+    approximate[np.diff(pool.offsets) == 0] = -np.inf
+    approximate[queries.skip(b)] = -np.inf
+    border = np.partition(approximate, -k)[-k] if k < len(approximate) else -np.inf
+    # Whoever belongs to the true top k is at most 2 errors below the k-th screening score.
+    candidates = np.flatnonzero((approximate >= border - 2 * error) & (approximate > -np.inf))
+    exact = np.empty(len(candidates), dtype=np.float32)
+    _rescore(queries.vectors[spans], queries.weights[spans], pool.vectors, pool.offsets, candidates, exact)
+    order = np.lexsort((candidates, -exact))[:k]
+    return candidates[order], exact[order]
+
+
+def span_topk_numba(queries: _Queries, pool: SpanPool, k: int) -> TopK:
+    """Screening by float32 matrix products, then exact scores of all that the error bound cannot rule out."""
+    ids, scores = _padding(len(queries), k)
+    if not k or not pool.sentences or not len(queries.vectors):
+        return ids, scores
+    # |fl(q.v) - q.v| <= D u / (1 - D u) |q| |v| for any order of summation, u = 2^-24 (Higham, Accuracy and Stability,
+    # 3.5); a weighted mean of maxima is off by no more. 1e-12 covers the float64 sums, 1.2e-7 the final rounding.
+    bound = pool.width * 2.0**-24 / (1 - pool.width * 2.0**-24) + 1e-12 + 1.2e-7
+    # A block of queries whose spans need at most one tile of products with 4,096 or all pool spans.
+    columns = min(max(len(pool.vectors), 1), max(4096, _TILE // 256))
+    start = 0
+    while start < len(queries):
+        rows = queries.offsets[start] + max(1, _TILE // columns)
+        end = max(start + 1, int(np.searchsorted(queries.offsets, rows, side="right")) - 1)
+        end = min(end, start + max(1, _TILE // pool.sentences), len(queries))
+        first_row = queries.offsets[start]
+        block = queries.vectors[first_row : queries.offsets[end]]
+        total = np.zeros((end - start, pool.sentences))
+        for first, last in _tiles(pool.offsets, columns):
+            products = block @ pool.vectors[pool.offsets[first] : pool.offsets[last]].T  # (rows, columns)
+            for b in range(start, end):
+                spans = slice(queries.offsets[b], queries.offsets[b + 1])
+                rows_b = slice(queries.offsets[b] - first_row, queries.offsets[b + 1] - first_row)
+                _screen(products[rows_b], queries.weights[spans], pool.offsets, first, total[b - start])
+        for b in range(start, end):
+            spans = slice(queries.offsets[b], queries.offsets[b + 1])
+            weight = queries.weights[spans].sum()
+            if weight > 0:
+                error = bound * _largest_norm(queries.vectors[spans]) * pool.largest_norm
+                best, exact = _select(total[b - start] / weight, queries, b, pool, min(k, pool.sentences), error)
+                ids[b, : len(best)], scores[b, : len(best)] = best, exact
+        start = end
+    return ids, scores
+
+
+_dispatch.register("span_topk", ref=span_topk_ref, numba=span_topk_numba)
+
+
+def _excluded(exclude: Exclude | None, queries: int, sentences: int) -> tuple[_Ints, _Ints]:
+    """exclude as CSR: ids and (B+1,) offsets."""
+    lists: list[list[int]] = [[] for _ in range(queries)]
+    if exclude is not None:
+        if len(exclude) != queries:
+            raise ShapeError(f"exclude has {len(exclude)} entries with {queries} queries; give one for each, or None")
+        lists = [
+            [] if entry is None else [int(entry)] if isinstance(entry, int | np.integer) else sorted(map(int, entry))
+            for entry in exclude
+        ]
+    ids = np.array([i for entry in lists for i in entry], dtype=np.int64)
+    if len(ids) and (ids.min() < 0 or ids.max() >= sentences):
+        raise ShapeError(f"exclude holds {ids.min()}..{ids.max()}; allowed: pool ids 0 to {sentences - 1}")
+    return ids, np.cumsum([0, *map(len, lists)], dtype=np.int64)
+
+
+def span_topk(
+    queries: Array,
+    query_offsets: Array,
+    weights: Array,
+    pool: SpanPool,
+    k: int,
+    *,
+    exclude: Exclude | None = None,
+    backend: str = "auto",
+    precision: Literal["auto", "fp32"] = "auto",
+) -> TopK:
+    """The k pool sentences whose spans match a query's spans best (the formula is at the top of this file).
+
+    queries (Q, D) f32, query_offsets (B+1,) i64, weights (Q,) f32 >= 0; exclude: for each query a pool id, several,
+    or None (its own sentence, say). precision: what screens candidates; answers are exact with either.
+    Returns ids (B, k) i64 and scores (B, k) f32, best first, padded with -1 and -inf.
+    Raises ShapeError (a ValueError) on shapes that do not fit, NaN, infinity, negative weights or k; KernelError if the
+    backend asked for cannot run.
+
+    >>> pool = SpanPool.pack(np.eye(2, dtype=np.float32), np.array([0, 1, 2]))
+    >>> span_topk(np.array([[0.6, 0.8]]), np.array([0, 1]), np.ones(1), pool, 1)[0].tolist()
+    [[1]]
+    """
+    run = _dispatch.choose("span_topk", backend, "cpu")
+    if precision not in ("auto", "fp32"):
+        raise ShapeError(f"precision={precision!r}; allowed: auto, fp32")
+    if k < 0:
+        raise ShapeError(f"k={k}; it must be 0 or more")
+    vectors = _dispatch.to_numpy("queries", queries, 2, np.float32)
+    offsets = _dispatch.to_numpy("query_offsets", query_offsets, 1, np.int64)
+    weights_ = _dispatch.to_numpy("weights", weights, 1, np.float64)
+    if vectors.shape[1] != pool.width:
+        raise ShapeError(f"queries have {vectors.shape[1]} columns, the pool {pool.width}; use one encoder for both")
+    if len(weights_) != len(vectors):
+        raise ShapeError(f"weights has {len(weights_)} entries for {len(vectors)} query spans; give one for each")
+    _dispatch.check_offsets("query_offsets", offsets, len(vectors))
+    _dispatch.check_finite("queries", vectors)
+    _dispatch.check_weights("weights", weights_)
+    ids, ids_offsets = _excluded(exclude, len(offsets) - 1, pool.sentences)
+    used = weights_ > 0  # a span of weight 0 has no say
+    kept = np.concatenate([[0], np.cumsum(used)])[offsets].astype(np.int64)
+    checked = _Queries(vectors[used], kept, weights_[used], ids, ids_offsets)
+    result: TopK = run(checked, pool, k)
+    return result
