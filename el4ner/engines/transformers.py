@@ -7,20 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from el4ner.engines.base import TokenStates
+from el4ner.engines.base import Choose, FloatArray, Prompt, TokenStates
+from el4ner.engines.chat import PromptRenderer
+from el4ner.engines.head import Head
 from el4ner.engines.loading import load_model, run_errors
+from el4ner.engines.packing import Packing, check
+from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner
+from el4ner.engines.scoring import Budgets, ChoiceScorer, PlainScorer, Question
 from el4ner.engines.states import check_layers, cut, find_blocks, length_batches, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
+from el4ner.errors import EngineError
 
 _READ_TOKENS = {"cpu": 2048, "cuda": 32768}
+# Padded new tokens per packed forward pass. A CPU with two cores is busy from about 256 on; larger passes pad more.
+_FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
+_PREFIX_CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 
 
 class TransformersEngine:
     """A causal language model (implements `engines.base.Engine`).
 
     source: `embedded:NAME`, a model folder, a .gguf file or a Hugging Face id. Engines of one source, device and dtype
-    share one model in memory. read_tokens: padded tokens per forward pass of `read`, by default 2,048 on a CPU and
-    32,768 on a GPU. Raises ModelNotFoundError or EngineError if the model cannot be loaded.
+    share one model in memory, and its cache of prefixes. read_tokens, forward_tokens: padded tokens per forward pass of
+    `read` and of everything else (defaults by device). prefix_cache_bytes: memory for keys and values of prompt
+    prefixes; the first engine of a model sets it. Raises ModelNotFoundError or EngineError if the model cannot be
+    loaded.
     """
 
     def __init__(
@@ -31,6 +42,8 @@ class TransformersEngine:
         device: str = "auto",
         dtype: str = "auto",
         read_tokens: int | None = None,
+        forward_tokens: int | None = None,
+        prefix_cache_bytes: int | None = None,
     ) -> None:
         self.name = name
         self._loaded = load_model(source, device, dtype)
@@ -39,7 +52,11 @@ class TransformersEngine:
         self.dtype = self._loaded.dtype
         self._config = self.model.config.get_text_config()
         self._read_tokens = read_tokens or _READ_TOKENS.get(self.device.type, 2048)
+        self._forward_tokens = forward_tokens or _FORWARD_TOKENS.get(self.device.type, 512)
         self._text = TextTokens(self.tokenizer)
+        self._prompts = PromptRenderer(self.tokenizer, name)
+        limit = prefix_cache_bytes or _PREFIX_CACHE_BYTES.get(self.device.type, 1 << 30)
+        self._cache: PrefixCache = self._loaded.shared.setdefault("prefixes", PrefixCache(limit))
 
     @property
     def model(self) -> Any:
@@ -63,6 +80,76 @@ class TransformersEngine:
     def n_layers(self) -> int:
         """Number of blocks."""
         return int(self._config.num_hidden_layers)
+
+    @property
+    def packing(self) -> Packing:
+        """Whether questions run packed behind cached prefixes, and if not why; found out once per model."""
+        if "packing" not in self._loaded.shared:
+            self._loaded.shared["packing"] = check(self.model, self.device, self.dtype)
+        packing: Packing = self._loaded.shared["packing"]
+        return packing
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each rendered prompt, chat template included."""
+        return [self._prompts.render(prompt).length for prompt in prompts]
+
+    def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
+        """Log-probabilities (n_choices,) f32 of each request's choices.
+
+        A choice is tokenised like a further segment. Requests that share leading segments share their computation,
+        within a call and across calls. Raises EngineError for a prompt that is too long or a choice without tokens.
+        """
+        questions = [self._question(request) for request in requests]
+        lengths = [question.prompt.length + max(map(len, question.choices), default=0) for question in questions]
+        self._check_lengths(lengths)
+        packed = [index for index, length in enumerate(lengths) if self.packing.allows(length)]
+        plain = sorted(set(range(len(questions))) - set(packed))
+        results: list[FloatArray] = [np.zeros(0, dtype=np.float32) for _ in requests]
+        with run_errors(self.name):
+            if packed:
+                scorer = ChoiceScorer(self._runner(), Head(self.model), self._end_tokens(), self._budgets())
+                for index, scores in zip(packed, scorer.score([questions[i] for i in packed]), strict=True):
+                    results[index] = scores
+            if plain:
+                slow = PlainScorer(self.model, self.device, self._end_tokens())
+                for index, scores in zip(plain, slow.score([questions[i] for i in plain]), strict=True):
+                    results[index] = scores
+        return results
+
+    def _question(self, request: Choose) -> Question:
+        choices = tuple(self._prompts.segment(choice) for choice in request.choices)
+        for text, ids in zip(request.choices, choices, strict=True):
+            if not ids:
+                raise EngineError(f"choice {text!r} has no tokens; every choice must be non-empty text")
+        if request.normalise not in ("vocab", "choices"):
+            raise EngineError(f"normalise={request.normalise!r} is unknown; choose 'vocab' or 'choices'")
+        return Question(self._prompts.render(request.prompt), choices, request.normalise == "choices")
+
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        for length in lengths:
+            if length > self.max_tokens:
+                raise EngineError(
+                    f"engine {self.name!r}: a prompt takes {length} tokens with its answer, the model takes "
+                    f"{self.max_tokens}; use fewer demonstrations or shorter texts"
+                )
+
+    def _end_tokens(self) -> tuple[int, ...]:
+        """Ids that end a turn: what the generation settings, the configuration and the tokenizer name."""
+        named = [getattr(self.model.generation_config, "eos_token_id", None), self._config.eos_token_id]
+        ids = [i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None]
+        if self.tokenizer.eos_token_id is not None:
+            ids.append(self.tokenizer.eos_token_id)
+        return tuple(sorted(set(ids)))
+
+    def _runner(self) -> PrefixRunner:
+        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, self._forward_tokens)
+
+    def _budgets(self) -> Budgets:
+        config = self._config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        per_token = 2 * self.n_layers * int(heads) * int(width) * self.dtype.itemsize
+        return Budgets(self._forward_tokens, self._forward_tokens, max(1, self._cache.limit_bytes // 2), per_token)
 
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         """Hidden states of plain texts, without template or special tokens, in float32.

@@ -1,0 +1,322 @@
+"""Keys and values of prompt prefixes, kept while there is room, and forward passes that continue them.
+
+A prefix is a chain of chunks, each with the chunk before it as parent, so that prompts with the same instruction hold
+its keys and values once. What was used longest ago goes first, and a chunk stays as long as another continues it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.cache_utils import Cache, DynamicLayer
+
+from el4ner.engines.chat import TokenIds
+from el4ner.engines.states import length_batches
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+"""Per block the keys and values (H, T, D) of one chunk."""
+
+
+@dataclass(eq=False, slots=True)
+class Chunk:
+    """Keys and values of `tokens`, which follow those of `parent`. length: tokens up to the end of this chunk."""
+
+    tokens: TokenIds
+    parent: Chunk | None
+    layers: Layers
+    length: int
+    key: tuple[int, ...]
+    n_bytes: int
+    followers: int = 0
+
+    def chain(self) -> list[Chunk]:
+        """This chunk and what it follows, first chunk first."""
+        chunks: list[Chunk] = []
+        chunk: Chunk | None = self
+        while chunk is not None:
+            chunks.append(chunk)
+            chunk = chunk.parent
+        return chunks[::-1]
+
+
+class PrefixCache:
+    """Chunks by all the tokens up to their end, at most `limit_bytes` of keys and values."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.n_bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._chunks: OrderedDict[tuple[int, ...], Chunk] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def get(self, key: tuple[int, ...]) -> Chunk | None:
+        """The chunk that ends the prefix `key`, now the most recently used."""
+        chunk = self._chunks.get(key)
+        if chunk is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        for used in chunk.chain():  # a prefix was used as recently as what continues it
+            if used.key in self._chunks:
+                self._chunks.move_to_end(used.key)
+        return chunk
+
+    def add(self, chunk: Chunk) -> None:
+        """Keep a chunk; drops the least recently used ones that nothing continues."""
+        if chunk.key in self._chunks or chunk.n_bytes > self.limit_bytes:
+            return
+        if chunk.parent is not None and chunk.parent.key not in self._chunks:
+            return  # the parent did not fit; a chunk without it could not be dropped in order
+        self._chunks[chunk.key] = chunk
+        self.n_bytes += chunk.n_bytes
+        if chunk.parent is not None:
+            chunk.parent.followers += 1
+        while self.n_bytes > self.limit_bytes:
+            oldest = next((c for c in self._chunks.values() if c.followers == 0 and c is not chunk), None)
+            if oldest is None:
+                self._drop(chunk)
+                return
+            self._drop(oldest)
+
+    def _drop(self, chunk: Chunk) -> None:
+        del self._chunks[chunk.key]
+        self.n_bytes -= chunk.n_bytes
+        if chunk.parent is not None:
+            chunk.parent.followers -= 1
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._chunks.clear()
+        self.n_bytes = 0
+
+
+class _BufferLayer(DynamicLayer):
+    """One block's keys and values in memory that is allocated once: prefixes on the left, new tokens behind them.
+
+    transformers' own layer copies everything it holds whenever a token is added.
+    """
+
+    def __init__(self, prefixes: list[Layers], prefix_width: int, capacity: int) -> None:
+        super().__init__()
+        self._prefixes = prefixes
+        self._width = prefix_width
+        self._capacity = capacity
+        self.filled = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate for (B, H, capacity, D) and copy the prefixes in. Padding is zero, since 0 x NaN would be NaN."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        rows, heads = key_states.shape[:2]
+        self.keys = key_states.new_zeros((rows, heads, self._capacity, key_states.shape[-1]))
+        self.values = value_states.new_zeros((rows, heads, self._capacity, value_states.shape[-1]))
+        for row, chunks in enumerate(self._prefixes):
+            at = 0
+            for keys, values in chunks:
+                self.keys[row, :, at : at + keys.shape[1]] = keys
+                self.values[row, :, at : at + keys.shape[1]] = values
+                at += keys.shape[1]
+        self._prefixes = []
+        self.filled = self._width
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new tokens behind what is there; returns all that is filled."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.filled + key_states.shape[-2]
+        self.keys[:, :, self.filled : end] = key_states
+        self.values[:, :, self.filled : end] = value_states
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Columns in use, padding included."""
+        return self.filled if self.is_initialized else self._width
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep only these rows of the batch."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+@dataclass(slots=True)
+class Continued:
+    """A forward pass behind prefixes: hidden states (B, N, D) after the final norm, and the memory it wrote to.
+
+    prefix_width, width: columns of the padded prefixes and of the padded new tokens.
+    """
+
+    hidden: torch.Tensor
+    cache: Cache
+    prefix_width: int
+    width: int
+
+
+@dataclass(slots=True)
+class Row:
+    """New tokens behind a prefix. sees (N, N) bool: which new tokens each sees; None: itself and all before."""
+
+    prefix: Chunk | None
+    tokens: Sequence[int]
+    depths: Sequence[int] | None = None
+    sees: NDArray[np.bool_] | None = None
+
+    @property
+    def start(self) -> int:
+        """Position of the first new token."""
+        return self.prefix.length if self.prefix is not None else 0
+
+
+class PrefixRunner:
+    """Runs the backbone of a causal model behind cached prefixes.
+
+    forward_tokens: padded new tokens per forward pass when prefixes are computed. Raises what torch raises.
+    """
+
+    def __init__(
+        self, backbone: Any, device: torch.device, dtype: torch.dtype, cache: PrefixCache, forward_tokens: int
+    ):
+        self._backbone = backbone
+        self._device = device
+        self._dtype = dtype
+        self.cache = cache
+        self._forward_tokens = forward_tokens
+        self._n_layers = int(backbone.config.get_text_config().num_hidden_layers)
+
+    def forward(self, rows: Sequence[Row], extra: int = 0) -> Continued:
+        """One forward pass over all rows, padded on the right. extra: columns to leave free behind them."""
+        prefix_width = max(row.start for row in rows)
+        width = max(len(row.tokens) for row in rows)
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        positions = torch.zeros((len(rows), width), dtype=torch.long)
+        for index, row in enumerate(rows):
+            n = len(row.tokens)
+            ids[index, :n] = torch.tensor(list(row.tokens), dtype=torch.long)
+            depths = torch.tensor(list(row.depths)) if row.depths is not None else torch.arange(n)
+            positions[index, :n] = depths + row.start
+        chains = [row.prefix.chain() if row.prefix is not None else [] for row in rows]
+        layers = [
+            _BufferLayer(
+                [[chunk.layers[n] for chunk in chain] for chain in chains], prefix_width, prefix_width + width + extra
+            )
+            for n in range(self._n_layers)
+        ]
+        cache = Cache(layers=layers)
+        with torch.inference_mode():
+            hidden = self._backbone(
+                input_ids=ids.to(self._device),
+                attention_mask=self._mask(rows, prefix_width, width),
+                position_ids=positions.to(self._device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        return Continued(hidden, cache, prefix_width, width)
+
+    def _mask(self, rows: Sequence[Row], prefix_width: int, width: int) -> torch.Tensor:
+        """(B, 1, N, P + N) additive: 0 where a token may look, the lowest number of the dtype elsewhere."""
+        sees = np.zeros((len(rows), width, prefix_width + width), dtype=bool)
+        for index, row in enumerate(rows):
+            n = len(row.tokens)
+            sees[index, :, : row.start] = True
+            own = np.tri(n, dtype=bool) if row.sees is None else row.sees
+            sees[index, :n, prefix_width : prefix_width + n] = own
+            # a padded token sees itself, because a softmax over nothing is NaN
+            pad = np.arange(n, width)
+            sees[index, pad, prefix_width + pad] = True
+        return additive_mask(torch.from_numpy(sees)[:, None], self._dtype, self._device)
+
+    def prefixes(self, paths: Sequence[tuple[TokenIds, ...]]) -> list[Chunk | None]:
+        """The last chunk of every path of parts, computed where the cache has none; None for an empty path."""
+        wanted = _stops(paths)
+        held: dict[tuple[int, ...], Chunk] = {}
+        for depth in range(max((len(path) for path in paths), default=0)):
+            jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]] = {}
+            for path in paths:
+                self._plan_stop(path, depth, wanted, held, jobs)
+            self._compute(jobs, held)
+        return [held[_joined(path)] if path else None for path in paths]
+
+    def _plan_stop(
+        self,
+        path: tuple[TokenIds, ...],
+        depth: int,
+        wanted: set[tuple[int, ...]],
+        held: dict[tuple[int, ...], Chunk],
+        jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]],
+    ) -> None:
+        if depth >= len(path):
+            return
+        key = _joined(path[: depth + 1])
+        if key in held or key in jobs:
+            return
+        cached = self.cache.get(key)
+        if cached is not None:
+            for chunk in cached.chain():
+                held[chunk.key] = chunk
+            return
+        if key not in wanted:
+            return
+        parent, start = None, 0
+        for stop in range(depth, 0, -1):
+            parent = held.get(_joined(path[:stop]))
+            if parent is not None:
+                start = stop
+                break
+        jobs[key] = (parent, _joined(path[start : depth + 1]))
+
+    def _compute(
+        self, jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]], held: dict[tuple[int, ...], Chunk]
+    ) -> None:
+        keys = list(jobs)
+        for batch in length_batches([len(jobs[key][1]) for key in keys], self._forward_tokens):
+            rows = [Row(*jobs[keys[index]]) for index in batch]
+            done = self.forward(rows)
+            for position, index in enumerate(batch):
+                chunk = _chunk(done, position, rows[position], keys[index])
+                held[chunk.key] = chunk
+                self.cache.add(chunk)
+
+
+def additive_mask(sees: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Booleans to what attention adds to its scores."""
+    mask = torch.zeros(sees.shape, dtype=dtype)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min).to(device)
+
+
+def _joined(parts: Sequence[TokenIds]) -> tuple[int, ...]:
+    return tuple(i for part in parts for i in part)
+
+
+def _stops(paths: Sequence[tuple[TokenIds, ...]]) -> set[tuple[int, ...]]:
+    """The prefixes to keep a chunk for: whole paths, where paths part, and the first part (the instruction)."""
+    nexts: dict[tuple[int, ...], set[TokenIds]] = {}
+    stops: set[tuple[int, ...]] = set()
+    for path in paths:
+        key: tuple[int, ...] = ()
+        for depth, part in enumerate(path):
+            key += part
+            if depth == 0 or depth + 1 == len(path):
+                stops.add(key)
+            else:
+                nexts.setdefault(key, set()).add(path[depth + 1])
+    return stops | {key for key, following in nexts.items() if len(following) > 1}
+
+
+def _chunk(done: Continued, position: int, row: Row, key: tuple[int, ...]) -> Chunk:
+    start, end = done.prefix_width, done.prefix_width + len(row.tokens)
+    layers = [
+        (layer.keys[position, :, start:end].clone(), layer.values[position, :, start:end].clone())
+        for layer in done.cache.layers
+    ]
+    size = sum(keys.nbytes + values.nbytes for keys, values in layers)
+    return Chunk(tuple(row.tokens), row.prefix, layers, row.start + len(row.tokens), key, size)

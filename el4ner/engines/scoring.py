@@ -1,0 +1,262 @@
+"""Log-probabilities of choices: whole batches of questions, packed behind the prefixes they share.
+
+Per prefix one trie holds all its questions and the inner nodes of their choices (`token_trie`); one forward pass over
+the trie gives every row that is read. The result equals one forward pass per prompt and choice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from el4ner.engines.base import FloatArray
+from el4ner.engines.chat import PromptTokens, TokenIds
+from el4ner.engines.head import Head
+from el4ner.engines.prefix_cache import PrefixRunner, Row
+from el4ner.engines.token_trie import ChoicePlan, TokenTrie, plan_choices
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A tokenised `Choose`. over_choices: normalise at each trie node over its children only."""
+
+    prompt: PromptTokens
+    choices: tuple[TokenIds, ...]
+    over_choices: bool
+
+
+@dataclass(slots=True)
+class _Pack:
+    """One trie behind one prefix: the rows of the batch it will become, and whose questions it answers."""
+
+    path: tuple[TokenIds, ...]
+    trie: TokenTrie = field(default_factory=TokenTrie)
+    plans: list[tuple[int, ChoicePlan]] = field(default_factory=list)
+
+    @property
+    def start(self) -> int:
+        return sum(len(part) for part in self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """How much runs at once. pack_tokens: nodes per trie; forward_tokens: padded nodes per forward pass;
+    kv_bytes: keys and values of the prefixes in use; kv_bytes_per_token: what one token takes."""
+
+    pack_tokens: int
+    forward_tokens: int
+    kv_bytes: int
+    kv_bytes_per_token: int
+
+
+class ChoiceScorer:
+    """Answers questions with one model. end_tokens: ids whose logits stand for "the answer ends here"."""
+
+    def __init__(self, runner: PrefixRunner, head: Head, end_tokens: Sequence[int], budgets: Budgets) -> None:
+        self._runner = runner
+        self._head = head
+        self._end_tokens = tuple(end_tokens)
+        self._budgets = budgets
+
+    def score(self, questions: Sequence[Question]) -> list[FloatArray]:
+        """Per question one log-probability (f32) for every choice."""
+        results: list[FloatArray] = [np.zeros(0, dtype=np.float32) for _ in questions]
+        packs = self._pack(questions)
+        for chunk in self._chunks(packs):
+            self._run(chunk, questions, results)
+        return results
+
+    def _pack(self, questions: Sequence[Question]) -> list[_Pack]:
+        """One trie or more per prefix, in the order of the prefixes' tokens, so that relatives are neighbours."""
+        open_packs: dict[tuple[TokenIds, ...], _Pack] = {}
+        packs: list[_Pack] = []
+        for index, question in enumerate(questions):
+            path = question.prompt.shared
+            pack = open_packs.get(path)
+            if pack is None or (
+                len(pack.trie) and len(pack.trie) + pack.trie.missing(question.prompt.rest) > self._budgets.pack_tokens
+            ):
+                pack = open_packs[path] = _Pack(path)
+                packs.append(pack)
+            pack.plans.append((index, plan_choices(pack.trie, question.prompt.rest, question.choices)))
+        return sorted(packs, key=lambda pack: pack.path)
+
+    def _chunks(self, packs: list[_Pack]) -> list[list[_Pack]]:
+        """Neighbouring packs whose prefixes fit into memory together."""
+        chunks: list[list[_Pack]] = []
+        used = 0
+        last: tuple[TokenIds, ...] | None = None
+        for pack in packs:
+            need = 0 if pack.path == last else pack.start * self._budgets.kv_bytes_per_token
+            if not chunks or used + need > self._budgets.kv_bytes:
+                chunks.append([])
+                used = 0
+            chunks[-1].append(pack)
+            used, last = used + need, pack.path
+        return chunks
+
+    def _run(self, packs: list[_Pack], questions: Sequence[Question], results: list[FloatArray]) -> None:
+        prefixes = self._runner.prefixes([pack.path for pack in packs])
+        for batch in self._batches(packs):
+            rows = [
+                Row(prefixes[index], packs[index].trie.tokens, packs[index].trie.depths, packs[index].trie.ancestors())
+                for index in batch
+            ]
+            hidden = self._runner.forward(rows).hidden
+            for position, index in enumerate(batch):
+                self._answer(hidden[position], packs[index], questions, results)
+
+    def _batches(self, packs: list[_Pack]) -> list[list[int]]:
+        """Packs of like size, within the budget of padded nodes and padded prefix memory."""
+        budgets = self._budgets
+        batches: list[list[int]] = []
+        widest_prefix = width = 0
+        for index in sorted(range(len(packs)), key=lambda i: (packs[i].start, len(packs[i].trie), i)):
+            pack = packs[index]
+            rows = len(batches[-1]) + 1 if batches else 1
+            nodes, start = max(width, len(pack.trie)), max(widest_prefix, pack.start)
+            fits = (
+                rows * nodes <= budgets.forward_tokens
+                and rows * (start + nodes) * budgets.kv_bytes_per_token <= budgets.kv_bytes
+            )
+            if not batches or not fits:
+                batches.append([])
+                nodes, start = len(pack.trie), pack.start
+            batches[-1].append(index)
+            width, widest_prefix = nodes, start
+        return batches
+
+    def _answer(
+        self, hidden: torch.Tensor, pack: _Pack, questions: Sequence[Question], results: list[FloatArray]
+    ) -> None:
+        """hidden (N, D) of one trie -> the scores of its questions."""
+        reads = needed_reads(pack.plans, questions, self._end_tokens)
+        if not reads:
+            return
+        with torch.inference_mode():
+            nodes = torch.tensor([node for node, _ in reads], device=hidden.device)
+            tokens = torch.tensor([token for _, token in reads], device=hidden.device)
+            values = self._head.columns(hidden[nodes], tokens).double().cpu().tolist()
+            logit = dict(zip(reads, values, strict=True))
+            vocab = vocabulary_nodes(pack.plans, questions)
+            normaliser: dict[int, float] = {}
+            if vocab:
+                sums = self._head.log_normalisers(hidden[torch.tensor(vocab, device=hidden.device)])
+                normaliser = dict(zip(vocab, sums.double().cpu().tolist(), strict=True))
+        for index, plan in pack.plans:
+            results[index] = choice_scores(plan, questions[index].over_choices, logit, normaliser, self._end_tokens)
+
+
+class PlainScorer:
+    """Answers questions one prompt at a time with the whole model: slow, and right for every architecture."""
+
+    def __init__(self, model: Any, device: torch.device, end_tokens: Sequence[int]) -> None:
+        self._model = model
+        self._device = device
+        self._end_tokens = tuple(end_tokens)
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def score(self, questions: Sequence[Question]) -> list[FloatArray]:
+        """Per question one log-probability (f32) for every choice."""
+        results = []
+        for question in questions:
+            trie = TokenTrie()
+            plan = plan_choices(trie, question.prompt.rest, question.choices)
+            shared = [token for part in question.prompt.shared for token in part]
+            reads = needed_reads([(0, plan)], [question], self._end_tokens)
+            logit: dict[tuple[int, int], float] = {}
+            normaliser: dict[int, float] = {}
+            nodes = {node for node, _ in reads}
+            inner = {trie.parents[node] for node in range(len(trie))}
+            for leaf in sorted(nodes - (inner & nodes)):
+                path = _path(trie, leaf)
+                rows = self._logits(shared + [trie.tokens[node] for node in path], len(path))
+                for node, row in zip(path, rows, strict=True):
+                    normaliser[node] = float(torch.logsumexp(row, dim=-1))
+                    logit.update({read: float(row[read[1]]) for read in reads if read[0] == node})
+            results.append(choice_scores(plan, question.over_choices, logit, normaliser, self._end_tokens))
+        return results
+
+    def _logits(self, ids: list[int], last: int) -> torch.Tensor:
+        """Logits (last, V) f64 behind the last tokens of `ids`."""
+        keep = {"logits_to_keep": last} if self._keeps else {}
+        with torch.inference_mode():
+            logits = self._model(input_ids=torch.tensor([ids], device=self._device), use_cache=False, **keep).logits
+        return logits[0, -last:].double().cpu()
+
+
+def _path(trie: TokenTrie, node: int) -> list[int]:
+    path = [node]
+    while trie.parents[path[-1]] >= 0:
+        path.append(trie.parents[path[-1]])
+    return path[::-1]
+
+
+def needed_reads(
+    plans: Sequence[tuple[int, ChoicePlan]], questions: Sequence[Question], end_tokens: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Every (node, token) whose logit is needed, once."""
+    reads: dict[tuple[int, int], None] = {}
+    for index, plan in plans:
+        for pairs in plan.steps:
+            reads.update(dict.fromkeys(pairs))
+        if questions[index].over_choices:
+            reads.update(dict.fromkeys((node, token) for node in plan.ends.values() for token in end_tokens))
+    return list(reads)
+
+
+def vocabulary_nodes(plans: Sequence[tuple[int, ChoicePlan]], questions: Sequence[Question]) -> list[int]:
+    """Nodes whose whole vocabulary has to be summed."""
+    steps = (pairs for index, plan in plans if not questions[index].over_choices for pairs in plan.steps)
+    return sorted({node for pairs in steps for node, _ in pairs})
+
+
+def choice_scores(
+    plan: ChoicePlan,
+    over_choices: bool,
+    logit: dict[tuple[int, int], float],
+    normaliser: dict[int, float],
+    end_tokens: Sequence[int],
+) -> FloatArray:
+    """Log-probabilities (n_choices,) f32 from the logits that were read."""
+    if over_choices:
+        return np.asarray(over_children(plan, logit, end_tokens), dtype=np.float32)
+    sums = [sum(logit[pair] - normaliser[pair[0]] for pair in pairs) for pairs in plan.steps]
+    return np.asarray(sums, dtype=np.float32)
+
+
+def over_children(plan: ChoicePlan, logit: dict[tuple[int, int], float], end_tokens: Sequence[int]) -> list[float]:
+    """Log-probabilities of a question's choices, normalised at each node over the choices' next tokens there.
+
+    Where a choice ends and another goes on, ending competes too, with the log-sum-exp of the end tokens' logits.
+    Choices with the same tokens share their probability equally, so that the probabilities sum to one.
+    """
+    children: dict[int, dict[int, float]] = {}
+    for pairs in plan.steps:
+        for node, token in pairs:
+            children.setdefault(node, {})[token] = logit[(node, token)]
+    ending = {node: _log_sum_exp([logit[(node, token)] for token in end_tokens]) for node in plan.ends.values()}
+    total = {
+        node: _log_sum_exp([*values.values(), *([ending[node]] if node in ending else [])])
+        for node, values in children.items()
+    }
+    twins = [sum(1 for other in plan.steps if other == pairs) for pairs in plan.steps]
+    scores = []
+    for position, pairs in enumerate(plan.steps):
+        score = sum(children[node][token] - total[node] for node, token in pairs)
+        if position in plan.ends:
+            node = plan.ends[position]
+            score += ending[node] - total[node]
+        scores.append(score - math.log(twins[position]))
+    return scores
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    highest = max(values)
+    return highest + math.log(sum(math.exp(value - highest) for value in values))
