@@ -1,0 +1,142 @@
+"""The `el4ner` command: translates options into settings and calls; results on stdout, everything else on stderr.
+
+Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from el4ner.cli_pool import pool
+from el4ner.cli_predict import predict
+from el4ner.errors import El4nerError
+
+INTERRUPTED = 130
+
+
+def _say(message: str) -> None:
+    if os.environ.get("EL4NER_DEBUG"):
+        click.echo(traceback.format_exc(), err=True, nl=False)
+    click.echo(f"el4ner: {message}", err=True)
+
+
+def _discard_stdout() -> None:
+    """The reader of stdout is gone; what Python still holds for it must not raise when the interpreter ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # stdout is no file, as in tests: nothing is held
+        return
+
+
+class _Commands(click.Group):
+    """A group that ends with one line on stderr and the right exit code whatever happens inside."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except El4nerError as error:
+            _say(f"error: {error}")
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _say("interrupted")
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            _discard_stdout()
+            ctx.exit(1)
+        except Exception as error:  # noqa: BLE001 - the last resort: a message instead of a traceback, exit code 1
+            hint = "" if os.environ.get("EL4NER_DEBUG") else "; run with EL4NER_DEBUG=1 for the traceback"
+            detail = " ".join(str(error).split()) or "no message"
+            _say(f"error: unexpected {type(error).__name__}: {detail}{hint}")
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="el4ner", prog_name="el4ner", message="%(prog)s %(version)s")
+def main() -> None:
+    """Find entities in text with an ensemble of small language models, without training.
+
+    Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok, 130 interrupted.
+    """
+
+
+main.add_command(predict)
+main.add_command(pool)
+
+
+@main.command()
+@click.argument("gold", type=click.Path(allow_dash=True))
+@click.argument("pred", type=click.Path(allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option(
+    "--bootstrap",
+    "n_bootstrap",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Resamplings for the 95% intervals; 0: no intervals.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the resampling.")
+def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -> None:
+    """Strict precision, recall and F1 of PRED (from `el4ner predict`) against GOLD (JSONL with `entities`).
+
+    Records are matched by id. Entities that are not in the text, second copies, and the entities of lost or extra
+    records count as errors and are reported.
+    """
+    from el4ner import metrics
+
+    result = metrics.evaluate(metrics.read_gold(gold), metrics.read_predicted(pred), n_bootstrap, seed)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+
+    from el4ner.show import show_evaluation
+
+    show_evaluation(result, Console())
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(allow_dash=True))
+def show(files: tuple[str, ...]) -> None:
+    """Print predictions (or labelled sentences) readably, entities in brackets with label and score."""
+    from rich.console import Console
+
+    from el4ner.metrics import iterate_predicted
+    from el4ner.show import show_records
+
+    console = Console()
+    for path in files:
+        show_records(iterate_predicted(path), console)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what works, and why the rest does not."""
+    from el4ner.doctor import diagnose, render
+
+    facts = diagnose()
+    click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else render(facts))
+
+
+@main.command()
+@click.argument("what", metavar="embedded")
+@click.option("--from-hub", is_flag=True, help="Fetch the original models from the Hugging Face hub instead.")
+def download(what: str, from_hub: bool) -> None:
+    """Install the embedded models."""
+    from el4ner import models
+
+    models.download(what, from_hub=from_hub, report=lambda message: click.echo(message, err=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`el4ner pool`: check labelled sentences, and prepare what is computed from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import click
+
+from el4ner.cli_predict import given, model_options
+from el4ner.errors import PoolError
+from el4ner.jsonl import scan_pool
+from el4ner.lines import display_name, visible
+from el4ner.records import Demonstration, LabelledSpan
+
+MAX_PROBLEMS = 20
+
+
+@click.group()
+def pool() -> None:
+    """Work on a pool of labelled sentences."""
+
+
+@pool.command()
+@model_options
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing while it works.")
+def build(config: str | None, quiet: bool, **options: Any) -> None:
+    """Compute and cache everything `el4ner predict` needs from a pool, with the same options."""
+    from el4ner.config import load_config
+    from el4ner.pipeline import El4ner
+
+    def say(message: str) -> None:
+        if not quiet:
+            click.echo(f"el4ner: {message}", err=True)
+
+    El4ner.from_config(load_config(config, overrides=given(options))).prepare(progress=say)
+    say("the pool is ready")
+
+
+def _nested(entities: tuple[LabelledSpan, ...]) -> int:
+    """How many entities lie inside another one."""
+    return sum(
+        any(outer != inner and outer.start <= inner.start and inner.end <= outer.end for outer in entities)
+        for inner in entities
+    )
+
+
+def _crossing(entities: tuple[LabelledSpan, ...]) -> int:
+    """How many entities begin inside another one and end after it."""
+    return sum(any(first.start < second.start < first.end < second.end for first in entities) for second in entities)
+
+
+def _overview(sentences: list[Demonstration]) -> list[str]:
+    labels = Counter(entity.label for sentence in sentences for entity in sentence.entities)
+    by_text: dict[str, set[frozenset[LabelledSpan]]] = {}
+    for sentence in sentences:
+        by_text.setdefault(sentence.text, set()).add(frozenset(sentence.entities))
+    counts = {
+        "sentences": len(sentences),
+        "without entities": sum(not sentence.entities for sentence in sentences),
+        "entities": labels.total(),
+        "inside another": sum(_nested(sentence.entities) for sentence in sentences),
+        "crossing another": sum(_crossing(sentence.entities) for sentence in sentences),
+        "repeated texts": len(sentences) - len(by_text),
+        "texts with conflicting entities": sum(len(annotations) > 1 for annotations in by_text.values()),
+    }
+    lines = [f"{count:>8} {name}" for name, count in counts.items()]
+    lines += ["", f"{'entities':>8} label"]
+    lines += [
+        f"{count:>8} {visible(label)}" for label, count in sorted(labels.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    return lines
+
+
+@pool.command()
+@click.argument("path", metavar="POOL", type=click.Path(allow_dash=True))
+def check(path: str) -> None:
+    """Count the sentences and labels of POOL and list what is wrong with it; exit code 1 if something is."""
+    sentences: list[Demonstration] = []
+    problems: list[PoolError] = []
+    for item in scan_pool(path):
+        if isinstance(item, PoolError):
+            problems.append(item)
+        else:
+            sentences.append(item)
+    click.echo("\n".join(_overview(sentences)))
+    for problem in problems[:MAX_PROBLEMS]:
+        click.echo(f"el4ner: {problem}", err=True)
+    if problems:
+        rest = len(problems) - MAX_PROBLEMS
+        more = f" ({rest} more not shown)" if rest > 0 else ""
+        click.echo(
+            f"el4ner: error: {display_name(path)}: {len(problems)} lines are wrong{more}; correct them", err=True
+        )
+        click.get_current_context().exit(1)

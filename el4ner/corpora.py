@@ -1,0 +1,250 @@
+"""Tags to spans and back, and CoNLL column files to labelled sentences.
+
+Tags: IOB1, IOB2, BIOES (IOBES) and BILOU are read, IOB2 is written. A tag is split at its first hyphen, so
+`B-creative-work` is a "creative-work".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from el4ner.errors import PoolError, UsageError
+from el4ner.lines import LineError, decode_line, display_name, excerpt, numbered_lines
+from el4ner.records import Demonstration, LabelledSpan, Span
+
+Scheme = Literal["iob1", "iob2", "bioes", "bilou"]
+Repair = Literal["error", "begin", "drop"]
+"""What becomes of a piece of an entity that the scheme does not allow there, such as an I- without its B-:
+"error" refuses it, "begin" lets it begin an entity (as conlleval does), "drop" reads it as O."""
+
+OUTSIDE = "O"
+_PREFIXES: dict[str, frozenset[str]] = {
+    "iob1": frozenset("BI"),
+    "iob2": frozenset("BI"),
+    "bioes": frozenset("BIES"),
+    "bilou": frozenset("BILU"),
+}
+
+
+class TokenSpan(NamedTuple):
+    """Half-open token positions and a label."""
+
+    first: int
+    stop: int
+    label: str
+
+
+def locate_tokens(text: str, tokens: Sequence[str]) -> list[Span]:
+    """Where each token stands in the text: the first place after the token before it.
+
+    Raises ValueError if a token is empty or cannot be found there.
+    """
+    spans = []
+    position = 0
+    for number, token in enumerate(tokens):
+        start = text.find(token, position) if token else -1
+        if start < 0:
+            raise ValueError(
+                f"token {number} ({excerpt(token)}) is not in the text after character {position} "
+                f"({excerpt(text[position:])}); tokens must be substrings of the text, in order"
+            )
+        position = start + len(token)
+        spans.append(Span(start, position))
+    return spans
+
+
+def split_tag(tag: str) -> tuple[str, str]:
+    """A tag's prefix and label; ("O", "") for O. Raises ValueError if it is neither O nor PREFIX-LABEL."""
+    if tag == OUTSIDE:
+        return OUTSIDE, ""
+    prefix, hyphen, label = tag.partition("-")
+    if not hyphen or not label or len(prefix) != 1 or prefix not in "BIESLU":
+        raise ValueError(f"tag {excerpt(tag)} is neither O nor one of B- I- E- S- L- U- with a label")
+    return prefix, label
+
+
+def spans_to_tags(offsets: Sequence[Span], entities: Iterable[LabelledSpan]) -> list[str]:
+    """IOB2 tags of tokens that stand at `offsets`, for entities given by character offsets.
+
+    Raises ValueError if entities overlap, which tags cannot express, or if one begins or ends inside a token.
+    """
+    firsts = {span.start: index for index, span in enumerate(offsets)}
+    stops = {span.end: index + 1 for index, span in enumerate(offsets)}
+    tags = [OUTSIDE] * len(offsets)
+    for entity in entities:
+        first, stop = firsts.get(entity.start), stops.get(entity.end)
+        if first is None or stop is None:
+            raise ValueError(f"entity [{entity.start}:{entity.end}] {entity.label} does not begin and end with a token")
+        if any(tag != OUTSIDE for tag in tags[first:stop]):
+            raise ValueError(
+                f"entity [{entity.start}:{entity.end}] {entity.label} overlaps another; tags hold flat data"
+            )
+        tags[first:stop] = [f"B-{entity.label}"] + [f"I-{entity.label}"] * (stop - first - 1)
+    return tags
+
+
+def guess_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:
+    """The scheme of tagged sentences: BIOES or BILOU by their letters, IOB1 if an I- begins an entity, else IOB2.
+
+    A file without such an I- reads the same under IOB2 unless it is IOB1 with touching entities, which begin with B-
+    under both.
+    """
+    orphan = False
+    for tags in sentences:
+        before = ""
+        for tag in tags:
+            prefix, label = split_tag(tag)
+            if prefix in ("E", "S"):
+                return "bioes"
+            if prefix in ("L", "U"):
+                return "bilou"
+            orphan = orphan or (prefix == "I" and label != before)
+            before = label
+    return "iob1" if orphan else "iob2"
+
+
+def tags_to_spans(tags: Sequence[str], scheme: Scheme = "iob2", repair: Repair = "error") -> list[TokenSpan]:
+    """The entities of one tagged sentence, as token positions.
+
+    Raises ValueError if a tag does not belong to the scheme, or stands where the scheme does not allow it and
+    `repair` is "error".
+    """
+    if scheme not in get_args(Scheme):
+        raise UsageError(f"scheme {scheme!r}; choose one of {', '.join(get_args(Scheme))}")
+    if repair not in get_args(Repair):
+        raise UsageError(f"repair {repair!r}; choose one of {', '.join(get_args(Repair))}")
+    spans: list[TokenSpan] = []
+    open_first: int | None = None  # first token of the entity being read
+    open_label = ""
+    open_sound = True  # begun as the scheme wants
+    closes = scheme in ("bioes", "bilou")
+
+    def close(stop: int, ended: bool) -> None:
+        nonlocal open_first
+        if open_first is None:
+            return
+        sound = open_sound and (ended or not closes)
+        if not sound and repair == "error":
+            raise ValueError(
+                f"tags {open_first} to {stop - 1} ({', '.join(tags[open_first:stop])}) are no whole {scheme} entity; "
+                "correct them, or choose the repair begin or drop"
+            )
+        if sound or repair == "begin":
+            spans.append(TokenSpan(open_first, stop, open_label))
+        open_first = None
+
+    for index, tag in enumerate(tags):
+        prefix, label = split_tag(tag)
+        if prefix != OUTSIDE and prefix not in _PREFIXES[scheme]:
+            raise ValueError(f"tag {index} ({excerpt(tag)}) does not belong to {scheme}; name the scheme of the file")
+        continues = open_first is not None and label == open_label and prefix in ("I", "E", "L")
+        if not continues:
+            close(index, ended=False)
+            if prefix == OUTSIDE:
+                continue
+            open_first, open_label = index, label
+            open_sound = prefix in ("B", "S", "U") or (scheme == "iob1" and prefix == "I")
+        if prefix in ("E", "S", "L", "U"):
+            close(index + 1, ended=True)
+    close(len(tags), ended=False)
+    return spans
+
+
+class _Row(NamedTuple):
+    line: int
+    token: str
+    tag: str
+
+
+def _columns(text: str) -> list[str]:
+    """Cells of a line, separated by tabs if there is one (tokens may then hold blanks), else by blanks."""
+    return [cell.strip() for cell in text.rstrip().split("\t")] if "\t" in text.rstrip() else text.split()
+
+
+def _is_tag(cell: str) -> bool:
+    try:
+        split_tag(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _lines_of_columns(path: str | Path) -> list[tuple[int, list[str]]]:
+    name = display_name(path)
+    lines = []
+    for line, raw in numbered_lines(path):
+        try:
+            lines.append((line, _columns(decode_line(raw))))
+        except LineError as error:
+            raise PoolError(f"{name}:{line}: {error}") from None
+    return lines
+
+
+def _rows(path: str | Path, token_column: int, tag_column: int) -> list[list[_Row]]:
+    """Sentences of a column file as rows; blank lines and -DOCSTART- lines end a sentence, comments are left out."""
+    name = display_name(path)
+    lines = _lines_of_columns(path)
+    # A line that begins with # is a token, not a comment, if it has a tag and as many columns as the other lines.
+    widths = Counter(len(cells) for _, cells in lines if not cells[0].startswith("#"))
+    width = widths.most_common(1)[0][0] if widths else 2
+    sentences: list[list[_Row]] = [[]]
+    last_line = 0
+    for line, cells in lines:
+        if line != last_line + 1:  # blank lines were skipped
+            sentences.append([])
+        last_line = line
+        if cells[0] == "-DOCSTART-":
+            sentences.append([])
+            continue
+        if cells[0].startswith("#") and not (len(cells) == width and _is_tag(cells[-1])):
+            continue
+        try:
+            token, tag = cells[token_column], cells[tag_column]
+        except IndexError:
+            token = tag = ""
+        if len(cells) < 2 or not token or not _is_tag(tag):
+            shown = excerpt(" ".join(cells))
+            raise PoolError(f"{name}:{line}: {shown} has no token and tag; expected columns, such as 'Berlin B-place'")
+        sentences[-1].append(_Row(line, token, tag))
+    return [rows for rows in sentences if rows]
+
+
+def read_conll(
+    path: str | Path,
+    scheme: Scheme | None = None,
+    repair: Repair = "error",
+    *,
+    token_column: int = 0,
+    tag_column: int = -1,
+    warn: Callable[[str], None] | None = None,
+) -> list[Demonstration]:
+    """The sentences of a CoNLL column file; text is the tokens joined by one space, the id its first line's number.
+
+    Columns are separated by tabs or blanks; blank lines and -DOCSTART- lines separate sentences; comment lines,
+    byte-order mark, Windows line ends and .gz are accepted. Without `scheme` it is guessed, and a guess of IOB1 is
+    reported to `warn`. Raises PoolError naming the line, InputError if the file cannot be read or is empty.
+    """
+    name = display_name(path)
+    sentences = _rows(path, token_column, tag_column)
+    if not sentences:
+        raise PoolError(f"{name}: holds no token; expected columns, such as 'Berlin B-place'")
+    if scheme is None:
+        scheme = guess_scheme([row.tag for row in rows] for rows in sentences)
+        if scheme == "iob1" and warn is not None:
+            warn(f"{name}: read as IOB1, because an I- begins an entity; name the scheme if that is wrong")
+    pool = []
+    for rows in sentences:
+        try:
+            found = tags_to_spans([row.tag for row in rows], scheme, repair)
+        except ValueError as error:
+            raise PoolError(f"{name}:{rows[0].line}: {error}") from None
+        text = " ".join(row.token for row in rows)
+        starts = [0]
+        for row in rows:
+            starts.append(starts[-1] + len(row.token) + 1)
+        entities = tuple(LabelledSpan(starts[span.first], starts[span.stop] - 1, span.label) for span in found)
+        pool.append(Demonstration(str(rows[0].line), text, entities))
+    return pool

@@ -1,0 +1,270 @@
+"""Bytes of a file to numbered lines, a line to a JSON object; and how values are shown in messages.
+
+Blank lines are skipped, byte-order marks and Windows line ends accepted. A whole file that cannot be read is an
+`InputError`; one line that cannot be used is a `LineError`, and its caller decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import stat
+import sys
+import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from el4ner.errors import InputError
+
+STDIN = "-"
+MAX_DEPTH = 100
+"""Deeper nesting than this is refused, so that what was read can also be written."""
+MAX_INTEGER_DIGITS = 1000
+
+EXAMPLE = '{"id": "1", "text": "..."}'
+_BOM = b"\xef\xbb\xbf"
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+
+
+class LineError(ValueError):
+    """A line cannot be used; the message lacks the file and line, which the caller knows."""
+
+
+class DamagedError(InputError):
+    """Reading broke off in the middle of a file, at line `line`."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def visible(text: str) -> str:
+    """The text with control characters, lone surrogates, line and direction marks written as escapes.
+
+    Safe to print on any terminal; everything else, emoji joiners included, stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI_CONTROLS
+        else character
+        for character in text
+    )
+
+
+def excerpt(value: object, length: int = 40) -> str:
+    """A JSON value on one line, cut to about `length` characters, for use in a message."""
+    text = visible(json.dumps(value, ensure_ascii=False, default=repr))
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def display_name(path: str | Path) -> str:
+    """How a file is called in messages."""
+    return "stdin" if str(path) == STDIN else visible(str(path))
+
+
+# Reading bytes
+
+
+def check_readable(path: str | Path, *, may_be_empty: bool = False) -> None:
+    """Raises InputError if a file is missing, a folder, empty or not permitted, without reading it."""
+    if str(path) == STDIN:
+        return
+    name = display_name(path)
+    try:
+        info = Path(path).stat()
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file; check the path (the current folder is {Path.cwd()})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be read ({error}); check the path and its permissions") from None
+    if stat.S_ISDIR(info.st_mode):
+        raise InputError(f"{name}: is a folder; name a file in it, or {name.rstrip('/')}/*.jsonl for all of them")
+    if stat.S_ISREG(info.st_mode) and info.st_size == 0 and not may_be_empty:
+        raise InputError(f"{name}: is empty; expected one record a line")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{name}: permission denied; make it readable (chmod u+r)")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """The bytes of a file (unzipped if its name ends in .gz) or of stdin, which is left open."""
+    check_readable(path, may_be_empty=True)
+    if str(path) == STDIN:
+        yield sys.stdin.buffer
+        return
+    try:
+        # Opened outside `with`, so that only opening errors are translated here, not those of the caller's block.
+        stream = gzip.open(path, "rb") if str(path).endswith(".gz") else Path(path).open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{display_name(path)}: cannot be read ({error.strerror}); check the file") from None
+    with stream:
+        yield cast(BinaryIO, stream)
+
+
+def _check_beginning(beginning: bytes, name: str) -> None:
+    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{name}: is UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)")
+    if beginning.startswith(b"\x1f\x8b"):
+        raise InputError(f"{name}: is gzip data; let its name end in .gz, or unzip it first (zcat)")
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, each with its number (from 1), without line end or byte-order mark.
+
+    Raises InputError if the file cannot be read, holds no line that is not blank, is UTF-16 or misnamed gzip data;
+    DamagedError if reading breaks off later.
+    """
+    name = display_name(path)
+    number = 0
+    found = False
+    with _opened(path) as stream:
+        try:
+            for number, raw in enumerate(stream, start=1):
+                if number == 1:
+                    _check_beginning(raw[:2], name)
+                    raw = raw.removeprefix(_BOM)
+                if raw.strip():
+                    found = True
+                    yield number, raw[:-2] if raw.endswith(b"\r\n") else raw.removesuffix(b"\n")
+        except (OSError, EOFError, zlib.error) as error:
+            what = "the gzip data are damaged or cut off" if str(path).endswith(".gz") else "reading failed"
+            message = f"{name}:{number + 1}: {what} ({error}); what follows is lost, fetch or write the file again"
+            raise DamagedError(message, number + 1) from None
+    if not found:
+        raise InputError(f"{name}: is empty; expected one record a line")
+
+
+def read_text(path: str | Path) -> str:
+    """A whole UTF-8 file, without byte-order mark. Raises InputError if it cannot be read or decoded."""
+    name = display_name(path)
+    with _opened(path) as stream:
+        try:
+            raw = stream.read()
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{name}: cannot be read ({error}); fetch or write the file again") from None
+    _check_beginning(raw[:2], name)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{name}:{line}: invalid UTF-8 (byte 0x{raw[error.start]:02x}); save the file as UTF-8"
+        ) from None
+
+
+# Lines to JSON
+
+
+def decode_line(raw: bytes) -> str:
+    """Raises LineError if the line is not UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LineError(
+            f"invalid UTF-8 (byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line); "
+            "save the file as UTF-8"
+        ) from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise LineError(f"{name} is no JSON number; use null or leave it out")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise LineError(f"the number {digits[:20]} is too large; write it as a string")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_INTEGER_DIGITS:
+        raise LineError(f"an integer of {len(digits)} digits is too long; write it as a string")
+    return int(digits)
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether a JSON value is nested deeper than MAX_DEPTH, found without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def parse_object(line: str) -> dict[str, Any]:
+    """The JSON object a line holds. Raises LineError if it holds anything else."""
+    remedy = f"write one JSON object a line, such as {EXAMPLE}"
+    try:
+        value = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise LineError(f"not JSON: {excerpt(line)} ({error.msg} at column {error.colno}); {remedy}") from None
+    except RecursionError:
+        raise LineError(f"nested deeper than {MAX_DEPTH} levels; flatten the record") from None
+    if line.count("[") + line.count("{") > MAX_DEPTH and _too_deep(value):
+        raise LineError(f"nested deeper than {MAX_DEPTH} levels; flatten the record")
+    if not isinstance(value, dict):
+        raise LineError(f"not a JSON object but {kind(value)}: {excerpt(value)}; {remedy}")
+    return value
+
+
+def check_encodable(text: str, name: str) -> None:
+    """Raises LineError if the text holds a lone surrogate, which no UTF-8 file can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise LineError(
+            f"{name} has a lone surrogate (\\u{ord(text[error.start]):04x} at character {error.start}), "
+            "half of a character; write the whole character"
+        ) from None
+
+
+def id_of(record: Mapping[str, Any], line: int) -> str:
+    """The record's id as a string, the line number where it is missing or null. Raises LineError for other types."""
+    value = record.get("id")
+    if value is None:
+        return str(line)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise LineError(f'"id" is {kind(value)} ({excerpt(value)}); use a string or an integer')
+
+
+def text_of(record: Mapping[str, Any]) -> str:
+    """The record's `text`, or else its `tokens` joined by one space. Raises LineError if neither is usable."""
+    if "text" in record:
+        text = record["text"]
+        if not isinstance(text, str):
+            raise LineError(f'"text" is {kind(text)} ({excerpt(text)}), not a string; write the text in quotes')
+        return text
+    if "tokens" not in record:
+        keys = ", ".join(excerpt(key, 20) for key in list(record)[:6]) or "none"
+        raise LineError(f'no "text" (keys: {keys}); add "text", or "tokens" as a list of strings')
+    tokens = record["tokens"]
+    if not isinstance(tokens, list):
+        raise LineError(f'"tokens" is {kind(tokens)} ({excerpt(tokens)}); use a list of strings')
+    for token in tokens:
+        if not isinstance(token, str):
+            raise LineError(f'"tokens" holds {kind(token)} ({excerpt(token)}); use strings only')
+    return " ".join(tokens)

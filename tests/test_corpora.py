@@ -1,0 +1,191 @@
+"""Tags, spans, tokens and CoNLL files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from el4ner.corpora import (
+    TokenSpan,
+    guess_scheme,
+    locate_tokens,
+    read_conll,
+    spans_to_tags,
+    split_tag,
+    tags_to_spans,
+)
+from el4ner.errors import InputError, PoolError, UsageError
+from el4ner.jsonl import read_pool
+from el4ner.records import LabelledSpan, Span
+
+LABELS = st.sampled_from(["person", "creative-work", "a-b-c"])
+
+
+@st.composite
+def flat_spans(draw: st.DrawFn) -> tuple[int, list[TokenSpan]]:
+    """A number of tokens and flat labelled spans over them; touching ones are common."""
+    spans, position = [], 0
+    for _ in range(draw(st.integers(0, 6))):
+        first = position + draw(st.integers(0, 2))
+        position = first + draw(st.integers(1, 3))
+        spans.append(TokenSpan(first, position, draw(LABELS)))
+    return position + draw(st.integers(0, 2)), spans
+
+
+def tokens_of(n: int) -> list[Span]:
+    return [Span(3 * i, 3 * i + 2) for i in range(n)]
+
+
+def as_entities(spans: list[TokenSpan]) -> list[LabelledSpan]:
+    return [LabelledSpan(3 * span.first, 3 * span.stop - 1, span.label) for span in spans]
+
+
+def convert(tags: list[str], scheme: str) -> list[str]:
+    """IOB2 tags in another scheme, by its definition."""
+    result = []
+    for index, tag in enumerate(tags):
+        prefix, label = split_tag(tag)
+        following = tags[index + 1] if index + 1 < len(tags) else "O"
+        last = following != f"I-{label}"
+        before = split_tag(tags[index - 1])[1] if index else ""
+        if prefix == "O":
+            result.append("O")
+        elif scheme == "iob1":
+            result.append(f"{'B' if prefix == 'B' and before == label else 'I'}-{label}")
+        else:
+            single, end = ("S", "E") if scheme == "bioes" else ("U", "L")
+            letter = (single if last else "B") if prefix == "B" else (end if last else "I")
+            result.append(f"{letter}-{label}")
+    return result
+
+
+@given(flat_spans())
+def test_every_scheme_reads_back_what_was_written(case: tuple[int, list[TokenSpan]]) -> None:
+    n, spans = case
+    tags = spans_to_tags(tokens_of(n), as_entities(spans))
+    assert len(tags) == n
+    assert tags_to_spans(tags) == spans
+    for scheme in ("iob1", "bioes", "bilou"):
+        converted = convert(tags, scheme)
+        assert tags_to_spans(converted, scheme) == spans  # type: ignore[arg-type]
+        if spans and scheme != "iob1":
+            assert guess_scheme([converted]) in (scheme,)
+
+
+def test_tags_are_split_at_the_first_hyphen() -> None:
+    assert split_tag("B-creative-work") == ("B", "creative-work")
+    assert split_tag("O") == ("O", "")
+    for tag in ("B", "B-", "-person", "X-person", "BI-person", "", "o"):
+        with pytest.raises(ValueError, match="is neither O nor"):
+            split_tag(tag)
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "begin", "drop"),
+    [
+        (["O", "I-a", "I-a"], "iob2", [(1, 3, "a")], []),
+        (["B-a", "I-b", "B-a"], "iob2", [(0, 1, "a"), (1, 2, "b"), (2, 3, "a")], [(0, 1, "a"), (2, 3, "a")]),
+        (["B-a", "I-a", "O"], "bioes", [(0, 2, "a")], []),
+        (["B-a", "B-a", "E-a", "E-a"], "bioes", [(0, 1, "a"), (1, 3, "a"), (3, 4, "a")], [(1, 3, "a")]),
+        (["I-a", "U-a"], "bilou", [(0, 1, "a"), (1, 2, "a")], [(1, 2, "a")]),
+    ],
+)
+def test_repairs_have_names(tags: list[str], scheme: str, begin: list[TokenSpan], drop: list[TokenSpan]) -> None:
+    with pytest.raises(ValueError, match=f"no whole {scheme} entity"):
+        tags_to_spans(tags, scheme)  # type: ignore[arg-type]
+    assert tags_to_spans(tags, scheme, "begin") == begin  # type: ignore[arg-type]
+    assert tags_to_spans(tags, scheme, "drop") == drop  # type: ignore[arg-type]
+
+
+def test_iob1_never_needs_repair_and_foreign_letters_are_refused() -> None:
+    assert tags_to_spans(["I-a", "B-a", "I-b"], "iob1") == [(0, 1, "a"), (1, 2, "a"), (2, 3, "b")]
+    with pytest.raises(ValueError, match="does not belong to iob2"):
+        tags_to_spans(["S-a"], "iob2")
+    with pytest.raises(UsageError, match="choose one of iob1, iob2, bioes, bilou"):
+        tags_to_spans([], "iobes")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="choose one of error, begin, drop"):
+        tags_to_spans([], "iob2", "fix")  # type: ignore[arg-type]
+
+
+def test_tokens_are_located_in_order() -> None:
+    assert locate_tokens("a  ba a", ["a", "b", "a", "a"]) == [(0, 1), (3, 4), (4, 5), (6, 7)]
+    with pytest.raises(ValueError, match='token 1 \\("x"\\) is not in the text after character 1'):
+        locate_tokens("a b", ["a", "x"])
+    with pytest.raises(ValueError, match="token 0"):
+        locate_tokens("a b", [""])
+
+
+def test_what_tags_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="overlaps another"):
+        spans_to_tags(tokens_of(2), [LabelledSpan(0, 5, "a"), LabelledSpan(3, 5, "b")])
+    with pytest.raises(ValueError, match="does not begin and end with a token"):
+        spans_to_tags(tokens_of(2), [LabelledSpan(1, 5, "a")])
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+
+    def put(content: str | bytes) -> Path:
+        Path("x.conll").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return Path("x.conll")
+
+    return put
+
+
+def test_conll_2003_columns(write) -> None:  # type: ignore[no-untyped-def]
+    content = (
+        "\ufeff-DOCSTART- -X- -X- O\r\n\r\nEU NNP B-NP B-ORG\r\nrejects VBZ B-VP O\r\n. . O O\r\n"
+        "\r\n\r\nPeter NNP B-NP B-PER \r\nBlackburn NNP I-NP I-PER"
+    )
+    first, second = read_conll(write(content))
+    assert (first.id, first.text, first.entities) == ("3", "EU rejects .", (LabelledSpan(0, 2, "ORG"),))
+    assert (second.id, second.text, second.entities) == ("8", "Peter Blackburn", (LabelledSpan(0, 15, "PER"),))
+
+
+def test_tabs_comments_blanks_in_tokens_and_a_number_sign_token(write) -> None:  # type: ignore[no-untyped-def]
+    content = "# id = 1\n# text = plan B and the letter O\nNew York\tB-loc\n#\tO\n# O\tO\n#tag\tB-creative-work\n"
+    (sentence,) = read_conll(write(content))
+    assert sentence.text == "New York # # O #tag"
+    assert sentence.entities == (LabelledSpan(0, 8, "loc"), LabelledSpan(15, 19, "creative-work"))
+
+
+def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
+    warnings: list[str] = []
+    path = write("a I-x\nb B-x\n")
+    (sentence,) = read_conll(path, warn=warnings.append)
+    assert len(sentence.entities) == 2
+    assert warnings == ["x.conll: read as IOB1, because an I- begins an entity; name the scheme if that is wrong"]
+    with pytest.raises(PoolError, match=r"^x\.conll:1: tags 0 to 0 \(I-x\) are no whole iob2 entity"):
+        read_conll(path, "iob2")
+    assert len(read_conll(path, "iob2", "drop")[0].entities) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a O\nb\n", 'x.conll:2: "b" has no token and tag; expected columns'),
+        ("a O\nb person\n", 'x.conll:2: "b person" has no token and tag; expected columns'),
+        (b"a O\ncaf\xe9 O\n", "x.conll:2: invalid UTF-8"),
+        ("-DOCSTART- O\n", "x.conll: holds no token; expected columns"),
+        ("\n", "x.conll: is empty"),
+    ],
+)
+def test_bad_files(write, content: str | bytes, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError) as caught:
+        read_conll(write(content))
+    assert str(caught.value).startswith(message)
+
+
+def test_real_entities_survive_the_way_over_tags(data_dir: Path) -> None:
+    import json
+
+    path = data_dir / "wnut17" / "test.jsonl"
+    for line, demonstration in zip(path.read_bytes().strip().split(b"\n"), read_pool(path), strict=True):
+        offsets = locate_tokens(demonstration.text, json.loads(line)["tokens"])
+        tags = spans_to_tags(offsets, demonstration.entities)
+        found = [LabelledSpan(offsets[s.first].start, offsets[s.stop - 1].end, s.label) for s in tags_to_spans(tags)]
+        assert tuple(found) == demonstration.entities
