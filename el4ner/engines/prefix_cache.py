@@ -222,6 +222,24 @@ class PrefixRunner:
             ).last_hidden_state
         return Continued(hidden, cache, prefix_width, width)
 
+    def step(
+        self, state: Continued, tokens: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """One more token per row, tokens (B,) at positions (B,) -> hidden states (B, D) after the final norm.
+
+        visible (B, C) bool: which columns of the memory each row may look at, the new one included.
+        """
+        columns = state.cache.get_seq_length() + 1
+        with torch.inference_mode():
+            hidden: torch.Tensor = self._backbone(
+                input_ids=tokens[:, None].to(self._device),
+                attention_mask=additive_mask(visible[:, None, None, :columns], self._dtype, self._device),
+                position_ids=positions[:, None].to(self._device),
+                past_key_values=state.cache,
+                use_cache=True,
+            ).last_hidden_state
+        return hidden[:, -1]
+
     def _mask(self, rows: Sequence[Row], prefix_width: int, width: int) -> torch.Tensor:
         """(B, 1, N, P + N) additive: 0 where a token may look, the lowest number of the dtype elsewhere."""
         sees = np.zeros((len(rows), width, prefix_width + width), dtype=bool)

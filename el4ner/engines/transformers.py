@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from el4ner.engines.base import Choose, FloatArray, Prompt, TokenStates
+from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
 from el4ner.engines.chat import PromptRenderer
+from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
+from el4ner.engines.grammar import GrammarTokens, RowGrammar
 from el4ner.engines.head import Head
 from el4ner.engines.loading import load_model, run_errors
 from el4ner.engines.packing import Packing, check
@@ -21,6 +23,7 @@ from el4ner.errors import EngineError
 _READ_TOKENS = {"cpu": 2048, "cuda": 32768}
 # Padded new tokens per packed forward pass. A CPU with two cores is busy from about 256 on; larger passes pad more.
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
+_DECODE_ROWS = {"cpu": 16, "cuda": 128}
 _PREFIX_CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 
 
@@ -115,6 +118,40 @@ class TransformersEngine:
                 for index, scores in zip(plain, slow.score([questions[i] for i in plain]), strict=True):
                     results[index] = scores
         return results
+
+    def generate(self, requests: Sequence[Generate]) -> list[Completion]:
+        """Greedy replies, up to the first line break, the end of the turn or the token limit (then `truncated`).
+
+        Raises EngineError for a prompt that is too long or a grammar that cannot be built.
+        """
+        replies = [
+            Reply(self._prompts.render(request.prompt), request.max_new_tokens, self._grammar(request.grammar))
+            for request in requests
+        ]
+        lengths = [reply.prompt.length + reply.limit for reply in replies]
+        self._check_lengths(lengths)
+        for reply in replies:
+            reply.done = reply.truncated = reply.limit < 1
+        writer = ReplyWriter(self.tokenizer, self._end_tokens())
+        pairs = [(reply, length) for reply, length in zip(replies, lengths, strict=True) if not reply.done]
+        packed = [reply for reply, length in pairs if self.packing.allows(length)]
+        plain = [reply for reply, length in pairs if not self.packing.allows(length)]
+        rows = _DECODE_ROWS.get(self.device.type, 16)
+        with run_errors(self.name):
+            if packed:
+                BatchDecoder(self._runner(), Head(self.model), writer, self._budgets(), rows).write(packed)
+            PlainDecoder(self.model, self.device, writer).write(plain)
+        return [Completion(reply.text, reply.prompt.length, reply.generated, reply.truncated) for reply in replies]
+
+    def _grammar(self, grammar: SubstringList | None) -> RowGrammar | None:
+        if grammar is None:
+            return None
+        shared = self._loaded.shared
+        if "grammar" not in shared:
+            width = int(self.model.get_output_embeddings().weight.shape[0])
+            shared["grammar"] = GrammarTokens(self.tokenizer, width, self._end_tokens())
+        tokens: GrammarTokens = shared["grammar"]
+        return tokens.matcher(grammar, leading_space=not self._prompts.templated)
 
     def _question(self, request: Choose) -> Question:
         choices = tuple(self._prompts.segment(choice) for choice in request.choices)
