@@ -1,0 +1,86 @@
+"""Timing and facts about the machine: what every row of a measurement needs to mean something."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from el4ner.doctor import diagnose_hardware
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Wall time of one side: median, fastest and slowest of `repeats` calls, in seconds."""
+
+    median_s: float
+    min_s: float
+    max_s: float
+    repeats: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
+    """Time several functions in turns, so that a busy neighbour slows all of them alike.
+
+    Each is called `warmup` times before (compilation, caches), then `repeats` times; the order rotates each round.
+    Functions must finish their work before they return (results on the host). Raises ValueError if repeats < 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}; it must be at least 1")
+    for run in sides.values():
+        for _ in range(warmup):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for turn in range(repeats):
+        shift = turn % len(names) if names else 0
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(statistics.median(taken), min(taken), max(taken), repeats) for name, taken in seconds.items()}
+
+
+def commit() -> str | None:
+    """The commit this code was measured at, "+changes" if files differ from it; None outside a git checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    revision = git("rev-parse", "--short=12", "HEAD")
+    # An installed copy may lie inside some other project's checkout: its commit would be a lie.
+    if revision is None or git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return f"{revision}+changes" if git("status", "--porcelain", "--untracked-files=no") else revision
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, versions, threads and commit, as they go into each row."""
+    import torch
+
+    versions = {name: importlib.metadata.version(name) for name in ("el4ner", "torch", "numpy", "numba")}
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return {
+        **diagnose_hardware(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "threads": torch.get_num_threads(),
+        "load_1min": load,
+        "commit": commit(),
+    }

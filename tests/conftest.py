@@ -1,0 +1,102 @@
+"""What all tests share: fixed seeds, no network, and fixtures for real data and the embedded models."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The whole run works offline, whatever the libraries under it would like to look up.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Every test starts from the same random state; torch only where it is loaded anyway."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+class NetworkError(RuntimeError):
+    """A test tried to reach the network."""
+
+
+def _is_local(family: int, address: Any) -> bool:
+    if family == getattr(socket, "AF_UNIX", None):
+        return True
+    host = address[0] if isinstance(address, tuple) and address else address
+    return host in ("localhost", "::1", "") or str(host).startswith("127.")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections are refused unless they stay on this machine; names are not looked up."""
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guard(self: socket.socket, address: Any) -> None:
+        if not _is_local(self.family, address):
+            raise NetworkError(f"a test tried to connect to {address!r}; tests run offline")
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        guard(self, address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        guard(self, address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_local(-1, (host or "",)):
+            raise NetworkError(f"a test tried to look up {host!r}; tests run offline")
+        return getaddrinfo(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real benchmarks, from EL4NER_DATA; the test is skipped, saying so, where it is not set."""
+    value = os.environ.get("EL4NER_DATA")
+    if not value:
+        pytest.skip("EL4NER_DATA is not set; point it to a folder of benchmarks to run this test")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"EL4NER_DATA={value} is no folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded() -> None:
+    """The embedded models, which `make setup` installs; the test is skipped, saying why, where they are not there."""
+    from el4ner.models import installed
+
+    usable = ("ok", "original")  # "ok, not converted yet" too: the first use converts
+    missing = [f"{model.name}: {model.status}" for model in installed() if not model.status.startswith(usable)]
+    if missing:
+        pytest.skip(f"embedded models are not installed ({'; '.join(missing)}); run `el4ner download embedded`")
+
+
+@pytest.fixture(autouse=True)
+def _embedded_marker(request: pytest.FixtureRequest) -> None:
+    """Tests marked `embedded` need the fixture of that name."""
+    if request.node.get_closest_marker("embedded"):
+        request.getfixturevalue("embedded")

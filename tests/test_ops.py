@@ -1,0 +1,529 @@
+"""Kernels: every backend against the reference, the reference against brute force, promises of docstrings."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from el4ner.errors import KernelError, ShapeError
+from el4ner.kernels import (
+    SpanPool,
+    _dispatch,
+    available_backends,
+    best_flat,
+    choice_logprobs,
+    operations,
+    span_scores,
+    span_topk,
+    vote,
+)
+from el4ner.kernels._cases import CASES, check, difference
+
+SIZES = (0, 1, 31, 33)
+
+
+def backends(op: str) -> list[str]:
+    """What can run here besides the reference."""
+    return [name for name, reason in available_backends(op).items() if reason is None and name != "ref"]
+
+
+def logp_case(seed: int, members: int, spans: int, labels: int) -> np.ndarray:
+    """Random votes on a coarse grid, so that ties happen; some rows abstain, some labels are impossible."""
+    random = np.random.default_rng(seed)
+    with np.errstate(divide="ignore"):
+        logp = np.log(random.integers(0, 4, (members, spans, labels)) / 8).astype(np.float32)
+    logp[random.random((members, spans)) < 0.2] = np.nan
+    return logp
+
+
+# --- vote ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", backends("vote"))
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("spans", SIZES)
+@pytest.mark.parametrize("labels", [1, 2, 5, 33])
+def test_vote_backends_agree(backend: str, hard: bool, spans: int, labels: int) -> None:
+    logp = logp_case(spans * 100 + labels, 4, spans, labels)
+    random = np.random.default_rng(1)
+    for weights in (np.ones(4), np.array([0.0, 1.0, 0.5, 0.0]), np.zeros(4), random.integers(0, 3, (4, labels)) / 2):
+        expected = vote(logp, weights, hard=hard, backend="ref")
+        got = vote(logp, weights, hard=hard, backend=backend)
+        assert np.array_equal(got[0], expected[0])
+        # float64 sums rounded once to float32: half a unit in the last place of numbers up to 1, twice for margins.
+        assert np.allclose(got[1], expected[1], atol=1.2e-7, rtol=0)
+        assert np.allclose(got[2], expected[2], atol=2.4e-7, rtol=0)
+
+
+def test_vote_by_hand() -> None:
+    logp = np.log([[[0.9, 0.1], [0.5, 0.5]], [[0.4, 0.6], [0.5, 0.5]]])
+    winners, scores, margins = vote(logp, np.array([1.0, 3.0]))
+    assert winners.tolist() == [0, 0]  # 0.525 against 0.475; the tie goes to the lower label
+    assert scores.tolist() == pytest.approx([0.25 * 0.9 + 0.75 * 0.4, 0.5], abs=1e-7)
+    assert margins.tolist() == pytest.approx([0.05, 0.0], abs=1e-7)
+
+
+def test_hard_ties_go_to_the_earlier_member() -> None:
+    logp = np.log([[[0.1, 0.2, 0.7]], [[0.8, 0.1, 0.1]]])
+    assert vote(logp, np.ones(2), hard=True)[0].tolist() == [2]
+    assert vote(logp[::-1], np.ones(2), hard=True)[0].tolist() == [0]  # strided, and the other order
+    assert vote(logp, np.array([0.0, 1.0]), hard=True)[0].tolist() == [0]  # weight 0 is not heard
+
+
+def test_vote_abstentions() -> None:
+    logp = np.log([[[0.2, 0.8]], [[0.9, 0.1]]])
+    logp[1] = np.nan
+    assert vote(logp, np.ones(2))[1].tolist() == pytest.approx([0.8])
+    logp[:] = np.nan
+    for hard in (False, True):
+        assert [a.tolist() for a in vote(logp, np.ones(2), hard=hard)] == [[-1], [0.0], [0.0]]
+    assert [a.tolist() for a in vote(np.zeros((0, 2, 3)), np.zeros(0))] == [[-1, -1], [0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("logp", "weights", "message"),
+    [
+        (np.zeros((2, 3)), np.ones(2), "3 axes"),
+        (np.zeros((2, 3, 4)), np.ones(3), r"\(2,\) or \(2, 4\)"),
+        (np.zeros((2, 3, 4)), -np.ones(2), "negative"),
+        (np.zeros((2, 3, 4)), np.array([1.0, np.nan]), "finite"),
+        (np.array([[[0.0, np.nan]]]), np.ones(1), "partly NaN"),
+        (np.array([[[0.0, np.inf]]]), np.ones(1), r"\+inf"),
+    ],
+)
+def test_vote_refuses(logp: np.ndarray, weights: np.ndarray, message: str) -> None:
+    for backend in ["ref", *backends("vote")]:
+        with pytest.raises(ShapeError, match=message):
+            vote(logp, weights, backend=backend)
+
+
+TRITON_SCRIPT = """
+import numpy as np
+from el4ner.kernels import available_backends, vote
+assert available_backends("vote")["triton"] is None
+random = np.random.default_rng(0)
+for spans in (0, 1, 31, 33):
+    for labels in (1, 3, 5):
+        with np.errstate(divide="ignore"):
+            logp = np.log(random.integers(0, 4, (3, spans, labels)) / 8).astype(np.float32)
+        logp[random.random((3, spans)) < 0.3] = np.nan
+        for weights in (np.ones(3), np.zeros(3), random.integers(0, 3, (3, labels)) / 2):
+            for hard in (False, True):
+                expected = vote(logp, weights, hard=hard, backend="ref")
+                got = vote(logp, weights, hard=hard, backend="triton")
+                assert np.array_equal(got[0], expected[0]), (spans, labels, hard, got[0], expected[0])
+                assert np.allclose(got[1], expected[1], atol=1.2e-7, rtol=0), (spans, labels, hard)
+                assert np.allclose(got[2], expected[2], atol=2.4e-7, rtol=0), (spans, labels, hard)
+print("agrees")
+"""
+
+
+@pytest.mark.skipif("not installed" in (available_backends("vote")["triton"] or ""), reason="triton is not installed")
+def test_triton_vote_interpreted(tmp_path: Path) -> None:
+    """In a process of its own: TRITON_INTERPRET is read when triton is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON_SCRIPT],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONSAFEPATH": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "agrees", done.stderr
+
+
+# --- span_topk -------------------------------------------------------------------------------------------------------
+
+
+def ragged(random: np.random.Generator, sentences: int, longest: int = 40) -> np.ndarray:
+    """Offsets of sentences with 0 to `longest` spans, empty ones among them."""
+    counts = random.integers(0, longest + 1, sentences) * (random.random(sentences) < 0.7)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def topk_oracle(
+    queries: np.ndarray, offsets: np.ndarray, weights: np.ndarray, vectors: np.ndarray, pool: np.ndarray, k: int
+) -> tuple[list[list[int]], list[list[float]]]:
+    """The definition, spelled out with Python's exact sums."""
+    ids, scores = [], []
+    for b in range(len(offsets) - 1):
+        rows = [i for i in range(offsets[b], offsets[b + 1]) if weights[i] > 0]
+        found = []
+        for c in range(len(pool) - 1):
+            if rows and pool[c + 1] > pool[c]:
+                best = [
+                    max(
+                        math.fsum(map(float.__mul__, queries[i].tolist(), vectors[j].tolist()))
+                        for j in range(*pool[c : c + 2])
+                    )
+                    for i in rows
+                ]
+                total = math.fsum(float(weights[i]) * top for i, top in zip(rows, best, strict=True))
+                found.append((-np.float32(total / math.fsum(weights[rows].tolist())), c))
+        found = sorted(found)[:k]
+        ids.append([c for _, c in found] + [-1] * (k - len(found)))
+        scores.append([-float(score) for score, _ in found] + [-math.inf] * (k - len(found)))
+    return ids, scores
+
+
+@pytest.mark.parametrize("backend", ["ref", *backends("span_topk")])
+@pytest.mark.parametrize("sentences", SIZES)
+@pytest.mark.parametrize("width", [1, 5, 33])
+@pytest.mark.parametrize("k", [0, 1, 7, 40])
+def test_span_topk_equals_the_definition(backend: str, sentences: int, width: int, k: int) -> None:
+    random = np.random.default_rng(sentences * 1000 + width)
+    pool_offsets, query_offsets = ragged(random, sentences, 9), ragged(random, 5, 4)
+    vectors = random.normal(size=(pool_offsets[-1], width)).astype(np.float32)
+    queries = random.normal(size=(query_offsets[-1], width)).astype(np.float32)
+    weights = random.choice([0.0, 1.0, 2.0, 4.0], len(queries))
+    ids, scores = span_topk(queries, query_offsets, weights, SpanPool.pack(vectors, pool_offsets), k, backend=backend)
+    expected_ids, expected_scores = topk_oracle(queries, query_offsets, weights, vectors, pool_offsets, k)
+    assert ids.dtype == np.int64
+    assert scores.dtype == np.float32
+    assert ids.tolist() == expected_ids
+    # Two float32 roundings of the same float64 score differ by one unit in the last place at most.
+    assert np.allclose(scores, np.array(expected_scores).reshape(5, k), rtol=1.2e-7, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["ref", *backends("span_topk")])
+def test_span_topk_negative_products_count(backend: str) -> None:
+    """Maxima that started at 0, or zero padding, would give 0 here."""
+    pool = SpanPool.pack(np.array([[-1, 0], [0, -1], [-0.6, -0.8]]), np.array([0, 2, 2, 3]))
+    ids, scores = span_topk(np.array([[0.6, 0.8]]), np.array([0, 1]), np.ones(1), pool, 3, backend=backend)
+    assert ids.tolist() == [[0, 2, -1]]
+    assert scores[0, :2].tolist() == pytest.approx([-0.6, -1.0])
+    assert scores[0, 2] == -np.inf
+
+
+@pytest.mark.parametrize("backend", ["ref", *backends("span_topk")])
+def test_span_topk_ties_empty_queries_and_exclusions(backend: str) -> None:
+    random = np.random.default_rng(3)
+    sentence = random.normal(size=(3, 37)).astype(np.float32)
+    pool = SpanPool.pack(np.tile(sentence, (50, 1)), np.arange(0, 151, 3))  # fifty times the same sentence
+    queries = random.normal(size=(4, 37)).astype(np.float32)
+    offsets, weights = np.array([0, 0, 2, 4]), np.array([1.0, 2.0, 0.0, 0.0])
+    ids, scores = span_topk(queries, offsets, weights, pool, 4, backend=backend)
+    assert ids.tolist() == [[-1] * 4, [0, 1, 2, 3], [-1] * 4]  # no spans; ties by id; weights all 0
+    assert not np.isnan(scores).any()
+    exclude: list[Any] = [None, [0, 2], 7]
+    assert span_topk(queries, offsets, weights, pool, 4, exclude=exclude, backend=backend)[0][1].tolist() == [
+        1,
+        3,
+        4,
+        5,
+    ]
+    everything = [[], range(50), []]
+    assert (span_topk(queries, offsets, weights, pool, 4, exclude=everything, backend=backend)[0] == -1).all()
+
+
+@pytest.mark.parametrize("backend", ["ref", *backends("span_topk")])
+def test_span_topk_alone_equals_batch_and_pool_order_does_not_matter(backend: str) -> None:
+    random = np.random.default_rng(5)
+    offsets, pool_offsets = np.arange(0, 61, 3), np.arange(0, 401, 4)
+    queries, vectors = random.normal(size=(60, 24)).astype(np.float32), random.normal(size=(400, 24)).astype(np.float32)
+    weights = random.random(60)
+    pool = SpanPool.pack(vectors, pool_offsets)
+    ids, scores = span_topk(queries, offsets, weights, pool, 5, backend=backend)
+    for b in range(20):
+        rows = slice(3 * b, 3 * b + 3)
+        alone = span_topk(queries[rows], np.array([0, 3]), weights[rows], pool, 5, backend=backend)
+        assert alone[0].tolist() == [ids[b].tolist()]
+        assert np.allclose(alone[1][0], scores[b], rtol=1.2e-7, atol=0)
+    order = random.permutation(100)
+    shuffled = SpanPool.pack(vectors.reshape(100, 4, 24)[order].reshape(400, 24), pool_offsets)
+    moved, moved_scores = span_topk(queries, offsets, weights, shuffled, 5, backend=backend)
+    assert np.array_equal(order[moved], ids)
+    assert np.allclose(moved_scores, scores, rtol=1.2e-7, atol=0)
+
+
+def test_span_topk_takes_strided_half_and_torch_input() -> None:
+    import torch
+
+    random = np.random.default_rng(6)
+    vectors = random.normal(size=(40, 16)).astype(np.float16)
+    pool = SpanPool.pack(np.repeat(vectors, 2, axis=1)[:, ::2], np.arange(0, 41, 4))
+    assert np.array_equal(pool.vectors, vectors.astype(np.float32))
+    queries = torch.from_numpy(vectors[:4]).to(torch.bfloat16)
+    ids, _ = span_topk(queries, torch.tensor([0, 4]), torch.ones(4), pool, 2)
+    assert ids[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    "change", ["width", "weights", "offsets", "nan", "negative", "k", "precision", "exclude", "exclude id"]
+)
+def test_span_topk_refuses(change: str) -> None:
+    pool = SpanPool.pack(np.eye(3), np.array([0, 1, 3]))
+    queries, offsets, weights = np.eye(3), np.array([0, 1, 3]), np.ones(3)
+    options: dict[str, Any] = {"k": 1}
+    if change == "width":
+        queries = np.eye(4)[:3]
+    elif change == "weights":
+        weights = np.ones(2)
+    elif change == "offsets":
+        offsets = np.array([0, 2, 1, 3])
+    elif change == "nan":
+        queries[1, 1] = np.nan
+    elif change == "negative":
+        weights[2] = -1
+    else:
+        wrong = {"k": ("k", -1), "precision": ("precision", "fp8"), "exclude": ("exclude", [None])}
+        name, value = wrong.get(change, ("exclude", [2, None]))
+        options[name] = value
+    for backend in ["ref", *backends("span_topk")]:
+        with pytest.raises(ValueError, match=r"\w"):
+            span_topk(queries, offsets, weights, pool, **options, backend=backend)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 2, 1, 3], []])
+def test_span_pool_refuses_offsets(offsets: list[int]) -> None:
+    with pytest.raises(ShapeError, match="offsets"):
+        SpanPool.pack(np.eye(3), np.array(offsets, dtype=np.int64))
+    with pytest.raises(ShapeError, match="only finite"):
+        SpanPool.pack(np.full((1, 2), np.nan), np.array([0, 1]))
+
+
+def test_span_topk_blocks_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles and blocks give the same answer as one large one."""
+    from el4ner.kernels import span_topk as module
+
+    source = sys.modules["el4ner.kernels.span_topk"]
+    assert module is not source  # the package exports the function of the same name
+    random = np.random.default_rng(8)
+    pool_offsets, offsets = ragged(random, 300), ragged(random, 30, 5)
+    vectors, queries = random.normal(size=(pool_offsets[-1], 8)), random.normal(size=(offsets[-1], 8))
+    pool = SpanPool.pack(vectors, pool_offsets)
+    whole = span_topk(queries, offsets, np.ones(len(queries)), pool, 10, backend="numba")
+    monkeypatch.setattr(source, "_TILE", 600)
+    small = span_topk(queries, offsets, np.ones(len(queries)), pool, 10, backend="numba")
+    assert difference(small, whole) == 0
+    assert [b - a for a, b in source._tiles(np.array([0, 9, 9, 10, 11, 30]), 10)] == [3, 1, 1]
+
+
+# --- span_scores and best_flat ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["ref", *backends("span_scores")])
+@pytest.mark.parametrize("tokens", SIZES)
+@pytest.mark.parametrize("max_length", [1, 7, 40])
+def test_span_scores_equals_the_definition(backend: str, tokens: int, max_length: int) -> None:
+    random = np.random.default_rng(tokens)
+    mean, last = random.normal(size=(2, tokens, 4)).astype(np.float32)
+    out = span_scores(mean, last, max_length, backend=backend)
+    assert out.shape == (tokens, max_length, 4)
+    assert out.dtype == np.float32
+    for i, n in itertools.product(range(tokens), range(max_length)):
+        if i + n < tokens:
+            expected = mean[i : i + n + 1].astype(np.float64).mean(axis=0) + last[i + n]
+            assert np.allclose(out[i, n], expected, atol=1e-6, rtol=0)  # one rounding of numbers up to about 8
+        else:
+            assert (out[i, n] == -np.inf).all()
+
+
+def test_span_scores_refuses() -> None:
+    good = np.zeros((3, 2), dtype=np.float32)
+    for mean, last, length in [(good, good[:2], 2), (good, good, 0), (good * np.nan, good, 2), (good[0], good, 2)]:
+        with pytest.raises(ShapeError):
+            span_scores(mean, last, length)
+
+
+def flat_oracle(scores: np.ndarray, none: int) -> list[tuple[int, int, int]]:
+    """All sets of disjoint spans: largest gain, fewest spans, earliest starts, shortest spans, lowest labels."""
+    tokens, max_length, labels = scores.shape
+    options = [
+        (i, i + n + 1, label, float(scores[i, n, label]) - float(scores[i, n, none]))
+        for i in range(tokens)
+        for n in range(min(max_length, tokens - i))
+        for label in range(labels)
+        if label != none and scores[i, n, label] > scores[i, n, none]
+    ]
+    best: tuple[Any, ...] = (0.0, 0, [], [])
+    for size in range(1, tokens + 1):
+        for chosen in itertools.combinations(options, size):
+            if all(a[1] <= b[0] for a, b in itertools.pairwise(chosen)):
+                gain = -sum(span[3] for span in chosen)
+                key = (gain, size, [(a, b, label) for a, b, label, _ in chosen])
+                best = min(best, key) if best[2] else (key if gain < 0 else best)
+    return best[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_best_flat_is_the_optimum(data: st.DataObject) -> None:
+    tokens, max_length, labels = (data.draw(st.integers(1, high)) for high in (4, 3, 3))
+    none = data.draw(st.integers(0, labels - 1))
+    numbers = data.draw(st.lists(st.integers(-2, 2), min_size=tokens * max_length * labels, max_size=36))
+    scores = np.array(numbers[: tokens * max_length * labels], dtype=np.float32).reshape(tokens, max_length, labels)
+    expected = flat_oracle(scores, none)
+    for backend in ["ref", *backends("best_flat")]:
+        assert best_flat(scores, none, backend=backend) == expected
+
+
+@pytest.mark.parametrize("tokens", SIZES)
+def test_best_flat_of_span_scores_backends_agree(tokens: int) -> None:
+    random = np.random.default_rng(tokens)
+    mean, last = random.normal(size=(2, tokens, 4)).astype(np.float32)
+    scores = span_scores(mean, last, 7)
+    spans = best_flat(scores, 3, backend="ref")
+    assert (len(spans) > 0) == (tokens > 0)
+    for backend in backends("best_flat"):
+        assert best_flat(scores, 3, backend=backend) == spans
+
+
+def test_best_flat_edges() -> None:
+    only_none = np.zeros((3, 2, 1), dtype=np.float32)
+    assert best_flat(only_none, 0) == []
+    scores = np.zeros((2, 2, 2), dtype=np.float32)
+    assert best_flat(scores, 1) == []  # nothing gained
+    scores[0, 1, 0], scores[0, 0, 0], scores[1, 0, 0] = 2, 1, 1
+    assert best_flat(scores, 1) == [(0, 2, 0)]  # equal sums: fewer spans
+    scores[1, 1] = np.nan  # past the end: not read
+    assert best_flat(scores, 1) == [(0, 2, 0)]
+    for wrong, none in [(scores * np.nan, 1), (scores, 2), (scores[0], 1)]:
+        with pytest.raises(ShapeError):
+            best_flat(wrong, none)
+
+
+# --- choice_logprobs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["ref", *backends("choice_logprobs")])
+@pytest.mark.parametrize("normalise", ["vocab", "choices"])
+@pytest.mark.parametrize("rows", SIZES)
+def test_choice_logprobs_equals_the_definition(
+    backend: str, normalise: Any, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["el4ner.kernels.choice_logprobs"], "_BLOCK", 32)  # several blocks, a short last one
+    random = np.random.default_rng(rows)
+    hidden = random.normal(size=(rows, 24)).astype(np.float32)[:, ::2]  # strided
+    head = random.normal(size=(101, 12)).astype(np.float32)
+    bias = random.normal(size=101).astype(np.float32)
+    ids = random.integers(0, 101, (rows, 5))
+    ids[:, 3] = -1
+    for extra in ({}, {"bias": bias}, {"soft_cap": 3.0, "scale": 0.5, "bias": bias}):
+        out = choice_logprobs(hidden, head, ids, normalise, backend=backend, **extra)
+        logits = hidden.astype(np.float64) @ head.T * extra.get("scale", 1.0) + extra.get("bias", 0.0)
+        logits = 3 * np.tanh(logits / 3) if "soft_cap" in extra else logits
+        chosen = np.where(ids >= 0, np.take_along_axis(logits, ids, axis=1), -np.inf)
+        over = logits if normalise == "vocab" else chosen
+        with np.errstate(divide="ignore"):
+            expected = chosen - np.log(np.exp(over).sum(axis=1, keepdims=True))
+        assert out.dtype == np.float32
+        assert out.shape == (rows, 5)
+        # Dots of 12 float32 products of size about 1 to 10, at most 24 units in the last place of 16.
+        assert np.allclose(out, expected, atol=2e-5, rtol=0)
+        assert (out[:, 3] == -np.inf).all()
+
+
+@pytest.mark.parametrize("backend", backends("choice_logprobs"))
+def test_choice_logprobs_half_precision(backend: str) -> None:
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 64, generator=random).to(torch.bfloat16)
+    head = (torch.randn(20_000, 64, generator=random) / 4).to(torch.bfloat16)
+    ids = torch.arange(6)
+    out = choice_logprobs(hidden, head, ids, backend=backend)
+    # Logits in the sum are rounded to 8 bits: 2^-9 of values up to 8, averaged; 0.02 leaves room.
+    assert np.allclose(out, choice_logprobs(hidden, head, ids, backend="ref"), atol=0.02, rtol=0)
+    assert (out <= 0).all()
+    exact = choice_logprobs(hidden, head, ids, "choices", backend=backend)
+    assert np.allclose(exact, choice_logprobs(hidden, head, ids, "choices", backend="ref"), atol=2e-5, rtol=0)
+    assert np.exp(exact).sum(axis=1) == pytest.approx(np.ones(9), abs=1e-5)
+
+
+def test_choice_logprobs_large_logits_do_not_overflow() -> None:
+    hidden, head = np.full((1, 4), 100.0, np.float32), np.diag(np.arange(4)).astype(np.float32)
+    for backend in ["ref", *backends("choice_logprobs")]:
+        out = choice_logprobs(hidden, head, np.array([3, 0]), backend=backend)
+        assert out.tolist() == [pytest.approx([0.0, -300.0], abs=1e-3)]
+
+
+def test_choice_logprobs_refuses() -> None:
+    hidden, head, ids = np.zeros((2, 3), np.float32), np.zeros((5, 3), np.float32), np.array([0, 4])
+    calls: list[tuple[Any, Any, Any, dict[str, Any]]] = [
+        (hidden[:, :2], head, ids, {}),
+        (hidden[0], head, ids, {}),
+        (hidden, head, np.array([5]), {}),
+        (hidden, head, np.array([-2]), {}),
+        (hidden, head, np.array([0.5]), {}),
+        (hidden, head, np.array([[0], [-1]]), {}),
+        (hidden, head, np.array([[0]]), {}),
+        (hidden * np.nan, head, ids, {}),
+        (hidden, head, ids, {"normalise": "labels"}),
+        (hidden, head, ids, {"bias": np.zeros(4)}),
+        (hidden, head, ids, {"soft_cap": 0.0}),
+    ]
+    for *arguments, options in calls:
+        with pytest.raises(ShapeError):
+            choice_logprobs(*arguments, **options)
+
+
+# --- dispatch --------------------------------------------------------------------------------------------------------
+
+
+def test_every_operation_has_a_case_and_every_backend_passes_it() -> None:
+    assert set(operations()) == set(CASES)
+    for op in operations():
+        for backend in ["ref", *backends(op)]:
+            assert check(CASES[op](np.random.default_rng(1)), backend) is None
+
+
+def test_a_backend_asked_for_by_name_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    logp, weights = np.zeros((1, 1, 2)), np.ones(1)
+    with pytest.raises(KernelError, match="allowed: auto, native"):
+        vote(logp, weights, backend="gpu")
+    with pytest.raises(KernelError, match="span_scores has no native implementation"):
+        span_scores(logp[0], logp[0], 1, backend="native")
+    with pytest.raises(KernelError, match="allowed: best_flat"):
+        available_backends("nothing")
+    monkeypatch.setattr(_dispatch, "_native_reason", lambda: "not built")
+    with pytest.raises(KernelError, match="cannot run: not built"):
+        vote(logp, weights, backend="native")
+    assert _dispatch.choose("vote").__name__ == "vote_numba"  # without a compiler numba takes over
+
+
+def test_environment_forces_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EL4NER_BACKEND", "ref")
+    for op in operations():
+        assert _dispatch.choose(op).__name__.endswith("_ref")
+    assert _dispatch.choose("vote", "numba").__name__ == "vote_numba"
+    monkeypatch.setenv("EL4NER_BACKEND", "fast")
+    with pytest.raises(KernelError, match="allowed: auto, ref"):
+        vote(np.zeros((1, 1, 2)), np.ones(1))
+
+
+def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    _dispatch._log_choice.cache_clear()
+    with caplog.at_level(logging.INFO, logger="el4ner.kernels._dispatch"):
+        for _ in range(3):
+            vote(np.zeros((1, 1, 2)), np.ones(1), backend="ref")
+    assert [record.message for record in caplog.records] == ["vote runs on backend ref (cpu)"]
+
+
+def test_backends_leave_no_output_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN (floats) or a mark (integers); nothing of it may come out."""
+    empty = np.empty
+
+    def marked(shape: Any, dtype: Any = float) -> np.ndarray:
+        out = empty(shape, dtype)
+        out[...] = np.nan if out.dtype.kind == "f" else -77
+        return out
+
+    monkeypatch.setattr(np, "empty", marked)
+    for op in operations():
+        case = CASES[op](np.random.default_rng(2))
+        for backend in backends(op):
+            for array in case.run(backend):
+                assert not np.isnan(array).any()
+                assert not (array == -77).any()
