@@ -16,8 +16,9 @@ import torch
 
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import FloatArray, TokenStates
+from el4ner.engines.batches import check_layers, length_batches
 from el4ner.engines.loading import choose_device, choose_dtype, load_errors, run_errors
-from el4ner.engines.states import check_layers, cut, find_blocks, length_batches, read_batch, token_states
+from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
 from el4ner.models import ResolvedModel, local_folder, resolve

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import Cache, DynamicLayer
 
+from el4ner.engines.batches import length_batches
 from el4ner.engines.chat import TokenIds
-from el4ner.engines.states import length_batches
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Per block the keys and values (H, T, D) of one chunk."""

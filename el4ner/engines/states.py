@@ -32,32 +32,6 @@ def find_blocks(backbone: Any) -> torch.nn.ModuleList:
     )
 
 
-def check_layers(layers: Sequence[int], n_layers: int) -> list[int]:
-    """The layers in ascending order, each once. Raises EngineError outside 0..n_layers."""
-    wanted = sorted(set(layers))
-    if not wanted or wanted[0] < 0 or wanted[-1] > n_layers:
-        raise EngineError(f"layers {list(layers)} asked for; choose from 0 (embeddings) to {n_layers}")
-    return wanted
-
-
-def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in batches of similar length whose padded size (rows x longest) stays within `budget` tokens.
-
-    A text longer than the budget gets a batch of its own; texts of length 0 are left out.
-    """
-    batches: list[list[int]] = []
-    batch: list[int] = []
-    # ties by index keep the batches the same whatever the sort does
-    for index in sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[index] > budget:
-            batches.append(batch)
-            batch = []
-        batch.append(index)
-    if batch:
-        batches.append(batch)
-    return batches
-
-
 @contextmanager
 def layer_capture(blocks: torch.nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
     """Inside, a forward pass fills the dict with layer -> (B, T, D) and ends by `_Deep` after the deepest layer."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
+from el4ner.engines.batches import check_layers, length_batches
 from el4ner.engines.chat import PromptRenderer
 from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
 from el4ner.engines.grammar import GrammarTokens, RowGrammar
@@ -16,7 +17,7 @@ from el4ner.engines.loading import load_model, run_errors
 from el4ner.engines.packing import Packing, check
 from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner
 from el4ner.engines.scoring import Budgets, ChoiceScorer, PlainScorer, Question
-from el4ner.engines.states import check_layers, cut, find_blocks, length_batches, read_batch, token_states
+from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
 
