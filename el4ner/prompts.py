@@ -163,7 +163,7 @@ def demonstration_block(demonstration: Demonstration) -> str:
     """One demonstration: its text, its entities as a list, and their types."""
     pairs = mentions(demonstration)
     lines = ["Text: " + escape_line(demonstration.text), "Entities: " + render_span_list(surfaces_of(pairs))]
-    lines.extend(f"{quoted(surface)} is a {verbalise(label)}" for surface, label in pairs)
+    lines.extend(f"{_type_line(surface)} {verbalise(label)}" for surface, label in pairs)
     return "\n".join(lines) + "\n\n"
 
 
@@ -185,12 +185,21 @@ def extraction_question(variant: Variant = "list") -> str:
 
 
 def classification_question(surface: str, variant: Variant = "list") -> str:
-    """Ends where a label name is to follow."""
+    """Ends where a label name is to follow, always in the form of the demonstrations, which small models copy."""
     return {
-        "list": f"{quoted(surface)} is a",
-        "ask": f"Which type of entity is {quoted(surface)} in this text?\nAnswer:",
-        "define": f"By the types above, or none of these, {quoted(surface)} is a",
-    }[variant]
+        "list": "",
+        "ask": "What is it in this text, one of the types or none of these?\n",
+        "define": "Compare it with the types as described above; none of these if none fits.\n",
+    }[variant] + _type_line(surface)
+
+
+def _type_line(surface: str) -> str:
+    """How a label is written and asked for.
+
+    On 15 to 23 sentences of WNUT17 dev with SmolLM2-135M this form named 9 of 17 gold labels, and "X is a" 12 of 26;
+    a question in plain words named 4 of 17.
+    """
+    return f"Type of {quoted(surface)}:"
 
 
 def verification_question(surface: str, label: str, variant: Variant = "list") -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, TokenStates
+from el4ner.engines import load_engine
+from el4ner.engines.base import Choose, Completion, Engine, FloatArray, Generate, Prompt, TokenStates
 from el4ner.errors import ConfigError
 from el4ner.prompts import CONTENT_FREE, VARIANTS, VERDICT_CHOICES
 from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span, Usage
@@ -133,7 +134,7 @@ def test_stages_share_their_prefix(variant: str) -> None:
 
 def test_vote_scores_labels_and_none() -> None:
     def score(prompt: str, choice: str) -> float:
-        return float('"Bob" is a' in prompt and choice == " place")
+        return float('Type of "Bob":' in prompt and choice == " place")
 
     engine = FakeEngine(score=score)
     asked = member(engine, calibrate=False)
@@ -270,3 +271,66 @@ def test_wrong_settings_say_what_is_allowed() -> None:
         MemberSettings(classify_by="guess")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_items=0"):
         MemberSettings(max_items=0)
+
+
+@pytest.fixture(scope="module")
+def smollm2(embedded: None) -> Engine:
+    return load_engine("embedded:smollm2", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def embedded_member(smollm2: Engine) -> PromptedMember:
+    return PromptedMember("real", smollm2, "list", LABELS)
+
+
+REAL = sentences("Ada Lovelace flew to Paris.", "It rained 😂 in İzmir and Ada saw Up.", "Nothing happened.")
+REAL_SHOWN = [[SHOWN], [SHOWN], []]
+REAL_SPANS = [[Span(0, 12), Span(21, 26)], [Span(15, 20), Span(25, 28), Span(33, 35)], [Span(0, 7)]]
+
+
+@pytest.mark.embedded
+def test_real_votes_are_distributions_and_do_not_depend_on_the_batch(embedded_member: PromptedMember) -> None:
+    together = embedded_member.classify(REAL, REAL_SHOWN, REAL_SPANS)
+    for voted, spans in zip(together, REAL_SPANS, strict=True):
+        assert voted.votes.shape == (len(spans), 4)
+        assert (voted.votes >= 0).all()
+        np.testing.assert_allclose(voted.votes.sum(axis=1), 1, atol=1e-5)
+        assert voted.usage.prompt_tokens > 0
+    assert not np.allclose(together[0].votes[0], together[0].votes[1], atol=1e-3)
+    for i in range(3):
+        part = slice(i, i + 1)
+        [alone] = embedded_member.classify(REAL[part], REAL_SHOWN[part], REAL_SPANS[part])
+        # fp32 sums in another order; decisions are rounded to 4 decimals
+        np.testing.assert_allclose(alone.votes, together[i].votes, atol=2e-5)
+        assert alone.usage == together[i].usage
+
+
+@pytest.mark.embedded
+def test_real_grounded_extraction_is_verbatim(embedded_member: PromptedMember) -> None:
+    together = embedded_member.extract(REAL, REAL_SHOWN)
+    for found in together:
+        assert found.absent == ()
+        assert found.prompt_tokens > 0
+    assert any(found.spans for found in together)
+    assert embedded_member.extract(REAL[1:2], REAL_SHOWN[1:2]) == together[1:2]
+
+
+@pytest.mark.embedded
+def test_real_verdicts_are_probabilities(embedded_member: PromptedMember) -> None:
+    claims = [[(span, "person") for span in spans] for spans in REAL_SPANS]
+    together = embedded_member.verify(REAL, REAL_SHOWN, claims)
+    assert all(0 < probability < 1 for own in together for probability in own)
+    [alone] = embedded_member.verify(REAL[:1], REAL_SHOWN[:1], claims[:1])
+    np.testing.assert_allclose(alone, together[0], atol=2e-5)
+
+
+@pytest.mark.embedded
+def test_real_paper_style_answers(smollm2: Engine) -> None:
+    asked = PromptedMember("real", smollm2, "list", LABELS, "paper")
+    for found in asked.extract(REAL[:1], REAL_SHOWN[:1]):
+        assert found.generated_tokens > 0
+        assert all(REAL[0].text[start:end].strip() for start, end in found.spans)
+    [votes] = asked.vote(REAL[:1], REAL_SHOWN[:1], REAL_SPANS[:1])
+    assert all(np.isnan(row).all() or sorted(row.tolist()) == [0, 0, 0, 1] for row in votes)
+    [verdicts] = asked.verify(REAL[:1], REAL_SHOWN[:1], [[(REAL_SPANS[0][0], "person")]])
+    assert np.isnan(verdicts[0]) or verdicts[0] in (0.0, 1.0)
