@@ -29,7 +29,8 @@ class Case:
 
 def _unit(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     vectors = random.normal(size=shape)
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def _offsets(random: np.random.Generator, sentences: int) -> NDArray[np.int64]:
