@@ -124,8 +124,8 @@ def doctor(as_json: bool) -> None:
     """Say what is installed, what works, and why the rest does not."""
     from el4ner.doctor import diagnose, render
 
-    facts = diagnose()
-    click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else render(facts))
+    diagnosis = diagnose()
+    click.echo(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2) if as_json else render(diagnosis))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Inputs: every line gives one record, with a message that names file, line, value and remedy. Outputs: nothing lost."""
+"""Inputs: a record for every line, messages with file, line, value and remedy. Outputs: nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_only_a_newline_ends_a_line(here: Path) -> None:
 
 
 def test_plain_text_is_a_text_a_line_unchanged(here: Path) -> None:
-    sentences = read(Path("x.txt"), '  Berlin \n\n{"text": "x"}\n'.encode() + b"caf\xe9\n")
+    sentences = read(Path("x.txt"), b'  Berlin \n\n{"text": "x"}\ncaf\xe9\n')
     assert [(s.id, s.text) for s in sentences] == [("1", "  Berlin "), ("3", '{"text": "x"}'), ("4", "caf\ufffd")]
     assert [s.error is None for s in sentences] == [True, True, False]
 
@@ -191,7 +192,7 @@ def test_stdin_is_jsonl(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.error == f'stdin:2: not JSON: "plain text" (Expecting value at column 1); {REMEDY}'
     assert not sys.stdin.closed
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    with pytest.raises(InputError, match="^stdin: is empty"):
+    with pytest.raises(InputError, match=r"^stdin: is empty"):
         list(read_inputs(["-"]))
     assert count_inputs(["-"]) is None
 
@@ -375,9 +376,13 @@ def test_file_appears_only_when_complete(tmp_path: Path) -> None:
 def test_a_broken_run_leaves_what_was_finished_under_another_name(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     output = OutputFile(path)
-    with pytest.raises(KeyboardInterrupt), output as stream:
-        write_predictions(stream, [Prediction("1", "a")])
+
+    def interrupted() -> Iterator[Prediction]:
+        yield Prediction("1", "a")
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), output as stream:
+        write_predictions(stream, interrupted())
     assert not path.exists()
     assert output.left_behind
     assert output.partial.parent == tmp_path

@@ -139,9 +139,9 @@ def test_bad_files(write, content: str, message: str | None) -> None:  # type: i
 def test_bad_json_and_bytes(write) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(LabelsError, match=r"^labels\.json:2: not JSON \(Expecting value\); correct it, or use YAML"):
         read_labels(write("[\nx]", "labels.json"))
-    with pytest.raises(LabelsError, match='^labels.json: label 1: unknown key "nam"; did you mean "name"'):
+    with pytest.raises(LabelsError, match=r'^labels\.json: label 1: unknown key "nam"; did you mean "name"'):
         read_labels(write('[{"nam": "a"}]', "labels.json"))
-    with pytest.raises(LabelsError, match='label 1: "name" is .* leave out line breaks, control characters'):
+    with pytest.raises(LabelsError, match=r'label 1: "name" is .* leave out line breaks, control characters'):
         read_labels(write('[{"name": "a\\ud800"}]', "labels.json"))
     with pytest.raises(LabelsError, match='label 1: label "a": its wording has a lone surrogate'):
         read_labels(write('[{"name": "a", "definition": "\\ud800"}]', "labels.json"))

@@ -44,7 +44,7 @@ def test_perfect_and_empty() -> None:
     gold = [record(ADA, LONDON)]
     perfect = evaluate(gold, gold)
     assert perfect.micro.f1 == perfect.macro.f1 == perfect.spans.f1 == 1.0
-    assert perfect.intervals == {name: (1.0, 1.0) for name in ("precision", "recall", "f1")}
+    assert perfect.intervals == dict.fromkeys(("precision", "recall", "f1"), (1.0, 1.0))
     nothing = evaluate([record()], [record()])
     assert nothing.micro.f1 == 0.0
     assert nothing.labels == {}
@@ -197,7 +197,7 @@ def perturbed(
 
 def compare_with_seqeval(cases: list[tuple[str, list[Span], list[LabelledSpan]]], seed: int) -> None:
     rng = random.Random(seed)
-    labels = sorted({entity.label for _, _, entities in cases for entity in entities}) + ["invented"]
+    labels = [*sorted({entity.label for _, _, entities in cases for entity in entities}), "invented"]
     gold, predicted, gold_tags, predicted_tags = [], [], [], []
     for number, (text, offsets, entities) in enumerate(cases):
         by_start = {span.start: index for index, span in enumerate(offsets)}

@@ -1,0 +1,505 @@
+"""The command line: what it makes of options, where it writes, how it ends. The pipeline is replaced by a small fake;
+`test_cli_real.py` runs the real one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from click.testing import CliRunner, Result
+
+from el4ner.cli import main
+from el4ner.config import Config
+from el4ner.errors import ConfigError, EngineError, ModelNotFoundError
+from el4ner.records import Entity, Prediction, Sentence
+
+KEYS = ["id", "text", "entities", "status", "error", "usage", "extra"]
+
+
+class FakeEl4ner:
+    """Finds "Berlin"; skips unusable sentences; does what a text that names a trouble asks for."""
+
+    configs: ClassVar[list[Config]] = []
+    prepared = 0
+
+    @classmethod
+    def from_config(cls, config: Config) -> FakeEl4ner:
+        cls.configs.append(config)
+        if config.members[0].source == "nowhere":
+            raise ModelNotFoundError("model 'nowhere' is unknown; name a folder")
+        return cls()
+
+    def predict_iter(self, sentences: Iterable[Sentence]) -> Iterator[Prediction]:
+        for sentence in sentences:
+            if sentence.error is not None:
+                yield Prediction(sentence.id, sentence.text, (), "skipped", sentence.error, extra=sentence.extra)
+                continue
+            if sentence.text == "interrupt":
+                raise KeyboardInterrupt
+            if sentence.text == "engine":
+                raise EngineError("out of memory: batch_size=16; choose a smaller one")
+            if sentence.text == "crash":
+                raise ZeroDivisionError("division\nby zero")
+            if sentence.text == "lose":
+                continue
+            at = sentence.text.find("Berlin")
+            entities = () if at < 0 else (Entity(at, at + 6, "Berlin", "place", 0.75),)
+            status = "truncated" if sentence.text == "long" else "ok"
+            yield Prediction(sentence.id, sentence.text, entities, status, extra=sentence.extra)
+
+    def report(self) -> dict[str, Any]:
+        return {"seconds": 1.5}
+
+    def prepare(self, progress: Any = None) -> None:
+        progress("reading states of 3 sentences")
+        type(self).prepared += 1
+
+
+@pytest.fixture(autouse=True)
+def pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeEl4ner]:
+    module = types.ModuleType("el4ner.pipeline")
+    module.El4ner = FakeEl4ner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "el4ner.pipeline", module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EL4NER_DEBUG", raising=False)
+    FakeEl4ner.configs, FakeEl4ner.prepared = [], 0
+    return FakeEl4ner
+
+
+def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(main, list(arguments), input=stdin)
+
+
+def records(output: str | bytes) -> list[dict[str, Any]]:
+    lines = output.split("\n") if isinstance(output, str) else output.decode().split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def write(name: str, *texts: str) -> str:
+    Path(name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return name
+
+
+# predict: records
+
+
+def test_records_go_to_stdout_in_order_and_nothing_else_does() -> None:
+    result = run("predict", write("a.jsonl", "in Berlin", "x"), write("b.jsonl", ""))
+    assert result.exit_code == 0
+    found = records(result.stdout)
+    assert [list(record) for record in found] == [KEYS] * 3
+    assert [(record["id"], record["text"]) for record in found] == [("1", "in Berlin"), ("2", "x"), ("1", "")]
+    assert found[0]["entities"][0]["text"] == "Berlin"
+    assert result.stderr.splitlines() == [
+        'el4ner: warning: b.jsonl:1: id "1" was used before, at a.jsonl:1; both records are kept, '
+        "give them different ids to tell their results apart"
+    ]
+    assert run("predict", "--quiet", "a.jsonl", "b.jsonl").stderr == ""
+
+
+def test_bad_records_are_skipped_and_end_with_three() -> None:
+    Path("x.jsonl").write_text('{"text": "Berlin"}\nnot json\n{"text": "long"}\n{"txt": 1}\n')
+    result = run("predict", "x.jsonl")
+    assert result.exit_code == 3
+    assert [record["status"] for record in records(result.stdout)] == ["ok", "skipped", "truncated", "skipped"]
+    assert records(result.stdout)[1]["error"].startswith('x.jsonl:2: not JSON: "not json" (')
+    assert result.stderr == ("el4ner: 3 of 4 records are not ok (2 skipped, 1 truncated); their `error` says why\n")
+
+
+def test_stdin_text_files_gzip_and_limit() -> None:
+    assert records(run("predict", "-", stdin='{"text": "Berlin"}\n').stdout)[0]["text"] == "Berlin"
+    Path("x.txt").write_text("one\n\ntwo\nthree\n")
+    assert [r["id"] for r in records(run("predict", "x.txt", "--limit", "2").stdout)] == ["1", "3"]
+    Path("x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "zipped"}\n'))
+    assert records(run("predict", "x.jsonl.gz").stdout)[0]["text"] == "zipped"
+
+
+def test_texts_on_the_command_line() -> None:
+    result = run("predict", "--text", "Berlin 🙂", "--text", "", "--text", "x", "--limit", "2")
+    assert result.exit_code == 0
+    assert [(r["id"], r["text"]) for r in records(result.stdout)] == [("1", "Berlin 🙂"), ("2", "")]
+    broken = run("predict", "--text", "caf\udce9")
+    assert broken.exit_code == 3
+    assert records(broken.stdout)[0]["error"].startswith(
+        '--text 1: "text" has a lone surrogate (\\udce9 at character 3)'
+    )
+
+
+def test_output_file_and_report() -> None:
+    write("x.jsonl", "Berlin", "y")
+    result = run("predict", "x.jsonl", "-o", "out.jsonl", "--report", "report.json")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert len(records(Path("out.jsonl").read_bytes())) == 2
+    assert json.loads(Path("report.json").read_text()) == {"seconds": 1.5}
+    assert sorted(path.name for path in Path().iterdir()) == ["out.jsonl", "report.json", "x.jsonl"]
+    assert records(run("predict", "x.jsonl", "-o", "-").stdout) == records(Path("out.jsonl").read_bytes())
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    write("x.jsonl", "Berlin", "y")
+    assert run("predict", "x.jsonl").stdout_bytes == run("predict", "x.jsonl").stdout_bytes
+
+
+# predict: options to settings
+
+
+def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) -> None:
+    run("predict", "--text", "x")
+    assert pipeline.configs == [Config()]
+    Path("settings.yaml").write_text("batch_size: 3\nseed: 5\n")
+    result = run(
+        *("predict", "--text", "x", "--config", "settings.yaml", "--examples", "pool.jsonl", "--labels", "labels.yaml"),
+        *("--members", "one=embedded:smollm2", "--members", "two=./folder", "--voters", "two, reading"),
+        *("--device", "cpu", "--dtype", "float32", "--seed", "7", "--min-score", "0.5", "--overlap", "nested"),
+    )
+    assert result.exit_code == 0, result.stderr
+    config = pipeline.configs[1]
+    assert (config.batch_size, config.seed, config.min_score, config.overlap) == (3, 7, 0.5, "nested")
+    assert (config.examples, config.labels, config.device, config.dtype) == (
+        "pool.jsonl",
+        "labels.yaml",
+        "cpu",
+        "float32",
+    )
+    assert [(member.name, member.source) for member in config.members] == [
+        ("one", "embedded:smollm2"),
+        ("two", "./folder"),
+    ]
+    assert config.voters == ("two", "reading")
+    run("predict", "--text", "x", "--preset", "paper", "--voters", "all", "--batch-size", "2")
+    assert (pipeline.configs[2].preset, pipeline.configs[2].voters, pipeline.configs[2].batch_size) == (
+        "paper",
+        "all",
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Error: no input; name a file, - for stdin, or give --text"),
+        (["--text", "x", "x.jsonl"], "Error: INPUT and --text exclude each other; give one of them"),
+        (["missing.jsonl"], "el4ner: error: missing.jsonl: no such file; check the path"),
+        (["empty.jsonl"], "el4ner: error: empty.jsonl: is empty; expected one record a line"),
+        (["blank.jsonl"], "el4ner: error: blank.jsonl: is empty; expected one record a line"),
+        (["folder"], "el4ner: error: folder: is a folder; name a file in it, or folder/*.jsonl for all of them"),
+        (["x.jsonl", "-o", "x.jsonl"], "Error: --output x.jsonl is also an input; choose another name"),
+        (["x.jsonl", "-o", "no/out.jsonl"], "el4ner: error: no/out.jsonl: the folder "),
+        (["x.jsonl", "-o", "folder"], "el4ner: error: folder: is a folder; name a file in it"),
+        (["x.jsonl", "--report", "no/r.json"], "el4ner: error: no/r.json: the folder "),
+        (["x.jsonl", "--preset", "best"], "Error: Invalid value for '--preset': 'best' is not one of"),
+        (["x.jsonl", "--limit", "0"], "Error: Invalid value for '--limit': 0 is not in the range x>=1."),
+        (["x.jsonl", "--min-score", "2"], "el4ner: error: "),
+        (["x.jsonl", "--min-score", "nan"], "el4ner: error: "),
+        (["x.jsonl", "--device", "gpu"], "el4ner: error: "),
+        (["x.jsonl", "--members", "nameless"], "el4ner: error: "),
+        (["x.jsonl", "--members", "a=nowhere"], "el4ner: error: model 'nowhere' is unknown; name a folder"),
+        (["x.jsonl", "--voters", "a,,b"], "el4ner: error: "),
+        (["x.jsonl", "--config", "missing.yaml"], "el4ner: error: "),
+        (["x.jsonl", "--colour", "red"], "Error: No such option"),
+    ],
+)
+def test_usage_errors_end_with_two_and_one_line(arguments: list[str], message: str) -> None:
+    write("x.jsonl", "Berlin")
+    Path("empty.jsonl").touch()
+    Path("blank.jsonl").write_text("\n\n")
+    Path("folder").mkdir()
+    result = run("predict", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(message)
+    assert len(last) > len("el4ner: error: ")
+    assert "Traceback" not in result.stderr
+    assert not list(Path().glob("*.partial"))
+
+
+def test_settings_errors_are_raised_before_models_are_loaded(pipeline: type[FakeEl4ner]) -> None:
+    Path("settings.yaml").write_text("batchsize: 3\n")
+    result = run("predict", "--text", "x", "--config", "settings.yaml")
+    assert result.exit_code == ConfigError.exit_code == 2
+    assert "batchsize" in result.stderr
+    assert pipeline.configs == []
+
+
+# predict: how it ends
+
+
+def test_an_engine_error_keeps_what_was_finished() -> None:
+    write("x.jsonl", "Berlin", "engine")
+    result = run("predict", "x.jsonl", "-o", "out.jsonl")
+    assert result.exit_code == 1
+    (partial,) = Path().glob("out.jsonl.*.partial")
+    assert result.stderr == (
+        f"el4ner: what was finished is in {partial.resolve()}\n"
+        "el4ner: error: out of memory: batch_size=16; choose a smaller one\n"
+    )
+    assert not Path("out.jsonl").exists()
+    assert len(records(partial.read_bytes())) == 1
+    assert len(records(run("predict", "x.jsonl").stdout)) == 1
+
+
+def test_an_interrupted_run_ends_with_130() -> None:
+    result = run("predict", write("x.jsonl", "Berlin", "interrupt", "y"))
+    assert result.exit_code == 130
+    assert result.stderr == "el4ner: interrupted\n"
+    assert len(records(result.stdout)) == 1
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("x.jsonl", "crash")
+    result = run("predict", "x.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "el4ner: error: unexpected ZeroDivisionError: division by zero; run with EL4NER_DEBUG=1 for the traceback\n"
+    )
+    monkeypatch.setenv("EL4NER_DEBUG", "1")
+    result = run("predict", "x.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("el4ner: error: unexpected ZeroDivisionError: division by zero\n")
+
+
+def test_a_lost_record_is_noticed() -> None:
+    result = run("predict", write("x.jsonl", "a", "lose", "b"))
+    assert result.exit_code == 1
+    assert "3 records went in but 2 came out" in result.stderr
+
+
+# pool, evaluate, show, doctor, download
+
+
+def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner]) -> None:
+    result = run("pool", "build", "--examples", "pool.jsonl", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert pipeline.prepared == 1
+    assert pipeline.configs == [Config(examples="pool.jsonl", device="cpu")]
+    assert result.stderr.splitlines() == ["el4ner: reading states of 3 sentences", "el4ner: the pool is ready"]
+    assert run("pool", "build", "--quiet").stderr == ""
+
+
+def test_pool_check_counts_and_lists_every_problem() -> None:
+    Path("pool.jsonl").write_text(
+        '{"text": "human IL-2 gene", "entities": [{"start": 0, "end": 15, "label": "dna"}, '
+        '{"start": 6, "end": 10, "label": "protein"}, {"start": 11, "end": 15, "label": "protein"}]}\n'
+        '{"text": "x", "entities": []}\n{"text": "x", "entities": [{"start": 0, "end": 1, "label": "dna"}]}\n'
+    )
+    result = run("pool", "check", "pool.jsonl")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split(maxsplit=1) for line in result.stdout.splitlines() if line] == [
+        ["3", "sentences"],
+        ["1", "without entities"],
+        ["4", "entities"],
+        ["2", "inside another"],
+        ["0", "crossing another"],
+        ["1", "repeated texts"],
+        ["1", "texts with conflicting entities"],
+        ["entities", "label"],
+        ["2", "dna"],
+        ["2", "protein"],
+    ]
+    with Path("pool.jsonl").open("a") as stream:
+        stream.write('oops\n{"text": "x", "entities": [{"start": 0, "end": 5, "label": "dna"}]}\n')
+    result = run("pool", "check", "pool.jsonl")
+    assert result.exit_code == 1
+    first, second, last = result.stderr.splitlines()
+    assert first.startswith("el4ner: pool.jsonl:4: not JSON")
+    assert second.startswith("el4ner: pool.jsonl:5: entity 1 spans [0:5] of a text of 1 characters")
+    assert last == "el4ner: error: pool.jsonl: 2 lines are wrong; correct them"
+    assert run("pool", "check", "missing.jsonl").exit_code == 2
+
+
+def test_evaluate_tables_and_json() -> None:
+    Path("gold.jsonl").write_text(
+        '{"text": "in Berlin", "entities": [{"start": 3, "end": 9, "label": "place"}]}\n'
+        '{"text": "Ada", "entities": [{"start": 0, "end": 3, "label": "[red]x"}]}\n'
+    )
+    write("in.jsonl", "in Berlin")
+    run("predict", "in.jsonl", "-o", "pred.jsonl")
+    result = run("evaluate", "gold.jsonl", "pred.jsonl", "--bootstrap", "200")
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = {line[:16].strip(): line.split()[-6:] for line in result.stdout.splitlines()}
+    assert rows["place"] == ["1.0000", "1.0000", "1.0000", "1", "1", "1"]
+    assert rows["[red]x"][2] == "0.0000"
+    assert rows["micro (strict)"] == ["1.0000", "0.5000", "0.6667", "2", "1", "1"]
+    assert "1 gold records without prediction (their entities count as missed)" in result.stdout
+    scores = json.loads(run("evaluate", "gold.jsonl", "pred.jsonl", "--json").stdout)
+    assert scores["micro"]["f1"] == pytest.approx(2 / 3)
+    assert len(scores["micro"]["intervals"]["f1"]) == 2
+    assert scores["problems"]["lost_records"] == 1
+    assert (
+        "intervals"
+        not in json.loads(run("evaluate", "gold.jsonl", "pred.jsonl", "--json", "--bootstrap", "0").stdout)["micro"]
+    )
+    Path("gold.jsonl").write_text('{"text": "a", "entities": [{"start": 0, "end": 2, "label": "l"}]}\n')
+    bad = run("evaluate", "gold.jsonl", "pred.jsonl")
+    assert (bad.exit_code, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("el4ner: error: gold.jsonl:1: entity 1 spans [0:2] of a text of 1 characters")
+
+
+def test_show_is_readable_and_inert() -> None:
+    listed = [
+        {"start": 0, "end": 15, "label": "dna", "score": 0.5},
+        {"start": 6, "end": 10, "label": "protein"},
+        {"start": 11, "end": 19, "label": "x"},
+        {"start": 3, "end": 99, "label": "y"},
+    ]
+    lines = [
+        {"id": "a", "text": "human IL-2 gene \x1b[31mred\n", "entities": listed, "status": "ok"},
+        {"id": "b", "text": "long", "entities": [], "status": "truncated", "error": "cut at 3"},
+        {"id": "c", "text": "[bold]:smile:", "entities": []},
+    ]
+    Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run("show", "p.jsonl")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        r"a  [human [IL-2](protein) gene](dna 0.50) \x1b[31mred\n",
+        "  also [not in the text: 3:99](y)",
+        r"  also [gene \x1b[3](x)",
+        "b  truncated: cut at 3",
+        "  long",
+        "c  [bold]:smile:",
+    ]
+    assert run("show", "missing.jsonl").exit_code == 2
+
+
+def test_doctor_and_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    from el4ner import doctor, models
+
+    class Diagnosis:
+        def to_dict(self) -> dict[str, str]:
+            return {"python": "3.x"}
+
+    calls: list[tuple[str, bool]] = []
+
+    def download(what: str, *, from_hub: bool, report: Any) -> list[Any]:
+        report("smollm2: here")
+        calls.append((what, from_hub))
+        return []
+
+    monkeypatch.setattr(doctor, "diagnose", Diagnosis)
+    monkeypatch.setattr(doctor, "render", lambda diagnosis: "all is well")
+    monkeypatch.setattr(models, "download", download)
+    assert run("doctor").stdout == "all is well\n"
+    assert json.loads(run("doctor", "--json").stdout) == {"python": "3.x"}
+    result = run("download", "embedded", "--from-hub")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "smollm2: here\n")
+    assert calls == [("embedded", True)]
+    monkeypatch.undo()
+    assert run("download", "everything").exit_code == 2
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout.startswith("el4ner ")
+    for command in ([], ["predict"], ["evaluate"], ["show"], ["doctor"], ["download"], ["pool"], ["pool", "check"]):
+        assert run(*command, "--help").exit_code == 0
+    assert run("pridict").exit_code == 2
+
+
+# In a process of its own: pipes, signals, terminals
+
+FAKE = """
+import sys, time, types
+from el4ner.records import Prediction
+class El4ner:
+    @classmethod
+    def from_config(cls, config): return cls()
+    def predict_iter(self, sentences):
+        for sentence in sentences:
+            if sentence.text == "wait": time.sleep(60)
+            yield Prediction(sentence.id, sentence.text)
+sys.modules["el4ner.pipeline"] = module = types.ModuleType("el4ner.pipeline")
+module.El4ner = El4ner
+from el4ner.cli import main
+main()
+"""
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "TERM": "xterm", "COLUMNS": "80"}
+    command = [sys.executable, "-c", FAKE, *arguments]
+    return subprocess.Popen(command, env=environment, **{"stderr": subprocess.PIPE, **options})  # type: ignore[arg-type]
+
+
+def test_records_are_streamed_and_ctrl_c_keeps_them() -> None:
+    write("x.jsonl", "a", "b", "wait")
+    with start("predict", "x.jsonl", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert [json.loads(process.stdout.readline())["text"] for _ in range(2)] == ["a", "b"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == b"el4ner: interrupted\n"
+        assert process.stdout.read() == b""
+
+
+def test_ctrl_c_with_an_output_file_names_the_part() -> None:
+    write("x.jsonl", "a", "wait")
+    with start("predict", "x.jsonl", "-o", "out.jsonl.gz", stdout=subprocess.PIPE) as process:
+        while not list(Path().glob("*.partial")):
+            assert process.poll() is None
+        # The partial file exists once the run has begun; give it the moment it needs to reach the sleeping record.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        (partial,) = Path().glob("*.partial")
+        assert partial.name in process.stderr.read().decode()
+    assert len(records(gzip.decompress(partial.read_bytes()))) == 1
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    write("x.jsonl", *["long text " * 100] * 2000)
+    with start("predict", "x.jsonl", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(30) == 1
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_progress_bar_with_rate_on_a_terminal_only() -> None:
+    import pty
+
+    write("x.jsonl", *["t"] * 30)
+    Path("x.jsonl").write_text(Path("x.jsonl").read_text() + '{"id": "1", "text": "t"}\n')
+    leader, follower = pty.openpty()
+    with start("predict", "x.jsonl", stdout=subprocess.PIPE, stderr=follower) as process:
+        assert process.stdout is not None
+        assert len(records(process.stdout.read())) == 31
+        assert process.wait(30) == 0
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 65536):
+            shown += chunk
+    except OSError:
+        assert shown, "Linux reports the end of a pseudo-terminal as an error"
+    os.close(leader)
+    assert b"31/31" in shown
+    assert b"/s" in shown
+    assert b"warning: x.jsonl:31: id" in shown
+
+
+def test_the_installed_command_imports_no_torch_for_help_and_bad_usage() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom el4ner.cli import main\n"
+        "for a in (['--help'], ['predict', '--help'], ['predict', 'missing.jsonl'], ['show', 'missing.jsonl']):\n"
+        "    CliRunner().invoke(main, a)\n"
+        "print([name for name in ('torch', 'transformers', 'numba') if name in sys.modules])\n"
+    )
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert result.stdout == "[]\n"
