@@ -8,6 +8,7 @@ lie beside it; a copy that does not match them is built again.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
 import json
 import shutil
@@ -58,9 +59,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _major() -> str:
-    import transformers
-
-    return transformers.__version__.partition(".")[0]
+    # asked of the metadata, because importing transformers takes seconds
+    return importlib.metadata.version("transformers").partition(".")[0]
 
 
 def copy_folder(sha256: str) -> Path:

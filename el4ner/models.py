@@ -121,7 +121,7 @@ def resolve(source: str) -> ResolvedModel:
     if re.match(r"https?://", source):
         return ResolvedModel("server", source, source)
     path = Path(source).expanduser()
-    if path.exists():
+    if source and path.exists():
         return _resolve_path(source, path)
     looks_like_path = (
         source.startswith((".", "/", "~")) or source.endswith(".gguf") or (os.sep == "\\" and "\\" in source)
