@@ -196,8 +196,8 @@ def classification_question(surface: str, variant: Variant = "list") -> str:
 def _type_line(surface: str) -> str:
     """How a label is written and asked for.
 
-    On 15 to 23 sentences of WNUT17 dev with SmolLM2-135M this form named 9 of 17 gold labels, and "X is a" 12 of 26;
-    a question in plain words named 4 of 17.
+    With SmolLM2-135M, four demonstrations and 74 gold spans of WNUT17 dev, uncalibrated: "list" names 45% of the
+    labels, "define" 22%, "ask" 18%, where always saying "person" would name 58%. Calibration lowers all three.
     """
     return f"Type of {quoted(surface)}:"
 
