@@ -121,7 +121,7 @@ class BatchDecoder:
                 # finished rows are dropped once half the batch is idle: dropping copies the memory of the others
                 if 2 * len(going) <= len(live):
                     kept = torch.tensor(going)
-                    for layer in state.cache.layers:
+                    for layer in state.layers:
                         layer.keep(kept.to(state.hidden.device))
                     live = [live[row] for row in going]
                     tokens, visible, positions = tokens[kept], visible[kept], positions[kept]

@@ -46,7 +46,6 @@ class SentenceEncoder:
         self.name = source
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        self._vectors: dict[str, FloatArray] = {}
         folder = _checked_folder(resolved)
         layout = _standard_layout(folder)
         if implementation == "auto":
@@ -92,7 +91,9 @@ class SentenceEncoder:
         self._tokens = TextTokens(self.tokenizer)
         self._blocks = find_blocks(self.model)
         self._special = _special_frame(self.tokenizer)
-        self._positions = int(getattr(self.model.config, "max_position_embeddings", 512))
+        # RoBERTa-like models have two positions more than tokens; their tokenizer knows the number of tokens
+        known = (getattr(self.model.config, "max_position_embeddings", 512), self.tokenizer.model_max_length)
+        self._positions = int(min(known))
         self._limit = self._positions
 
     @property

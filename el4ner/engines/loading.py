@@ -99,7 +99,9 @@ def _load(resolved: ResolvedModel, device: torch.device, dtype: torch.dtype) -> 
         options["revision"] = resolved.identity
     with load_errors(resolved), quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, **options
+        )
         model = model.to(device).eval()
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"model {resolved.name!r} has no fast tokenizer; el4ner needs one for character offsets")

@@ -105,8 +105,11 @@ class _BufferLayer(DynamicLayer):
     transformers' own layer copies everything it holds whenever a token is added.
     """
 
+    keys: torch.Tensor  # None only until the first update
+    values: torch.Tensor
+
     def __init__(self, prefixes: list[Layers], prefix_width: int, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._prefixes = prefixes
         self._width = prefix_width
         self._capacity = capacity
@@ -158,6 +161,7 @@ class Continued:
 
     hidden: torch.Tensor
     cache: Cache
+    layers: list[_BufferLayer]
     prefix_width: int
     width: int
 
@@ -211,7 +215,7 @@ class PrefixRunner:
             )
             for n in range(self._n_layers)
         ]
-        cache = Cache(layers=layers)
+        cache = Cache(layers=list(layers))
         with torch.inference_mode():
             hidden = self._backbone(
                 input_ids=ids.to(self._device),
@@ -220,7 +224,7 @@ class PrefixRunner:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        return Continued(hidden, cache, prefix_width, width)
+        return Continued(hidden, cache, layers, prefix_width, width)
 
     def step(
         self, state: Continued, tokens: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor
@@ -229,7 +233,7 @@ class PrefixRunner:
 
         visible (B, C) bool: which columns of the memory each row may look at, the new one included.
         """
-        columns = state.cache.get_seq_length() + 1
+        columns = state.layers[0].get_seq_length() + 1
         with torch.inference_mode():
             hidden: torch.Tensor = self._backbone(
                 input_ids=tokens[:, None].to(self._device),
@@ -334,7 +338,7 @@ def _chunk(done: Continued, position: int, row: Row, key: tuple[int, ...]) -> Ch
     start, end = done.prefix_width, done.prefix_width + len(row.tokens)
     layers = [
         (layer.keys[position, :, start:end].clone(), layer.values[position, :, start:end].clone())
-        for layer in done.cache.layers
+        for layer in done.layers
     ]
     size = sum(keys.nbytes + values.nbytes for keys, values in layers)
     return Chunk(tuple(row.tokens), row.prefix, layers, row.start + len(row.tokens), key, size)

@@ -187,7 +187,9 @@ class PlainScorer:
         """Logits (last, V) f64 behind the last tokens of `ids`."""
         keep = {"logits_to_keep": last} if self._keeps else {}
         with torch.inference_mode():
-            logits = self._model(input_ids=torch.tensor([ids], device=self._device), use_cache=False, **keep).logits
+            logits: torch.Tensor = self._model(
+                input_ids=torch.tensor([ids], device=self._device), use_cache=False, **keep
+            ).logits
         return logits[0, -last:].double().cpu()
 
 
