@@ -80,9 +80,7 @@ class Usage:
     generated_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens, self.generated_tokens + other.generated_tokens
-        )
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.generated_tokens + other.generated_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +109,7 @@ class Entity:
             "text": self.text,
             "label": self.label,
             "score": round(self.score, 4),
-            "votes": {
-                member: {label: round(p, 4) for label, p in vote.items()}
-                for member, vote in self.votes.items()
-            },
+            "votes": {member: {label: round(p, 4) for label, p in vote.items()} for member, vote in self.votes.items()},
             "proposed_by": list(self.proposed_by),
             "verified": None if self.verified is None else round(self.verified, 4),
         }

@@ -23,6 +23,4 @@ class Voter(Protocol):
     name: str
     labels: tuple[str, ...]
 
-    def vote(
-        self, sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]]
-    ) -> list[FloatArray]: ...
+    def vote(self, sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]]) -> list[FloatArray]: ...

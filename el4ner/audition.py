@@ -1,0 +1,230 @@
+"""The audition: are prompted members worth asking? Tried on pool sentences that their demonstrations leave out.
+
+First on a few sentences; members whose votes do not make those more probable are not asked (unless all are asked for).
+Those that pass are stacked on a larger sample, beside what the cheap voters already have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from el4ner.cache import content_key
+from el4ner.config import fingerprint
+from el4ner.engines.base import FloatArray
+from el4ner.prompts import PROMPT_VERSION
+from el4ner.records import Candidate, Sentence, Span, Usage
+from el4ner.stages.classify import EVIDENCE, evidence_of, member_votes, worth_asking
+from el4ner.stages.extract import Extracted, unite
+from el4ner.stages.retrieve import Retrieved, input_spans
+from el4ner.stages.team import Team
+from el4ner.voters.stacking import Stack, fit_stack, log_loss, start_stack
+
+if TYPE_CHECKING:
+    from el4ner.preparation import Examined, Preparation
+
+_STANDARD_ERRORS = 1.0
+"""Gain in log-probability that a member must show, in standard errors over sentences."""
+
+
+def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
+    """Stacks the prompted members on a sample of the pool, or decides not to ask them."""
+    config = preparation.config
+    wanted = preparation.wanted_members()
+    cheap = team.asked
+    team.members = preparation.members(team.pool, wanted)
+    team.retriever = preparation.retriever(team.pool)
+    team.asked = (*cheap, *(member.name for member in team.members))
+    trial = team.pool.sample(config.stack.audition)
+    if config.voters == "auto" and cheap:
+        preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
+        asked = ask(preparation, team, examined, trial)
+        gain, error = cross_validated_gain(team, asked, trial)
+        preparation.facts["audition of the members"] = {
+            "sentences": len(trial), "gain in log-probability per sentence": round(gain, 4),
+            "standard error": round(error, 4),
+        }  # fmt: skip
+        if gain <= _STANDARD_ERRORS * error:
+            team.asked = cheap
+            preparation.notes.append(
+                f"prompted members bring nothing on {len(trial)} pool sentences ({gain:+.3f} in log-probability a "
+                f"sentence, standard error {error:.3f}) and are not asked; --voters all asks them"
+            )
+            return
+    sample = team.pool.sample(config.stack.sample)
+    preparation.progress(f"stacking the prompted members on {len(sample)} pool sentences")
+    asked = ask(preparation, team, examined, sample)
+    start = start_stack(team.asked, len(team.labels) + 1, len(EVIDENCE), team.base)
+    team.stack = fit_stack(start, *asked.rows(team.asked))
+    if not cheap:
+        team.threshold = config.min_score if config.min_score is not None else 0.3
+        preparation.facts["calibrated"] = True
+    team.verifier = preparation.verifier(team)
+    if team.verifier is not None and config.verify.by == "choice":
+        team.verifier_weights = fit_verifier(team, asked, sample)
+        preparation.facts["verifier's weights"] = [round(weight, 4) for weight in team.verifier_weights]
+
+
+class Asked:
+    """What everybody says about the candidates of some pool sentences, the members' own proposals included."""
+
+    def __init__(
+        self, sentences: Sequence[Sentence], retrieved: Retrieved, candidates: Sequence[Sequence[Candidate]],
+        votes: dict[str, list[FloatArray]], evidence: Sequence[FloatArray], truth: Sequence[np.ndarray],
+    ) -> None:  # fmt: skip
+        self.sentences, self.retrieved, self.candidates = sentences, retrieved, candidates
+        self.votes, self.evidence, self.truth = votes, evidence, truth
+
+    def rows(
+        self, voters: Sequence[str], chosen: Sequence[int] | None = None
+    ) -> tuple[list[FloatArray], FloatArray, np.ndarray]:
+        """Votes, evidence and truth, one row a candidate, of all or some of the sentences."""
+        own = range(len(self.sentences)) if chosen is None else chosen
+        votes = [np.concatenate([self.votes[name][i] for i in own]) for name in voters]
+        return votes, np.concatenate([self.evidence[i] for i in own]), np.concatenate([self.truth[i] for i in own])
+
+
+def ask(preparation: Preparation, team: Team, examined: Examined, chosen: Sequence[int]) -> Asked:
+    """Members list and vote on pool sentences, shown demonstrations of other folds only. Replies are cached."""
+    pool, config = team.pool, team.config
+    sentences = pool.as_sentences(chosen)
+    folds = [pool.folds[s] for s in chosen]
+    members = team.asked_members
+    assert team.retriever is not None
+    spans, _ = input_spans(sentences, team)
+    shown = Retrieved(tuple(team.retriever.find(sentences, spans, folds)), (Usage(),) * len(sentences))
+    key = content_key(
+        "audition", PROMPT_VERSION, [(m.name, m.engine.source, m.variant) for m in members], pool.content, list(chosen),
+        fingerprint(config, "preset", "encoder", "retrieve", "extract", "classify", "reading", "retrieval", "stack",
+                    "max_prompt_tokens", "seed", "dtype", "voters"), list(team.base.voters) if team.base else [],
+    )  # fmt: skip
+    stored = preparation.cache.get(key)
+    lists: dict[str, list[list[Span]]] = {}
+    if stored is None:
+        for member in members:
+            replies = member.extract(sentences, shown.demonstrations) if config.extract.members else []
+            lists[member.name] = [list(reply.spans) for reply in replies] or [[] for _ in sentences]
+    else:
+        lists = {m.name: _unflatten(stored[f"{m.name} spans"], len(sentences)) for m in members}
+    candidates = [
+        _with_lists(examined.candidates[s], {name: own[i] for name, own in lists.items()}) for i, s in enumerate(chosen)
+    ]
+    names = [member.name for member in members]
+    evidence = [evidence_of(s, own, names) for s, own in zip(sentences, candidates, strict=True)]
+    votes = _cheap_rows(team, examined, chosen, sentences, candidates, folds)
+    extracted = Extracted(tuple(candidates), (Usage(),) * len(sentences), (None,) * len(sentences))
+    if stored is None:
+        worth = [worth_asking(i, own, votes, evidence[i], team) for i, own in enumerate(candidates)]
+        prompted, _ = member_votes(sentences, shown, extracted, worth, team)
+        arrays = {f"{name} votes": np.concatenate(rows) for name, rows in prompted.items()}
+        preparation.cache.put(key, arrays | {f"{name} spans": _flatten(own) for name, own in lists.items()})
+    else:
+        borders = np.cumsum([0, *(len(own) for own in candidates)])
+        prompted = {
+            name: [stored[f"{name} votes"][a:b] for a, b in zip(borders[:-1], borders[1:], strict=True)]
+            for name in names
+        }
+    index = {label: position for position, label in enumerate(team.labels)}
+    truth = []
+    for s, own in zip(chosen, candidates, strict=True):
+        gold = {entity.span: index[entity.label] for entity in pool.sentences[s].entities}
+        truth.append(np.array([gold.get(c.span, len(index)) for c in own], dtype=np.int64))
+    return Asked(sentences, shown, candidates, votes | prompted, evidence, truth)
+
+
+def _with_lists(candidates: Sequence[Candidate], lists: dict[str, list[Span]]) -> tuple[Candidate, ...]:
+    proposals: list[tuple[str, Sequence[Span]]] = [(name, own) for name, own in lists.items()]
+    for candidate in candidates:
+        proposals += [(name, [candidate.span]) for name in candidate.proposed_by]
+    return unite(proposals)
+
+
+def _cheap_rows(
+    team: Team, examined: Examined, chosen: Sequence[int], sentences: Sequence[Sentence],
+    candidates: Sequence[Sequence[Candidate]], folds: Sequence[int],
+) -> dict[str, list[FloatArray]]:  # fmt: skip
+    """The cheap voters' out-of-fold votes; on spans that only members list, reading abstains and retrieval votes."""
+    votes: dict[str, list[FloatArray]] = {}
+    n_columns = len(team.labels) + 1
+    for name in team.base.voters if team.base is not None else ():
+        if team.retrieval is not None and name == team.retrieval.name:
+            spans = [[c.span for c in own] for own in candidates]
+            votes[name] = team.retrieval.vote(sentences, spans, exclude_folds=folds)
+            continue
+        votes[name] = []
+        for s, own in zip(chosen, candidates, strict=True):
+            known = {c.span: row for c, row in zip(examined.candidates[s], examined.votes[name][s], strict=True)}
+            silent = np.full(n_columns, 0.01 / max(n_columns - 1, 1), dtype=np.float32)
+            silent[-1] = 0.99  # below the floor at which reading proposes: it takes the span for no entity
+            rows = [known.get(c.span, silent) for c in own]
+            votes[name].append(np.stack(rows) if rows else np.zeros((0, n_columns), np.float32))
+    return votes
+
+
+def cross_validated_gain(team: Team, asked: Asked, chosen: Sequence[int]) -> tuple[float, float]:
+    """Mean gain in log-probability a sentence from asking the members, and its standard error, by folds of the trial."""
+    base_voters = team.base.voters if team.base is not None else ()
+    before = start_stack(base_voters, len(team.labels) + 1, len(EVIDENCE), team.base)
+    after = start_stack(team.asked, len(team.labels) + 1, len(EVIDENCE), team.base)
+    folds = [team.pool.folds[s] for s in chosen]
+    gains = np.zeros(len(chosen))
+    for fold in sorted(set(folds)):
+        inside = [i for i, own in enumerate(folds) if own != fold]
+        outside = [i for i, own in enumerate(folds) if own == fold]
+        for sign, start in ((-1.0, before), (1.0, after)):
+            stack = fit_stack(start, *asked.rows(start.voters, inside)) if inside else start
+            for i in outside:
+                gains[i] += sign * _log_probability(stack, asked, i)
+    return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("inf")
+
+
+def _log_probability(stack: Stack, asked: Asked, i: int) -> float:
+    votes, evidence, truth = asked.rows(stack.voters, [i])
+    return -log_loss(stack.probabilities(votes, evidence), truth) * len(truth)
+
+
+def fit_verifier(team: Team, asked: Asked, chosen: Sequence[int]) -> tuple[float, float, float]:
+    """Weights of score, verdict and constant in the verified score, by logistic regression on the sample.
+
+    The penalty pulls towards (1, 0, 0), a verifier that changes nothing.
+    """
+    assert team.verifier is not None and team.stack is not None
+    claims: list[list[tuple[Span, str]]] = []
+    scores: list[float] = []
+    right: list[float] = []
+    for i, own in enumerate(asked.candidates):
+        votes, evidence, truth = asked.rows(team.asked, [i])
+        found = team.stack.probabilities(votes, evidence)
+        claimed = []
+        for candidate, row, label in zip(own, found, truth, strict=True):
+            best = int(row[:-1].argmax())
+            if row[best] >= team.threshold / 2:
+                claimed.append((candidate.span, team.labels[best]))
+                scores.append(float(row[best]))
+                right.append(float(best == label))
+        claims.append(claimed)
+    judged = team.verifier.judge(asked.sentences, asked.retrieved.demonstrations, claims)
+    verdicts = [p for own in judged for p in own.probabilities]
+    return _logistic(np.array(scores), np.nan_to_num(np.array(verdicts), nan=0.5), np.array(right))
+
+
+def _logistic(scores: np.ndarray, verdicts: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
+    """Newton's method on three weights with penalty 1 around (1, 0, 0)."""
+    from el4ner.decoding import log_odds
+
+    if not len(scores):
+        return 1.0, 0.0, 0.0
+    design = np.stack([log_odds(scores), log_odds(verdicts), np.ones(len(scores))], axis=1)
+    origin = np.array([1.0, 0.0, 0.0])
+    weights = origin.copy()
+    for _ in range(50):
+        p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (p - right) + 2 * (weights - origin)
+        curvature = design.T @ (design * (p * (1 - p))[:, None]) + 2 * np.eye(3)
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights - step
+        if float(np.abs(step).max()) < 1e-9:
+            break
+    return float(weights[0]), float(weights[1]), float(weights[2])

@@ -1,0 +1,292 @@
+"""Settings: one frozen class per part, checked when made; unknown keys are errors.
+
+Precedence: command line > configuration file > preset. `preset: paper` changes only what `PAPER` below names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from el4ner.errors import ConfigError
+
+Variant = Literal["list", "ask", "define"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class MemberConfig(_Settings):
+    """A member: a model and the wording of its questions."""
+
+    name: str = Field(pattern=r"^[a-z0-9._-]+$")
+    source: str = Field(min_length=1)
+    variant: Variant = "list"
+
+
+class RetrieveConfig(_Settings):
+    """Stage 1, demonstrations by span similarity.
+
+    spans: whose spans of the input are compared: "members" asks every member zero-shot, as published; "proposers"
+    takes noun phrases and pool strings, which costs no generation. On the pool side the spans are the gold entities,
+    as in the public re-implementation. pos_of: the word whose part of speech weighs a span.
+    """
+
+    k: int = Field(4, ge=0, le=64)
+    spans: Literal["members", "proposers"] = "proposers"
+    pos_of: Literal["first", "max", "last"] = "max"
+
+
+class ExtractConfig(_Settings):
+    """Stage 2, candidate spans. Every switch is one proposer; `grounded` keeps members to substrings of the text.
+
+    reading_floor: the reading voter proposes spans whose probability of being an entity is at least this.
+    phrase_floor: where a reading voter is asked, noun phrases that all of them give less than this are not pursued.
+    """
+
+    members: bool = True
+    grounded: bool = True
+    noun_phrases: bool = True
+    pool_strings: bool = True
+    reading: bool = True
+    reading_floor: float = Field(0.02, gt=0, lt=1)
+    phrase_floor: float = Field(0.01, ge=0, lt=1)
+    max_new_tokens: int = Field(64, ge=1)
+
+
+class ClassifyConfig(_Settings):
+    """Stage 3. by: score the labels as choices, or generate them. calibrate: contextual calibration of choices.
+
+    combine: "stack" fits on the pool how much each voter counts; "equal" averages; "majority" counts first choices.
+    list_labels: write the label set into a prompt that generates labels.
+    """
+
+    by: Literal["choice", "generation"] = "choice"
+    calibrate: bool = True
+    combine: Literal["stack", "equal", "majority"] = "stack"
+    list_labels: bool = True
+
+
+class VerifyConfig(_Settings):
+    """Stage 4. by "choice": the verifier's yes/no odds; what to reject is fitted on the pool where one is stacked.
+
+    by "generation": true or false is written, false is dropped. member: who verifies; the first unless named.
+    """
+
+    enabled: bool = True
+    by: Literal["choice", "generation"] = "choice"
+    member: str | None = None
+
+
+class ReadingConfig(_Settings):
+    """The reading voter: a linear read-out of frozen hidden states, fitted on the pool.
+
+    depths: layers read, as shares of the model's depth. twice: the text is written twice and the second copy is read.
+    encoder_depths: layers of the sentence encoder read beside the model; empty leaves the encoder out.
+    shapes: capitals, digits and the like as features. context: the words beside a span count too.
+    strengths: L2 strengths tried by cross-validation. max_words: longest span, None for what the pool needs (to 12).
+    """
+
+    depths: tuple[float, ...] = (0.4,)
+    twice: bool = True
+    encoder_depths: tuple[float, ...] = (0.84,)
+    shapes: bool = True
+    context: bool = True
+    strengths: tuple[float, ...] = (3.0, 10.0, 25.0)
+    max_words: int | None = Field(None, ge=1, le=32)
+    max_text_tokens: int = Field(510, ge=16)
+
+    @field_validator("depths", "encoder_depths")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 <= share <= 1 for share in value):
+            raise ValueError("every depth is a share between 0 and 1")
+        return value
+
+
+class RetrievalConfig(_Settings):
+    """The retrieval voter: labels of the nearest pool strings, weighted exp(sharpness * cosine)."""
+
+    neighbours: int = Field(20, ge=1)
+    sharpness: float = Field(20.0, gt=0)
+
+
+class StackConfig(_Settings):
+    """What is estimated on the pool. Below `min_sentences` nothing is fitted and all voters count alike.
+
+    audition: pool sentences on which prompted voters are tried first; a voter that does not help there is not asked.
+    sample: pool sentences on which prompted voters are stacked once they are asked.
+    """
+
+    min_sentences: int = Field(20, ge=1)
+    folds: int = Field(5, ge=2, le=20)
+    audition: int = Field(24, ge=4)
+    sample: int = Field(200, ge=4)
+
+
+class Config(_Settings):
+    """All settings of a run. Members that share a source share one set of weights."""
+
+    preset: Literal["default", "paper"] = "default"
+    members: tuple[MemberConfig, ...] = (
+        MemberConfig(name="smollm2-list", source="embedded:smollm2", variant="list"),
+        MemberConfig(name="smollm2-ask", source="embedded:smollm2", variant="ask"),
+        MemberConfig(name="smollm2-define", source="embedded:smollm2", variant="define"),
+    )
+    voters: Literal["auto", "all"] | tuple[str, ...] = "auto"
+    encoder: str = "embedded:minilm"
+    examples: str | None = None
+    labels: str | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: int = Field(16, ge=1, le=4096)
+    seed: int = Field(0, ge=0)
+    min_score: float | None = Field(None, ge=0, le=1)
+    overlap: Literal["flat", "nested"] = "flat"
+    max_prompt_tokens: int = Field(900, ge=64)
+    retrieve: RetrieveConfig = RetrieveConfig()
+    extract: ExtractConfig = ExtractConfig()
+    classify: ClassifyConfig = ClassifyConfig()
+    verify: VerifyConfig = VerifyConfig()
+    reading: ReadingConfig = ReadingConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    stack: StackConfig = StackConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        names = [member.name for member in self.members]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"members: {', '.join(repeated)} named twice; every member needs its own name")
+        taken = sorted(set(names) & {"reading", "retrieval"})
+        if taken:
+            raise ValueError(f"members: {taken[0]!r} is the name of a voter; choose another")
+        known = ["reading", "retrieval", *names]
+        if isinstance(self.voters, tuple):
+            for voter in self.voters:
+                if voter not in known:
+                    raise ValueError(f"voters: {voter!r} is unknown; choose auto, all or from {', '.join(known)}")
+            if not self.voters:
+                raise ValueError("voters: none named; choose auto, all or a list of names")
+        if self.verify.member is not None and self.verify.member not in names:
+            raise ValueError(f"verify.member: {self.verify.member!r} is no member; choose from {', '.join(names)}")
+        if self.preset == "paper":
+            self._only_prompts()
+        return self
+
+    def _only_prompts(self) -> None:
+        if not self.members:
+            raise ValueError("members: the paper preset needs at least one")
+        others = [v for v in self.voters if v in ("reading", "retrieval")] if isinstance(self.voters, tuple) else []
+        if others:
+            raise ValueError(f"voters: the paper preset has prompted members only, not {', '.join(others)}")
+
+
+PAPER: Mapping[str, Any] = {
+    "voters": "all",
+    "retrieve": {"k": 5, "spans": "members", "pos_of": "first"},
+    "extract": {"grounded": False, "noun_phrases": False, "pool_strings": False, "reading": False},
+    "classify": {"by": "generation", "calibrate": False, "combine": "majority", "list_labels": False},
+    "verify": {"by": "generation"},
+}
+"""What the paper preset changes. Free generation, majority vote, ties to the earlier member, true/false verification
+and span-level retrieval are published. k=5, the first word's part of speech, gold spans on the pool side and prompts
+that do not list the labels are the public re-implementation's, since the paper's text on them could not be had."""
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_members(values: Sequence[str]) -> list[dict[str, str]]:
+    """`NAME=SOURCE` strings -> member settings. Raises ConfigError for anything else."""
+    members = []
+    for value in values:
+        name, equals, source = value.partition("=")
+        if not equals or not name or not source:
+            raise ConfigError(f"--members {value!r}: write NAME=SOURCE, for example qwen=Qwen/Qwen2.5-1.5B-Instruct")
+        members.append({"name": name, "source": source})
+    return members
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML or JSON file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML or JSON ({reason})") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of settings")
+    return data
+
+
+def _field_names(location: Sequence[int | str]) -> list[str]:
+    model: Any = Config
+    for step in location:
+        if isinstance(step, str) and step in model.model_fields:
+            annotation = model.model_fields[step].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, origin: str) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(step) for step in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        known = _field_names(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        return ConfigError(f"{origin}: unknown setting {place!r}; {hint}")
+    reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return ConfigError(f"{origin}: {reason}")
+    came = "" if first["type"] == "value_error" else f"={first.get('input')!r}"
+    return ConfigError(f"{origin}: {place}{came}: {reason}")
+
+
+def make_config(data: Mapping[str, Any], origin: str = "settings") -> Config:
+    """Settings from plain data over their preset. Raises ConfigError, naming `origin`, the setting and the remedy."""
+    data = dict(data)
+    if isinstance(data.get("voters"), str) and data["voters"] not in ("auto", "all"):
+        data["voters"] = [name.strip() for name in data["voters"].split(",") if name.strip()]
+    base = PAPER if data.get("preset") == "paper" else {}
+    try:
+        return Config.model_validate(_merge(base, data))
+    except ValidationError as error:
+        raise _explain(error, origin) from error
+
+
+def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Settings from a YAML or JSON file (or none) under `overrides`, the values given on the command line.
+
+    `members` among the overrides may be NAME=SOURCE strings. Raises ConfigError.
+    """
+    data = _read_file(path) if path is not None else {}
+    over = dict(overrides or {})
+    members = over.get("members")
+    if members is not None and all(isinstance(member, str) for member in members):
+        over["members"] = parse_members(members)
+    if not members:
+        over.pop("members", None)
+    return make_config(_merge(data, over), path or "settings")
+
+
+def fingerprint(config: Config, *parts: str) -> str:
+    """Canonical JSON of the named parts of the settings, for cache keys."""
+    data = config.model_dump(mode="json")
+    return json.dumps({part: data[part] for part in parts}, sort_keys=True)

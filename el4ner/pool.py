@@ -1,0 +1,156 @@
+"""The pool: labelled sentences in a canonical order, their labels, folds and strings.
+
+The order in which a file lists its sentences does not matter: the pool sorts them by content, and every later choice
+(folds, samples, ties) depends on content alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from el4ner.errors import LabelsError, PoolError
+from el4ner.records import Demonstration, Label, Sentence, Span
+from el4ner.text import occurrences, words
+
+BUILTIN = "builtin"
+"""Stands for the pool and the labels that come with el4ner."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Labelled sentences, sorted by content, and the labels in use.
+
+    folds (N): the fold of each sentence; sentences with the same text, whatever its case or spacing, share one.
+    """
+
+    sentences: tuple[Demonstration, ...]
+    labels: tuple[Label, ...]
+    n_folds: int = 5
+    name: str = BUILTIN
+    digests: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        keyed = sorted((_digest(d), position, d) for position, d in enumerate(self.sentences))
+        object.__setattr__(self, "sentences", tuple(d for _, _, d in keyed))
+        object.__setattr__(self, "digests", tuple(key for key, _, _ in keyed))
+        known = {label.name for label in self.labels}
+        for demonstration in self.sentences:
+            for entity in demonstration.entities:
+                if entity.label not in known:
+                    raise PoolError(
+                        f"pool {self.name}: sentence {demonstration.id!r} uses label {entity.label!r}, which the labels "
+                        f"file does not define; add it there or choose from {', '.join(sorted(known))}"
+                    )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels, in the order every voter uses."""
+        return tuple(label.name for label in self.labels)
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 over sentences and labels: the same pool in another order has the same content."""
+        digest = hashlib.sha256("\n".join(self.digests).encode())
+        digest.update(repr(self.labels).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def folds(self) -> tuple[int, ...]:
+        """The fold of each sentence."""
+        return tuple(
+            int(hashlib.sha256(" ".join(d.text.casefold().split()).encode("utf-8", "surrogatepass")).hexdigest(), 16)
+            % self.n_folds
+            for d in self.sentences
+        )
+
+    @cached_property
+    def strings(self) -> PoolStrings:
+        """The entity surfaces of the pool, to be found in other texts."""
+        return PoolStrings(d.text[e.start : e.end] for d in self.sentences for e in d.entities)
+
+    def strings_without(self, fold: int) -> PoolStrings:
+        """The entity surfaces that occur outside a fold, for proposals in that fold's own sentences."""
+        return self._strings_by_fold[fold]
+
+    @cached_property
+    def _strings_by_fold(self) -> dict[int, PoolStrings]:
+        return {
+            fold: PoolStrings(
+                d.text[e.start : e.end]
+                for d, own in zip(self.sentences, self.folds, strict=True)
+                if own != fold
+                for e in d.entities
+            )
+            for fold in range(self.n_folds)
+        }
+
+    def sample(self, size: int) -> list[int]:
+        """Indices of `size` sentences, ascending; drawn by hash, so the same for the same pool in any order."""
+        order = sorted(range(len(self.sentences)), key=lambda i: hashlib.sha256(self.digests[i].encode()).digest())
+        return sorted(order[:size])
+
+    def as_sentences(self, indices: Iterable[int]) -> list[Sentence]:
+        """Pool sentences as if they were input."""
+        return [Sentence(id=self.sentences[i].id, text=self.sentences[i].text) for i in indices]
+
+
+class PoolStrings:
+    """Finds the strings of a pool in a text, at word boundaries, exactly as written."""
+
+    def __init__(self, surfaces: Iterable[str]) -> None:
+        self._by_first_word: dict[str, list[str]] = {}
+        for surface in sorted(set(surfaces)):
+            units = words(surface)
+            if units:
+                self._by_first_word.setdefault(surface[units[0].start : units[0].end], []).append(surface)
+
+    def find(self, text: str, units: Sequence[Span]) -> list[Span]:
+        """Every occurrence in `text` of every string, sorted."""
+        seen: set[str] = set()
+        found: set[Span] = set()
+        for unit in units:
+            word = text[unit.start : unit.end]
+            if word in seen:
+                continue
+            seen.add(word)
+            for surface in self._by_first_word.get(word, ()):
+                found.update(occurrences(text, surface, units))
+        return sorted(found)
+
+
+def _digest(demonstration: Demonstration) -> str:
+    entities = sorted((e.start, e.end, e.label) for e in demonstration.entities)
+    return hashlib.sha256(f"{demonstration.text}\0{entities}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def labels_of(sentences: Sequence[Demonstration]) -> tuple[Label, ...]:
+    """The labels that occur, by name, without definitions."""
+    names = sorted({entity.label for demonstration in sentences for entity in demonstration.entities})
+    return tuple(Label(name) for name in names)
+
+
+def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -> Pool:
+    """The pool of a run.
+
+    Neither given: the built-in pool and labels. Examples only: the labels are those of the examples. Labels only: no
+    sentences, zero-shot. Both: labels with their definitions, which the examples must not leave.
+    Raises InputError, PoolError or LabelsError.
+    """
+    from el4ner.jsonl import read_pool
+    from el4ner.labels import read_labels
+
+    if examples is None and labels_path is not None:
+        return Pool((), read_labels(labels_path), n_folds, name=labels_path)
+    if examples is None or examples == BUILTIN:
+        folder = Path(__file__).parent / "data"
+        labels = read_labels(labels_path or str(folder / "labels.yaml"))
+        return Pool(tuple(read_pool(str(folder / "pool.jsonl"))), labels, n_folds)
+    sentences = tuple(read_pool(examples))
+    labels = read_labels(labels_path) if labels_path is not None else labels_of(sentences)
+    if not labels:
+        raise LabelsError(f"{examples}: no sentence has an entity, so there are no labels; give --labels FILE")
+    return Pool(sentences, labels, n_folds, name=examples)

@@ -1,0 +1,326 @@
+"""From settings to a team: load what is needed, fit on the pool what is fitted, decide who is asked.
+
+    pool -> reading voters (cross-fitted) -> candidates of the pool sentences -> retrieval voter (fold left out)
+         -> stack of both, threshold -> audition of the prompted members -> stack of everybody, verifier's weights
+
+Everything said about a pool sentence comes from models of the other folds. What is slow is cached by content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.cache import ArrayCache, cache_root
+from el4ner.config import Config, MemberConfig
+from el4ner.decoding import keep
+from el4ner.engines import Encoder, Engine, load_encoder, load_engine
+from el4ner.engines.base import FloatArray
+from el4ner.errors import ConfigError
+from el4ner.pool import Pool, load_pool
+from el4ner.records import Candidate
+from el4ner.stages.classify import EVIDENCE, evidence_of
+from el4ner.stages.extract import free_proposals, pursued, unite
+from el4ner.stages.retrieve import Retriever
+from el4ner.stages.team import Team
+from el4ner.voters.features import FeatureReader
+from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember
+from el4ner.voters.reading import ReadingVoter, SpanTable
+from el4ner.voters.retrieval import RetrievalVoter
+from el4ner.voters.stacking import Stack, fit_stack, start_stack
+
+Progress = Callable[[str], None]
+
+THRESHOLDS = (0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.22, 0.25, 0.28, 0.3, 0.33, 0.36, 0.4, 0.45, 0.5, 0.55, 0.6)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The pool's sentences as the voters see them: candidates, truth, votes of the cheap voters, evidence.
+
+    truth: per sentence (n,) i64, label index or the number of labels for "none". votes: voter -> per sentence (n, C).
+    gold: entities per sentence, those nobody proposed included.
+    """
+
+    candidates: tuple[tuple[Candidate, ...], ...]
+    truth: tuple[NDArray[np.int64], ...]
+    votes: dict[str, list[FloatArray]]
+    evidence: tuple[FloatArray, ...]
+    gold: tuple[int, ...]
+
+
+def style_of(config: Config) -> MemberSettings:
+    """How the settings ask their members."""
+    if config.preset == "paper":
+        base = PAPER_SETTINGS
+        return MemberSettings(
+            grounded=config.extract.grounded, classify_by=config.classify.by, verify_by=config.verify.by,
+            calibrate=config.classify.calibrate, nearest=base.nearest, list_labels=config.classify.list_labels,
+            max_new_tokens=config.extract.max_new_tokens, max_prompt_tokens=config.max_prompt_tokens,
+        )  # fmt: skip
+    return MemberSettings(
+        grounded=config.extract.grounded, classify_by=config.classify.by, verify_by=config.verify.by,
+        calibrate=config.classify.calibrate, list_labels=config.classify.list_labels,
+        max_new_tokens=config.extract.max_new_tokens, max_prompt_tokens=config.max_prompt_tokens,
+    )  # fmt: skip
+
+
+class Preparation:
+    """Builds a `Team` for settings. Models load when the first step needs them.
+
+    engines, encoder: what to use instead of loading, by source; for tests and for callers who hold models already.
+    """
+
+    def __init__(
+        self, config: Config, *, engines: dict[str, Engine] | None = None, encoder: Encoder | None = None,
+        pool: Pool | None = None, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.progress: Progress = progress or (lambda message: None)
+        self.cache = ArrayCache(cache_root() / "pools")
+        self.notes: list[str] = []
+        self.facts: dict[str, object] = {}
+        self._engines = engines or {}
+        self._encoder = encoder
+        self._pool = pool
+
+    def engine(self, source: str) -> Engine:
+        """The engine of a source, loaded once."""
+        if source not in self._engines:
+            self.progress(f"loading {source}")
+            self._engines[source] = load_engine(
+                source, device=self.config.device, dtype=self.config.dtype,
+                **({"read_tokens": 1} if self.config.device in ("auto", "cpu") else {}),
+            )  # fmt: skip
+        return self._engines[source]
+
+    def encoder(self) -> Encoder:
+        """The sentence encoder, loaded once."""
+        if self._encoder is None:
+            self.progress(f"loading {self.config.encoder}")
+            self._encoder = load_encoder(self.config.encoder, device=self.config.device, dtype=self.config.dtype)
+        return self._encoder
+
+    def team(self) -> Team:
+        """The whole preparation. Raises InputError for a bad pool, EngineError for a model that does not load."""
+        config = self.config
+        pool = self._pool or load_pool(config.examples, config.labels, config.stack.folds)
+        self._check_classes(pool)
+        team = Team(config, pool)
+        stacked = config.classify.combine == "stack" and len(pool.sentences) >= config.stack.min_sentences
+        if not stacked:
+            self._unfitted(team)
+            return team
+        examined = self._examine(team)
+        self._stack_cheap(team, examined)
+        if self.wanted_members():
+            from el4ner.audition import audition
+
+            audition(self, team, examined)
+        return team
+
+    def _check_classes(self, pool: Pool) -> None:
+        if not pool.labels:
+            raise ConfigError("no labels: the pool has no entities and no labels file is given; give --labels FILE")
+
+    # Who may be asked
+
+    def _wanted(self, name: str) -> bool:
+        voters = self.config.voters
+        return voters in ("auto", "all") or name in voters
+
+    def wanted_members(self) -> list[MemberConfig]:
+        """Prompted members that the settings allow to be asked."""
+        return [member for member in self.config.members if self._wanted(member.name)]
+
+    def members(self, pool: Pool, wanted: Sequence[MemberConfig]) -> tuple[PromptedMember, ...]:
+        """Prompted members for settings; members of one source share an engine."""
+        style = style_of(self.config)
+        kind = "paper" if self.config.preset == "paper" else "default"
+        return tuple(
+            PromptedMember(m.name, self.engine(m.source), m.variant, pool.labels, kind, style)  # type: ignore[arg-type]
+            for m in wanted
+        )
+
+    def retriever(self, pool: Pool) -> Retriever | None:
+        """Finds demonstrations; None for a pool without sentences."""
+        if not pool.sentences:
+            return None
+        return Retriever(pool, self.encoder(), self.config.retrieve, self.cache)
+
+    def verifier(self, team: Team) -> PromptedMember | None:
+        """Who verifies: the named member, else the first that is asked; None where prompting nobody."""
+        config = self.config
+        if not config.verify.enabled or (config.verify.member is None and not team.asked_members):
+            return None
+        name = config.verify.member or team.asked_members[0].name
+        known = {member.name: member for member in team.members}
+        if name not in known:
+            known |= {m.name: m for m in self.members(team.pool, [c for c in config.members if c.name == name])}
+        return known[name]
+
+    # Without a fit
+
+    def _unfitted(self, team: Team) -> None:
+        """All voters count alike: the paper preset, a small pool, or no pool at all."""
+        config, pool = self.config, team.pool
+        team.members = self.members(pool, self.wanted_members())
+        team.retriever = self.retriever(pool) if team.members else None
+        asked = [member.name for member in team.members]
+        if config.preset != "paper" and pool.sentences and self._wanted("retrieval"):
+            team.retrieval = RetrievalVoter(self.encoder(), team.labels, config.retrieval, self.cache)
+            proposed = [
+                [c.span for c in unite(free_proposals(s, team, fold))]
+                for s, fold in zip(pool.as_sentences(range(len(pool.sentences))), pool.folds, strict=True)
+            ]
+            team.retrieval.fit(pool, proposed)
+            asked.append(team.retrieval.name)
+        if not asked:
+            raise ConfigError(
+                f"voters={config.voters!r} with {len(pool.sentences)} pool sentences leaves nobody to ask: the reading "
+                f"voter needs {config.stack.min_sentences}, the retrieval voter 1; name members or give more examples"
+            )
+        team.asked = tuple(asked)
+        team.threshold = config.min_score if config.min_score is not None else 0.0
+        team.verifier = self.verifier(team)
+        self.facts["calibrated"] = False
+        if config.preset != "paper":
+            self.notes.append(
+                f"{len(pool.sentences)} pool sentences: nothing was fitted, voters count alike, scores are not calibrated"
+            )
+
+    # With a fit
+
+    def _readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
+        """One reading voter per distinct model among the members."""
+        config = self.config
+        sources = list(dict.fromkeys(member.source for member in config.members))
+        voters = []
+        for source in sources:
+            first = next(member.name for member in config.members if member.source == source)
+            name = "reading" if len(sources) == 1 else f"reading.{first}"
+            engine = self.engine(source)
+            if not engine.n_layers:
+                self.notes.append(f"{source}: hidden states cannot be read there, so it has no reading voter")
+                continue
+            encoder = self.encoder() if config.reading.encoder_depths else None
+            reader = FeatureReader(engine, encoder, config.reading)
+            voters.append(ReadingVoter(name, reader, pool.label_names, config.reading, self.cache, config.seed))
+        return tuple(voters)
+
+    def _examine(self, team: Team) -> Examined:
+        """Cheap voters fitted, and what they say about every candidate of every pool sentence they did not see."""
+        config, pool = self.config, team.pool
+        sentences = pool.as_sentences(range(len(pool.sentences)))
+        tables: dict[str, list[SpanTable]] = {}
+        if self._wanted("reading"):
+            team.readers = self._readers(pool)
+            for voter in team.readers:
+                tables[voter.name] = voter.fit(pool, self.progress)
+                self.facts[f"{voter.name}: strength"] = voter.strength
+                if voter.unaligned:
+                    self.notes.append(
+                        f"{voter.unaligned} pool entities do not fall on word borders; reading skips them"
+                    )
+        candidates = []
+        for i, (sentence, fold) in enumerate(zip(sentences, pool.folds, strict=True)):
+            proposals = pursued(free_proposals(sentence, team, fold), [own[i] for own in tables.values()], team)
+            if config.extract.reading:
+                floor = config.extract.reading_floor
+                proposals += [(name, own[i].above(floor)) for name, own in tables.items()]
+            candidates.append(unite(proposals))
+        spans = [[c.span for c in own] for own in candidates]
+        votes = {
+            name: [np.exp(table.rows(own)) for table, own in zip(found, spans, strict=True)]
+            for name, found in tables.items()
+        }
+        if self._wanted("retrieval"):
+            self.progress("retrieval: encoding the pool's strings")
+            team.retrieval = RetrievalVoter(self.encoder(), team.labels, config.retrieval, self.cache)
+            team.retrieval.fit(pool, spans)
+            votes["retrieval"] = team.retrieval.vote(sentences, spans, exclude_folds=pool.folds)
+        index = {label: position for position, label in enumerate(team.labels)}
+        truth = []
+        for demonstration, own in zip(pool.sentences, candidates, strict=True):
+            gold = {entity.span: index[entity.label] for entity in demonstration.entities}
+            truth.append(np.array([gold.get(c.span, len(index)) for c in own], dtype=np.int64))
+        evidence = tuple(evidence_of(s, own, ()) for s, own in zip(sentences, candidates, strict=True))
+        found_share = sum(int((t < len(index)).sum()) for t in truth) / max(
+            1, sum(len(d.entities) for d in pool.sentences)
+        )
+        self.facts["candidate recall on the pool"] = round(found_share, 4)
+        return Examined(
+            tuple(candidates), tuple(truth), votes, evidence, tuple(len(d.entities) for d in pool.sentences)
+        )
+
+    def _stack_cheap(self, team: Team, examined: Examined) -> None:
+        """The stack of reading and retrieval voters, who of them is worth asking, and the threshold."""
+        if not examined.votes:
+            team.threshold = self.config.min_score or 0.0
+            return
+        options: dict[tuple[str, ...], tuple[float, float, Stack]] = {}
+        names = tuple(examined.votes)
+        subsets = [names] if self.config.voters != "auto" or len(names) == 1 else [names, *((n,) for n in names)]
+        for voters in subsets:
+            self.progress(f"stacking {', '.join(voters)}")
+            stack, shares = cross_fit(team, examined, voters)
+            f1, threshold = best_threshold(team, examined, shares)
+            options[voters] = (f1, threshold, stack)
+            self.facts[f"cross-validated F1 of {' + '.join(voters)}"] = round(f1, 4)
+        best = max(options, key=lambda voters: (options[voters][0], -len(voters)))
+        for name in names:
+            if name not in best:
+                self.notes.append(f"voter {name} brings nothing on the pool and is not asked")
+        f1, threshold, team.stack = options[best]
+        team.base = team.stack
+        team.asked = best
+        team.threshold = threshold if self.config.min_score is None else self.config.min_score
+        self.facts |= {"calibrated": True, "threshold": team.threshold, "cross-validated F1": round(f1, 4)}
+
+
+def pooled(
+    examined: Examined, voters: Sequence[str], chosen: Sequence[int]
+) -> tuple[list[FloatArray], FloatArray, NDArray[np.int64]]:
+    """Votes, evidence and truth of some sentences' candidates, one row a candidate."""
+    votes = [np.concatenate([examined.votes[name][i] for i in chosen]) for name in voters]
+    evidence = np.concatenate([examined.evidence[i] for i in chosen])
+    return votes, evidence, np.concatenate([examined.truth[i] for i in chosen])
+
+
+def cross_fit(team: Team, examined: Examined, voters: Sequence[str]) -> tuple[Stack, list[FloatArray]]:
+    """The stack fitted on the whole pool, and per pool sentence what stacks of the other folds make of it."""
+    start = start_stack(voters, len(team.labels) + 1, len(EVIDENCE))
+    everyone = range(len(examined.candidates))
+    folds = team.pool.folds
+    shares: list[FloatArray] = [np.zeros((0, len(team.labels) + 1), np.float32) for _ in everyone]
+    for fold in sorted(set(folds)):
+        inside = [i for i in everyone if folds[i] != fold]
+        if not inside:
+            continue
+        stack = fit_stack(start, *pooled(examined, voters, inside))
+        for i in everyone:
+            if folds[i] == fold:
+                shares[i] = stack.probabilities([examined.votes[name][i] for name in voters], examined.evidence[i])
+    return fit_stack(start, *pooled(examined, voters, list(everyone))), shares
+
+
+def best_threshold(team: Team, examined: Examined, shares: Sequence[FloatArray]) -> tuple[float, float]:
+    """(F1, threshold) of the threshold with the best strict F1 on the pool, out of fold, after decoding."""
+    total = sum(examined.gold)
+    best = (0.0, 0.5)
+    for threshold in THRESHOLDS:
+        hits = guesses = 0
+        for candidates, rows, truth in zip(examined.candidates, shares, examined.truth, strict=True):
+            if not candidates:
+                continue
+            labels = rows[:, :-1].argmax(axis=1)
+            scores = rows[np.arange(len(rows)), labels]
+            kept = keep([c.span for c in candidates], list(scores), threshold, team.config.overlap)
+            guesses += len(kept)
+            hits += int((labels[kept] == truth[kept]).sum())
+        f1 = 2 * hits / max(total + guesses, 1)
+        best = max(best, (f1, threshold))
+    return best

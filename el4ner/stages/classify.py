@@ -1,0 +1,173 @@
+"""Stage 3: every voter gives every candidate a distribution over the labels and "none"; the votes are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from el4ner.decoding import keep
+from el4ner.engines.base import FloatArray
+from el4ner.kernels import vote as count_votes
+from el4ner.records import NONE_LABEL, Candidate, Sentence, Span, Usage
+from el4ner.stages.extract import NOUN_PHRASES, POOL_STRINGS, Extracted
+from el4ner.stages.retrieve import Retrieved
+from el4ner.stages.team import Team
+
+EVIDENCE = ("noun phrase", "pool string", "words beyond the first", "share of members that listed it")
+"""What the stack weighs beside the votes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate with its best label, the probability that span and label are right, and who voted what."""
+
+    candidate: Candidate
+    label: str
+    score: float
+    votes: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Per sentence: the spans that are kept, by span, and what it cost."""
+
+    kept: tuple[tuple[Scored, ...], ...]
+    usage: tuple[Usage, ...]
+
+
+def evidence_of(sentence: Sentence, candidates: Sequence[Candidate], members: Sequence[str]) -> FloatArray:
+    """(n, len(EVIDENCE)) f32 for the candidates of one sentence."""
+    rows = np.zeros((len(candidates), len(EVIDENCE)), dtype=np.float32)
+    for row, candidate in zip(rows, candidates, strict=True):
+        surface = sentence.text[candidate.span.start : candidate.span.end]
+        listed = sum(name in candidate.proposed_by for name in members)
+        row[:] = (
+            NOUN_PHRASES in candidate.proposed_by,
+            POOL_STRINGS in candidate.proposed_by,
+            len(surface.split()) - 1,
+            listed / len(members) if members else 0.0,
+        )
+    return rows
+
+
+def cheap_votes(
+    sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]], team: Team
+) -> dict[str, list[FloatArray]]:
+    """Votes of the reading and retrieval voters that are asked: voter -> per sentence (n_spans, L + 1)."""
+    votes = {voter.name: voter.vote(sentences, spans) for voter in team.asked_readers}
+    if team.asks_retrieval and team.retrieval is not None:
+        votes[team.retrieval.name] = team.retrieval.vote(sentences, spans)
+    return votes
+
+
+def member_votes(
+    sentences: Sequence[Sentence],
+    retrieved: Retrieved,
+    extracted: Extracted,
+    worth: Sequence[Sequence[bool]],
+    team: Team,
+) -> tuple[dict[str, list[FloatArray]], list[Usage]]:
+    """Votes of the prompted members on the candidates that are worth a question; NaN on the others."""
+    votes: dict[str, list[FloatArray]] = {}
+    usage = [Usage()] * len(sentences)
+    asked = [
+        [c.span for c, ask in zip(own, flags, strict=True) if ask]
+        for own, flags in zip(extracted.candidates, worth, strict=True)
+    ]
+    for member in team.asked_members:
+        rows = []
+        for i, found in enumerate(member.classify(sentences, retrieved.demonstrations, asked)):
+            full = np.full((len(worth[i]), len(team.labels) + 1), np.nan, dtype=np.float32)
+            full[np.array(worth[i], dtype=bool)] = found.votes
+            rows.append(full)
+            usage[i] = usage[i] + found.usage
+        votes[member.name] = rows
+    return votes, usage
+
+
+def combine(votes: Sequence[FloatArray], evidence: FloatArray, team: Team) -> FloatArray:
+    """Votes of one sentence, voters in the order of `team.asked` -> distributions (n, L + 1).
+
+    By the fitted stack; or the mean of those that voted; or the share of first choices, ties to the earlier voter.
+    """
+    if team.stack is not None:
+        return team.stack.probabilities(votes, evidence)
+    stacked = np.stack(votes)  # (V, n, C)
+    silent = np.isnan(stacked).all(axis=2)
+    result = np.zeros(stacked.shape[1:], dtype=np.float32)
+    if team.config.classify.combine == "majority":
+        with np.errstate(divide="ignore"):
+            winners, _, _ = count_votes(np.log(stacked), np.ones(len(votes), dtype=np.float32), hard=True)
+        for i, winner in enumerate(winners):
+            if winner >= 0:
+                cast = stacked[~silent[:, i], i].argmax(axis=1)
+                result[i, winner] = np.mean(cast == winner)
+            result[i, -1] += 1.0 - result[i].sum()
+        return result
+    counted = np.where(silent[:, :, None], 0.0, stacked).sum(axis=0)
+    spoke = (~silent).sum(axis=0)
+    result[:, -1] = 1.0
+    result[spoke > 0] = counted[spoke > 0] / spoke[spoke > 0, None]
+    return result
+
+
+def classify(sentences: Sequence[Sentence], retrieved: Retrieved, extracted: Extracted, team: Team) -> Classified:
+    """The candidates whose best label reaches the threshold, without overlaps unless nesting is asked for."""
+    spans = [[c.span for c in own] for own in extracted.candidates]
+    votes = cheap_votes(sentences, spans, team)
+    members = [member.name for member in team.asked_members]
+    evidence = [evidence_of(s, own, members) for s, own in zip(sentences, extracted.candidates, strict=True)]
+    usage = list(extracted.usage)
+    if members:
+        worth = [worth_asking(i, extracted.candidates[i], votes, evidence[i], team) for i in range(len(sentences))]
+        prompted, cost = member_votes(sentences, retrieved, extracted, worth, team)
+        votes |= prompted
+        usage = [a + b for a, b in zip(usage, cost, strict=True)]
+    kept = []
+    for i, own in enumerate(extracted.candidates):
+        cast = {name: votes[name][i] for name in team.asked}
+        found = combine(list(cast.values()), evidence[i], team) if own else np.zeros((0, 1), np.float32)
+        kept.append(_keep(own, found, cast, team))
+    return Classified(tuple(kept), tuple(usage))
+
+
+def worth_asking(
+    i: int, candidates: Sequence[Candidate], votes: dict[str, list[FloatArray]], evidence: FloatArray, team: Team
+) -> list[bool]:
+    """Which candidates the members are asked about: those they listed, and those the other voters do not rule out.
+
+    Without other voters there is nothing to rule out by: all.
+    """
+    if team.base is None or not candidates:
+        return [True] * len(candidates)
+    cheap = team.base.probabilities([votes[name][i] for name in team.base.voters], evidence)
+    return [bool(1 - row[-1] >= team.ask_floor or flags[-1] > 0) for row, flags in zip(cheap, evidence, strict=True)]
+
+
+def _keep(
+    candidates: Sequence[Candidate], found: FloatArray, cast: dict[str, FloatArray], team: Team
+) -> tuple[Scored, ...]:
+    if not candidates:
+        return ()
+    best = found[:, :-1].argmax(axis=1)
+    scores = found[np.arange(len(found)), best].astype(np.float64)
+    # without a stack the label must also beat "none"; a stack's threshold has been fitted for that
+    beaten = found[:, -1] >= scores if team.stack is None else np.zeros(len(found), dtype=bool)
+    scores = np.where(beaten, 0.0, scores)
+    chosen = keep([c.span for c in candidates], list(scores), team.threshold, team.config.overlap)
+    names = (*team.labels, NONE_LABEL)
+    return tuple(
+        Scored(
+            candidates[i],
+            team.labels[int(best[i])],
+            float(scores[i]),
+            {
+                voter: {name: float(p) for name, p in zip(names, rows[i], strict=True)}
+                for voter, rows in cast.items()
+                if not np.isnan(rows[i]).any()
+            },
+        )
+        for i in chosen
+    )

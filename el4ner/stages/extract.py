@@ -1,0 +1,86 @@
+"""Stage 2: candidate spans, the union of everybody's proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from el4ner.records import Candidate, Sentence, Span, Usage
+from el4ner.stages.retrieve import Retrieved
+from el4ner.stages.team import Team
+from el4ner.text import noun_phrases, words
+from el4ner.voters.reading import SpanTable
+
+NOUN_PHRASES = "noun-phrases"
+POOL_STRINGS = "pool-strings"
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Per sentence: candidates by span, what they cost, and up to which code point the text was read (None: all)."""
+
+    candidates: tuple[tuple[Candidate, ...], ...]
+    usage: tuple[Usage, ...]
+    truncated_at: tuple[int | None, ...]
+
+
+def unite(proposals: Sequence[tuple[str, Sequence[Span]]]) -> tuple[Candidate, ...]:
+    """(proposer, spans) pairs of one sentence -> its candidates, sorted by span."""
+    proposers: dict[Span, set[str]] = {}
+    for name, spans in proposals:
+        for span in spans:
+            proposers.setdefault(span, set()).add(name)
+    return tuple(Candidate(span, tuple(sorted(proposers[span]))) for span in sorted(proposers))
+
+
+def free_proposals(sentence: Sentence, team: Team, left_out: int | None = None) -> list[tuple[str, Sequence[Span]]]:
+    """What noun phrases and pool strings propose; `left_out` is a fold whose strings are not known."""
+    config = team.config.extract
+    proposals: list[tuple[str, Sequence[Span]]] = []
+    if config.noun_phrases:
+        proposals.append((NOUN_PHRASES, noun_phrases(sentence.text)))
+    if config.pool_strings:
+        strings = team.pool.strings if left_out is None else team.pool.strings_without(left_out)
+        proposals.append((POOL_STRINGS, strings.find(sentence.text, words(sentence.text))))
+    return proposals
+
+
+def pursued(
+    proposals: Sequence[tuple[str, Sequence[Span]]], tables: Sequence[SpanTable], team: Team
+) -> list[tuple[str, Sequence[Span]]]:
+    """The proposals of one sentence without the noun phrases that every reading voter all but rules out."""
+    if not tables or not team.config.extract.phrase_floor:
+        return list(proposals)
+    kept: list[tuple[str, Sequence[Span]]] = []
+    for name, spans in proposals:
+        if name == NOUN_PHRASES and spans:
+            entity = np.max([1 - np.exp(table.rows(spans)[:, -1]) for table in tables], axis=0)
+            spans = [span for span, p in zip(spans, entity, strict=True) if p >= team.config.extract.phrase_floor]
+        kept.append((name, spans))
+    return kept
+
+
+def extract(sentences: Sequence[Sentence], retrieved: Retrieved, team: Team) -> Extracted:
+    """Candidates of every sentence from the free proposers, the reading voters and the members that are asked."""
+    config = team.config.extract
+    tables = {voter.name: voter.tables(sentences) for voter in team.asked_readers}
+    proposals: list[list[tuple[str, Sequence[Span]]]] = []
+    truncated: list[int | None] = []
+    for i, sentence in enumerate(sentences):
+        own = {name: found[i] for name, found in tables.items()}
+        proposed = pursued(free_proposals(sentence, team), list(own.values()), team)
+        if config.reading:
+            proposed += [(name, table.above(config.reading_floor)) for name, table in own.items()]
+        proposals.append(proposed)
+        truncated.append(min((t.truncated_at for t in own.values() if t.truncated_at is not None), default=None))
+    usage = list(retrieved.usage)
+    for member in team.asked_members if config.members else ():
+        for i, listed in enumerate(member.extract(sentences, retrieved.demonstrations)):
+            proposals[i].append((member.name, listed.spans))
+            usage[i] = usage[i] + listed.usage
+            team.count(member.name, listed)
+            if listed.too_long:
+                truncated[i] = 0 if truncated[i] is None else truncated[i]
+    return Extracted(tuple(unite(own) for own in proposals), tuple(usage), tuple(truncated))

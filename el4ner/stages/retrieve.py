@@ -1,0 +1,121 @@
+"""Stage 1: demonstrations, the pool sentences whose spans are most like those of the input.
+
+    SpanSim(X, c) = sum_s w(s) * max_{t in spans(c)} cos(e(s), e(t)) / sum_s w(s)        (EL4NER, arXiv:2505.23038)
+
+w(s) is the weight of the span's part of speech. Only prompted members need demonstrations: where none is asked, none
+are fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from el4ner.cache import ArrayCache, content_key
+from el4ner.config import RetrieveConfig
+from el4ner.engines.base import Encoder
+from el4ner.kernels import SpanPool, span_topk
+from el4ner.pool import Pool
+from el4ner.records import Demonstration, Sentence, Span, Usage
+from el4ner.stages.team import Team
+from el4ner.text import noun_phrases, pos_tags, span_weight, words
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Per sentence: demonstrations, most similar first, and what finding them cost."""
+
+    demonstrations: tuple[tuple[Demonstration, ...], ...]
+    usage: tuple[Usage, ...]
+
+
+class Retriever:
+    """Finds demonstrations in one pool; the pool side is its gold spans."""
+
+    def __init__(self, pool: Pool, encoder: Encoder, config: RetrieveConfig, cache: ArrayCache) -> None:
+        self.pool = pool
+        self._encoder = encoder
+        self._config = config
+        owners = [(s, d.text[e.start : e.end]) for s, d in enumerate(pool.sentences) for e in d.entities]
+        surfaces = sorted({surface for _, surface in owners})
+        key = content_key("demonstration spans", encoder.source, surfaces)
+        stored = cache.get(key)
+        if stored is None:
+            stored = {"vectors": encoder.encode(surfaces).astype(np.float32)}
+            cache.put(key, stored)
+        row = {surface: position for position, surface in enumerate(surfaces)}
+        counts = np.bincount([s for s, _ in owners], minlength=len(pool.sentences))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        vectors = stored["vectors"][[row[surface] for _, surface in owners]] if owners else stored["vectors"]
+        self._spans = SpanPool.pack(np.ascontiguousarray(vectors), offsets)
+        # where no span of the input weighs anything, every input gets the same few sentences
+        self._fallback = [s for s in pool.sample(len(pool.sentences)) if pool.sentences[s].entities]
+
+    def find(
+        self,
+        sentences: Sequence[Sentence],
+        spans: Sequence[Sequence[Span]],
+        exclude_folds: Sequence[int] | None = None,
+    ) -> list[tuple[Demonstration, ...]]:
+        """The k most similar pool sentences of each sentence.
+
+        exclude_folds (N): pool sentences of that fold are no demonstrations; for sentences of the pool itself. A pool
+        sentence with the input's own text is never one.
+        """
+        k = self._config.k
+        if not k or not self.pool.sentences:
+            return [()] * len(sentences)
+        surfaces, weights, offsets = [], [], [0]
+        for sentence, own in zip(sentences, spans, strict=True):
+            units = words(sentence.text)
+            tags = pos_tags(sentence.text, units)
+            surfaces += [sentence.text[span.start : span.end] for span in own]
+            weights += [span_weight(span, units, tags, self._config.pos_of) for span in own]
+            offsets.append(len(surfaces))
+        exclude = [self._own(sentence, fold) for sentence, fold in
+                   zip(sentences, exclude_folds or [None] * len(sentences), strict=True)]  # fmt: skip
+        ids, _ = span_topk(
+            self._encoder.encode(surfaces), np.array(offsets), np.array(weights, dtype=np.float32),
+            self._spans, k, exclude=exclude, backend="auto",
+        )  # fmt: skip
+        found = []
+        for row, left_out in zip(ids, exclude, strict=True):
+            chosen = [int(s) for s in row if s >= 0]
+            chosen += [s for s in self._fallback if s not in left_out][:k] if not chosen else []
+            found.append(tuple(self.pool.sentences[s] for s in chosen))
+        return found
+
+    def _own(self, sentence: Sentence, fold: int | None) -> set[int]:
+        """Pool sentences that must not be shown to this sentence."""
+        same = {s for s, d in enumerate(self.pool.sentences) if d.text == sentence.text}
+        if fold is None:
+            return same
+        return same | {s for s, own in enumerate(self.pool.folds) if own == fold}
+
+
+def input_spans(sentences: Sequence[Sentence], team: Team) -> tuple[list[list[Span]], list[Usage]]:
+    """The spans of the input that retrieval compares: the members' zero-shot lists united, or the free proposers'."""
+    if team.config.retrieve.spans == "members":
+        spans: list[set[Span]] = [set() for _ in sentences]
+        usage = [Usage()] * len(sentences)
+        for member in team.members:
+            for i, listed in enumerate(member.extract(sentences)):
+                spans[i].update(listed.spans)
+                usage[i] = usage[i] + listed.usage
+        return [sorted(own) for own in spans], usage
+    found = []
+    for sentence in sentences:
+        own = set(noun_phrases(sentence.text))
+        own.update(team.pool.strings.find(sentence.text, words(sentence.text)))
+        found.append(sorted(own))
+    return found, [Usage()] * len(sentences)
+
+
+def retrieve(sentences: Sequence[Sentence], team: Team) -> Retrieved:
+    """Demonstrations for every sentence; none where no prompted member is asked or the pool is empty."""
+    if not team.asked_members or team.retriever is None:
+        return Retrieved(((),) * len(sentences), (Usage(),) * len(sentences))
+    spans, usage = input_spans(sentences, team)
+    return Retrieved(tuple(team.retriever.find(sentences, spans)), tuple(usage))

@@ -1,0 +1,70 @@
+"""Who works on a run: members, voters, what was fitted on the pool, and who of them is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from el4ner.config import Config
+from el4ner.pool import Pool
+from el4ner.voters.prompting import ExtractedSpans, PromptedMember
+from el4ner.voters.reading import ReadingVoter
+from el4ner.voters.retrieval import RetrievalVoter
+from el4ner.voters.stacking import Stack
+
+if TYPE_CHECKING:
+    from el4ner.stages.retrieve import Retriever
+
+
+@dataclass
+class Team:
+    """Everything the stages need; filled by `el4ner.preparation`, read-only afterwards except for `counts`.
+
+    asked: names of the voters that are asked, in the order of the stack. stack: None where voters count alike.
+    base: the stack of the voters that cost no prompts, which decides what members are asked about. threshold: least
+    score that is kept. verifier_weights: fitted weights of score and verdict, None for a plain 0.5.
+    counts: what members' replies were like, for the run's report.
+    """
+
+    config: Config
+    pool: Pool
+    members: tuple[PromptedMember, ...] = ()
+    readers: tuple[ReadingVoter, ...] = ()
+    retrieval: RetrievalVoter | None = None
+    retriever: Retriever | None = None
+    asked: tuple[str, ...] = ()
+    stack: Stack | None = None
+    base: Stack | None = None
+    threshold: float = 0.0
+    ask_floor: float = 0.05
+    verifier: PromptedMember | None = None
+    verifier_weights: tuple[float, float, float] | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in the order of every distribution."""
+        return self.pool.label_names
+
+    @property
+    def asked_members(self) -> tuple[PromptedMember, ...]:
+        """Members that are asked."""
+        return tuple(member for member in self.members if member.name in self.asked)
+
+    @property
+    def asked_readers(self) -> tuple[ReadingVoter, ...]:
+        """Reading voters that are asked."""
+        return tuple(voter for voter in self.readers if voter.name in self.asked)
+
+    @property
+    def asks_retrieval(self) -> bool:
+        """Whether the retrieval voter is asked."""
+        return self.retrieval is not None and self.retrieval.name in self.asked
+
+    def count(self, member: str, listed: ExtractedSpans) -> None:
+        """Add one reply to the counts."""
+        self.counts[f"{member}: replies"] += 1
+        self.counts[f"{member}: malformed"] += listed.malformed
+        self.counts[f"{member}: surfaces not in the text"] += len(listed.absent)
+        self.counts[f"{member}: demonstrations dropped for length"] += listed.dropped_demonstrations

@@ -1,0 +1,64 @@
+"""Stage 4: a verifier judges every (span, label); what it rejects is dropped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from el4ner.decoding import log_odds
+from el4ner.records import Entity, Sentence, Usage
+from el4ner.stages.classify import Classified, Scored
+from el4ner.stages.retrieve import Retrieved
+from el4ner.stages.team import Team
+
+
+def verified_score(score: float, p: float, weights: tuple[float, float, float]) -> float:
+    """The score after the verifier: logistic in the log-odds of score and verdict, with fitted weights."""
+    a, b, c = weights
+    odds = a * float(log_odds(np.asarray(score))) + b * float(log_odds(np.asarray(p))) + c
+    return 1.0 / (1.0 + math.exp(-odds))
+
+
+def verify(
+    sentences: Sequence[Sentence], retrieved: Retrieved, classified: Classified, team: Team
+) -> tuple[list[tuple[Entity, ...]], list[Usage]]:
+    """Entities of every sentence, and what the whole run of the four stages cost it."""
+    usage = list(classified.usage)
+    verifier = team.verifier
+    if verifier is None:
+        return [
+            tuple(_entity(sentence, scored, None) for scored in own)
+            for sentence, own in zip(sentences, classified.kept, strict=True)
+        ], usage
+    claims = [[(scored.candidate.span, scored.label) for scored in own] for own in classified.kept]
+    entities = []
+    judged = verifier.judge(sentences, retrieved.demonstrations, claims)
+    for i, (sentence, own, found) in enumerate(zip(sentences, classified.kept, judged, strict=True)):
+        usage[i] = usage[i] + found.usage
+        kept = []
+        for scored, p in zip(own, found.probabilities, strict=True):
+            entity = _judge(sentence, scored, p, team)
+            if entity is not None:
+                kept.append(entity)
+        entities.append(tuple(kept))
+    return entities, usage
+
+
+def _judge(sentence: Sentence, scored: Scored, p: float, team: Team) -> Entity | None:
+    """The entity if the verifier lets it pass. No usable verdict: kept by score, rejected where verdicts are written."""
+    if math.isnan(p):
+        return None if team.config.verify.by == "generation" else _entity(sentence, scored, None)
+    if team.verifier_weights is None:
+        return _entity(sentence, scored, p) if p >= 0.5 else None
+    score = verified_score(scored.score, p, team.verifier_weights)
+    return _entity(sentence, replace(scored, score=score), p) if score >= team.threshold else None
+
+
+def _entity(sentence: Sentence, scored: Scored, p: float | None) -> Entity:
+    start, end = scored.candidate.span
+    return Entity(
+        start, end, sentence.text[start:end], scored.label, scored.score, scored.votes, scored.candidate.proposed_by, p
+    )

@@ -1,0 +1,165 @@
+"""What the reading voter sees of a word: hidden states of a language model, of an encoder, and the word's shape.
+
+A causal model sees nothing to the right of a word, so the text is written twice and the second copy is read: there
+every word is read with the whole sentence before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from el4ner.config import ReadingConfig
+from el4ner.engines.base import Encoder, Engine, FloatArray, IntArray, TokenStates
+from el4ner.records import Span
+from el4ner.text import words
+
+FEATURE_VERSION = 1
+"""Part of every cache key; raised whenever the same text would get other features."""
+
+SHAPE_NAMES = (
+    "starts upper", "all upper", "all lower", "has digit", "all digits", "symbol", "at sign", "hash sign",
+    "one character", "eight or more characters", "first word", "upper inside", "after symbol", "after at or hash",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class WordFeatures:
+    """One text, word by word.
+
+    units (W): the words that were read. values (W, D) f32. truncated_at: as in TokenStates.
+    """
+
+    units: tuple[Span, ...]
+    values: FloatArray
+    truncated_at: int | None = None
+
+
+def shapes(text: str, units: Sequence[Span]) -> FloatArray:
+    """Plain properties of every word, 0 or 1: (W, len(SHAPE_NAMES)) f32."""
+    rows = np.zeros((len(units), len(SHAPE_NAMES)), dtype=np.float32)
+    before = " "
+    for row, unit in zip(rows, units, strict=True):
+        word = text[unit.start : unit.end]
+        row[:] = (
+            word[0].isupper(),
+            len(word) > 1 and word.isupper(),
+            word.islower(),
+            any(character.isdigit() for character in word),
+            word.isdigit(),
+            not any(character.isalnum() for character in word),
+            word == "@",
+            word == "#",
+            len(word) == 1,
+            len(word) >= 8,
+            before == " ",
+            any(character.isupper() for character in word[1:]),
+            not any(character.isalnum() for character in before),
+            before in ("@", "#"),
+        )
+        before = word
+    return rows
+
+
+def pool_tokens(units: Sequence[Span], offsets: IntArray, states: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and last of the token states that touch each word: two arrays (W, D) f32.
+
+    offsets (T, 2) i64 ascending, states (T, D) f32. A word that no token touches gets zeros.
+    """
+    means = np.zeros((len(units), states.shape[1]), dtype=np.float32)
+    lasts = np.zeros_like(means)
+    if not len(offsets):
+        return means, lasts
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    first = np.searchsorted(ends, [unit.start for unit in units], side="right")
+    stop = np.searchsorted(starts, [unit.end for unit in units], side="left")
+    for index, (low, high) in enumerate(zip(first, stop, strict=True)):
+        if high > low:
+            means[index] = states[low:high].mean(axis=0)
+            lasts[index] = states[high - 1]
+    return means, lasts
+
+
+class FeatureReader:
+    """Reads texts into word features.
+
+    key: what the features depend on, for caches. engine: a model whose hidden states can be read.
+    """
+
+    def __init__(self, engine: Engine, encoder: Encoder | None, config: ReadingConfig) -> None:
+        self._engine = engine
+        self._encoder = encoder if config.encoder_depths else None
+        self._config = config
+        self._layers = sorted({max(1, round(share * engine.n_layers)) for share in config.depths})
+        depth = getattr(self._encoder, "n_layers", 0)
+        self._encoder_layers = sorted({max(1, round(share * depth)) for share in config.encoder_depths})
+        encoder_source = self._encoder.source if self._encoder is not None else None
+        self.key = [
+            "features", FEATURE_VERSION, engine.source, self._layers, encoder_source, self._encoder_layers,
+            config.twice, config.shapes, config.max_text_tokens,
+        ]  # fmt: skip
+
+    def read(self, texts: Sequence[str]) -> list[WordFeatures]:
+        """The features of every text. The text is read up to the shortest of what the readers can take."""
+        model_states = self._read_model(texts)
+        encoder_states = self._encoder.read(texts, self._encoder_layers) if self._encoder is not None else None
+        found = []
+        for index, text in enumerate(texts):
+            read = [(model_states[index], True)]
+            if encoder_states is not None:
+                read.append((encoder_states[index], False))
+            found.append(self._combine(text, read))
+        return found
+
+    def _read_model(self, texts: Sequence[str]) -> list[TokenStates]:
+        if not self._config.twice:
+            return self._engine.read(texts, self._layers)
+        # a text that would not fit twice is cut first, so that both copies end at the same place
+        cut_at = self._cuts(texts)
+        shown = [text if end is None else text[:end] for text, end in zip(texts, cut_at, strict=True)]
+        states = self._engine.read([f"{text}\n{text}" for text in shown], self._layers)
+        return [_second_copy(found, len(text) + 1, end) for found, text, end in zip(states, shown, cut_at, strict=True)]
+
+    def _cuts(self, texts: Sequence[str]) -> list[int | None]:
+        """Code points up to which each text is read; None for all of it."""
+        limit = min(self._config.max_text_tokens, self._engine.max_tokens // 2 - 2)
+        counts = self._engine.count_tokens([(text,) for text in texts if len(text) > limit])
+        long = dict(zip((index for index, text in enumerate(texts) if len(text) > limit), counts, strict=True))
+        cuts: list[int | None] = []
+        for index, text in enumerate(texts):
+            if long.get(index, 0) <= limit:
+                cuts.append(None)
+                continue
+            units = words(text)
+            low, high = 0, len(units)
+            while low < high:
+                middle = (low + high + 1) // 2
+                if self._engine.count_tokens([(text[: units[middle - 1].end],)])[0] <= limit:
+                    low = middle
+                else:
+                    high = middle - 1
+            cuts.append(units[low - 1].end if low else 0)
+        return cuts
+
+    def _combine(self, text: str, read: Sequence[tuple[TokenStates, bool]]) -> WordFeatures:
+        ends = [states.truncated_at for states, _ in read if states.truncated_at is not None]
+        end = min(ends, default=None)
+        units = [unit for unit in words(text) if end is None or unit.end <= end]
+        parts: list[FloatArray] = []
+        for states, with_last in read:
+            for layer in sorted(states.states):
+                means, lasts = pool_tokens(units, states.offsets, states.states[layer])
+                parts.append(means)
+                if with_last:
+                    parts.append(lasts)
+        if self._config.shapes:
+            parts.append(shapes(text, units))
+        return WordFeatures(tuple(units), np.concatenate(parts, axis=1), end)
+
+
+def _second_copy(found: TokenStates, base: int, end: int | None) -> TokenStates:
+    """The states over the second copy, with offsets into the text; `end` is where the text was cut before."""
+    kept = found.offsets[:, 0] >= base
+    return TokenStates(found.offsets[kept] - base, {layer: array[kept] for layer, array in found.states.items()}, end)
