@@ -7,6 +7,7 @@ Those that pass are stacked on a larger sample, beside what the cheap voters alr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,7 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
         preparation.facts["calibrated"] = True
     team.verifier = preparation.verifier(team)
     if team.verifier is not None and config.verify.by == "choice":
-        team.verifier_weights = fit_verifier(team, asked, sample)
+        team.verifier_weights = fit_verifier(team, asked)
         preparation.facts["verifier's weights"] = [round(weight, 4) for weight in team.verifier_weights]
 
 
@@ -122,10 +123,7 @@ def ask(preparation: Preparation, team: Team, examined: Examined, chosen: Sequen
         preparation.cache.put(key, arrays | {f"{name} spans": _flatten(own) for name, own in lists.items()})
     else:
         borders = np.cumsum([0, *(len(own) for own in candidates)])
-        prompted = {
-            name: [stored[f"{name} votes"][a:b] for a, b in zip(borders[:-1], borders[1:], strict=True)]
-            for name in names
-        }
+        prompted = {name: [stored[f"{name} votes"][a:b] for a, b in pairwise(borders)] for name in names}
     index = {label: position for position, label in enumerate(team.labels)}
     truth = []
     for s, own in zip(chosen, candidates, strict=True):
@@ -134,8 +132,20 @@ def ask(preparation: Preparation, team: Team, examined: Examined, chosen: Sequen
     return Asked(sentences, shown, candidates, votes | prompted, evidence, truth)
 
 
+def _flatten(lists: Sequence[Sequence[Span]]) -> np.ndarray:
+    """Spans of several sentences -> (n, 3) i64: sentence, start, end."""
+    return np.array([(i, *span) for i, own in enumerate(lists) for span in own], dtype=np.int64).reshape(-1, 3)
+
+
+def _unflatten(rows: np.ndarray, n_sentences: int) -> list[list[Span]]:
+    lists: list[list[Span]] = [[] for _ in range(n_sentences)]
+    for i, start, end in rows:
+        lists[int(i)].append(Span(int(start), int(end)))
+    return lists
+
+
 def _with_lists(candidates: Sequence[Candidate], lists: dict[str, list[Span]]) -> tuple[Candidate, ...]:
-    proposals: list[tuple[str, Sequence[Span]]] = [(name, own) for name, own in lists.items()]
+    proposals: list[tuple[str, Sequence[Span]]] = list(lists.items())
     for candidate in candidates:
         proposals += [(name, [candidate.span]) for name in candidate.proposed_by]
     return unite(proposals)
@@ -164,7 +174,7 @@ def _cheap_rows(
 
 
 def cross_validated_gain(team: Team, asked: Asked, chosen: Sequence[int]) -> tuple[float, float]:
-    """Mean gain in log-probability a sentence from asking the members, and its standard error, by folds of the trial."""
+    """Mean gain in log-probability a sentence from asking the members, and its standard error; cross-validated."""
     base_voters = team.base.voters if team.base is not None else ()
     before = start_stack(base_voters, len(team.labels) + 1, len(EVIDENCE), team.base)
     after = start_stack(team.asked, len(team.labels) + 1, len(EVIDENCE), team.base)
@@ -185,12 +195,13 @@ def _log_probability(stack: Stack, asked: Asked, i: int) -> float:
     return -log_loss(stack.probabilities(votes, evidence), truth) * len(truth)
 
 
-def fit_verifier(team: Team, asked: Asked, chosen: Sequence[int]) -> tuple[float, float, float]:
+def fit_verifier(team: Team, asked: Asked) -> tuple[float, float, float]:
     """Weights of score, verdict and constant in the verified score, by logistic regression on the sample.
 
     The penalty pulls towards (1, 0, 0), a verifier that changes nothing.
     """
-    assert team.verifier is not None and team.stack is not None
+    assert team.verifier is not None
+    assert team.stack is not None
     claims: list[list[tuple[Span, str]]] = []
     scores: list[float] = []
     right: list[float] = []

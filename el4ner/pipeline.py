@@ -65,7 +65,7 @@ class El4ner:
     def predict_iter(self, texts: Iterable[Text]) -> Iterator[Prediction]:
         """One prediction per text, in order, as they are ready; reads `config.batch_size` texts at a time.
 
-        A text is a string, a Sentence, or a mapping with "text" and optionally "id"; its other keys come back in `extra`.
+        A text is a string, a Sentence, or a mapping with "text" and optionally "id"; other keys come back in `extra`.
         A record that cannot be used gives a prediction with status "skipped"; one that fails, status "failed".
         """
         sentences = (_as_sentence(text, position) for position, text in enumerate(texts, start=1))
@@ -78,7 +78,7 @@ class El4ner:
             self._seconds["prediction"] += time.perf_counter() - began
 
     def _chunk(self, chunk: Sequence[Sentence]) -> list[Prediction]:
-        """Usable sentences go through the stages together; if that fails, each alone, so that one cannot fail others."""
+        """Usable sentences go through the stages together; if that fails, each alone, so that none fails others."""
         usable = [s for s in chunk if s.error is None and s.text.strip()]
         try:
             done = dict(zip(map(id, usable), self._run(usable), strict=True))

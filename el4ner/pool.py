@@ -42,8 +42,8 @@ class Pool:
             for entity in demonstration.entities:
                 if entity.label not in known:
                     raise PoolError(
-                        f"pool {self.name}: sentence {demonstration.id!r} uses label {entity.label!r}, which the labels "
-                        f"file does not define; add it there or choose from {', '.join(sorted(known))}"
+                        f"pool {self.name}: sentence {demonstration.id!r} uses label {entity.label!r}, which the "
+                        f"labels file does not define; add it there or choose from {', '.join(sorted(known))}"
                     )
 
     @property

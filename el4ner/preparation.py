@@ -79,7 +79,7 @@ class Preparation:
         pool: Pool | None = None, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.config = config
-        self.progress: Progress = progress or (lambda message: None)
+        self.progress: Progress = progress or (lambda _: None)
         self.cache = ArrayCache(cache_root() / "pools")
         self.notes: list[str] = []
         self.facts: dict[str, object] = {}
@@ -189,7 +189,7 @@ class Preparation:
         self.facts["calibrated"] = False
         if config.preset != "paper":
             self.notes.append(
-                f"{len(pool.sentences)} pool sentences: nothing was fitted, voters count alike, scores are not calibrated"
+                f"{len(pool.sentences)} pool sentences: nothing was fitted, voters count alike, scores are uncalibrated"
             )
 
     # With a fit

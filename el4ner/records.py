@@ -32,6 +32,7 @@ class LabelledSpan(NamedTuple):
 
     @property
     def span(self) -> Span:
+        """The offsets without the label."""
         return Span(self.start, self.end)
 
 

@@ -86,13 +86,17 @@ class Engine(Protocol):
     source: str
     """What was loaded (with revision or checksum), for reports and cache keys."""
 
-    def generate(self, requests: Sequence[Generate]) -> list[Completion]: ...
+    def generate(self, requests: Sequence[Generate]) -> list[Completion]:
+        """One completion per request, decoded greedily."""
+        ...
 
     def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
         """One array (n_choices,) f32 of log-probabilities per request."""
         ...
 
-    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]: ...
+    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
+        """Hidden states of plain texts, without template or special tokens."""
+        ...
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each rendered prompt, chat template included."""
@@ -114,6 +118,11 @@ class Encoder(Protocol):
     """A sentence encoder."""
 
     source: str
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """texts (N) -> unit vectors (N, D) f32."""

@@ -48,7 +48,7 @@ def verify(
 
 
 def _judge(sentence: Sentence, scored: Scored, p: float, team: Team) -> Entity | None:
-    """The entity if the verifier lets it pass. No usable verdict: kept by score, rejected where verdicts are written."""
+    """The entity if the verifier lets it pass. No usable verdict: kept, but rejected where verdicts are written."""
     if math.isnan(p):
         return None if team.config.verify.by == "generation" else _entity(sentence, scored, None)
     if team.verifier_weights is None:

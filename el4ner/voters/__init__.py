@@ -23,4 +23,6 @@ class Voter(Protocol):
     name: str
     labels: tuple[str, ...]
 
-    def vote(self, sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]]) -> list[FloatArray]: ...
+    def vote(self, sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]]) -> list[FloatArray]:
+        """One array (n_spans, L + 1) f32 per sentence."""
+        ...

@@ -93,7 +93,7 @@ class FeatureReader:
         self._encoder = encoder if config.encoder_depths else None
         self._config = config
         self._layers = sorted({max(1, round(share * engine.n_layers)) for share in config.depths})
-        depth = getattr(self._encoder, "n_layers", 0)
+        depth = self._encoder.n_layers if self._encoder is not None else 0
         self._encoder_layers = sorted({max(1, round(share * depth)) for share in config.encoder_depths})
         encoder_source = self._encoder.source if self._encoder is not None else None
         self.key = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -177,7 +178,7 @@ class ReadingVoter:
                 WordFeatures(
                     tuple(Span(int(a), int(b)) for a, b in stored["units"][low:high]), stored["values"][low:high]
                 )
-                for low, high in zip(borders[:-1], borders[1:], strict=True)
+                for low, high in pairwise(borders)
             ]
         read: list[WordFeatures] = []
         for begin in range(0, len(texts), _CHUNK):

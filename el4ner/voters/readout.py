@@ -86,6 +86,7 @@ class Corpus:
 
     @property
     def n_sentences(self) -> int:
+        """Number of sentences."""
         return len(self.starts) - 1
 
 

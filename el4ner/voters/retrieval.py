@@ -9,6 +9,7 @@ pool does not mark. A string with no near neighbour falls back to the pool's ove
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class RetrievalVoter:
             chosen = [position for position, own in enumerate(folds) if own == fold]
             rows[chosen] = self._distributions(vectors[chosen], fold)
         borders = np.cumsum([0, *(len(own) for own in spans)])
-        return [rows[low:high] for low, high in zip(borders[:-1], borders[1:], strict=True)]
+        return [rows[low:high] for low, high in pairwise(borders)]
 
     def _lookup(self, surfaces: Sequence[str]) -> FloatArray:
         """Vectors (n, D) of the surfaces; those of the pool's own strings are at hand."""

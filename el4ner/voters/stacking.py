@@ -4,7 +4,8 @@
     p = softmax(z)
 
 Wolpert's stacked generalisation (1992) with a multinomial logistic model. The penalty pulls every weight towards a
-given start (equal weights at first; for prompted voters 0 beside what is already fitted), so few sentences change little.
+given start (equal weights at first; for prompted voters 0 beside what is already fitted), so few sentences change
+little.
 """
 
 from __future__ import annotations
