@@ -38,7 +38,7 @@ class RetrieveConfig(_Settings):
     as in the public re-implementation. pos_of: the word whose part of speech weighs a span.
     """
 
-    k: int = Field(4, ge=0, le=64)
+    k: int = Field(default=4, ge=0, le=64)
     spans: Literal["members", "proposers"] = "proposers"
     pos_of: Literal["first", "max", "last"] = "max"
 
@@ -55,9 +55,9 @@ class ExtractConfig(_Settings):
     noun_phrases: bool = True
     pool_strings: bool = True
     reading: bool = True
-    reading_floor: float = Field(0.02, gt=0, lt=1)
-    phrase_floor: float = Field(0.01, ge=0, lt=1)
-    max_new_tokens: int = Field(64, ge=1)
+    reading_floor: float = Field(default=0.02, gt=0, lt=1)
+    phrase_floor: float = Field(default=0.01, ge=0, lt=1)
+    max_new_tokens: int = Field(default=64, ge=1)
 
 
 class ClassifyConfig(_Settings):
@@ -99,8 +99,8 @@ class ReadingConfig(_Settings):
     shapes: bool = True
     context: bool = True
     strengths: tuple[float, ...] = (3.0, 10.0, 25.0)
-    max_words: int | None = Field(None, ge=1, le=32)
-    max_text_tokens: int = Field(510, ge=16)
+    max_words: int | None = Field(default=None, ge=1, le=32)
+    max_text_tokens: int = Field(default=510, ge=16)
 
     @field_validator("depths", "encoder_depths")
     @classmethod
@@ -113,8 +113,8 @@ class ReadingConfig(_Settings):
 class RetrievalConfig(_Settings):
     """The retrieval voter: labels of the nearest pool strings, weighted exp(sharpness * cosine)."""
 
-    neighbours: int = Field(20, ge=1)
-    sharpness: float = Field(20.0, gt=0)
+    neighbours: int = Field(default=20, ge=1)
+    sharpness: float = Field(default=20.0, gt=0)
 
 
 class StackConfig(_Settings):
@@ -124,10 +124,10 @@ class StackConfig(_Settings):
     sample: pool sentences on which prompted voters are stacked once they are asked.
     """
 
-    min_sentences: int = Field(20, ge=1)
-    folds: int = Field(5, ge=2, le=20)
-    audition: int = Field(24, ge=4)
-    sample: int = Field(200, ge=4)
+    min_sentences: int = Field(default=20, ge=1)
+    folds: int = Field(default=5, ge=2, le=20)
+    audition: int = Field(default=24, ge=4)
+    sample: int = Field(default=200, ge=4)
 
 
 class Config(_Settings):
@@ -143,13 +143,13 @@ class Config(_Settings):
     encoder: str = "embedded:minilm"
     examples: str | None = None
     labels: str | None = None
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int = Field(16, ge=1, le=4096)
-    seed: int = Field(0, ge=0)
-    min_score: float | None = Field(None, ge=0, le=1)
+    batch_size: int = Field(default=16, ge=1, le=4096)
+    seed: int = Field(default=0, ge=0)
+    min_score: float | None = Field(default=None, ge=0, le=1)
     overlap: Literal["flat", "nested"] = "flat"
-    max_prompt_tokens: int = Field(900, ge=64)
+    max_prompt_tokens: int = Field(default=900, ge=64)
     retrieve: RetrieveConfig = RetrieveConfig()
     extract: ExtractConfig = ExtractConfig()
     classify: ClassifyConfig = ClassifyConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -34,7 +34,7 @@ class El4ner:
         self._given: dict[str, Any] = {"engines": engines, "encoder": encoder, "pool": pool}
         self._team: Team | None = None
         self._preparation: Preparation | None = None
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._statuses: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
 

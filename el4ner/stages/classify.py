@@ -95,7 +95,7 @@ def combine(votes: Sequence[FloatArray], evidence: FloatArray, team: Team) -> Fl
     if team.stack is not None:
         return team.stack.probabilities(votes, evidence)
     stacked = np.stack(votes)  # (V, n, C)
-    silent = np.isnan(stacked).all(axis=2)
+    silent = np.asarray(np.isnan(stacked).all(axis=2))
     result = np.zeros(stacked.shape[1:], dtype=np.float32)
     if team.config.classify.combine == "majority":
         with np.errstate(divide="ignore"):

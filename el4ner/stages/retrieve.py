@@ -50,6 +50,11 @@ class Retriever:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         vectors = stored["vectors"][[row[surface] for _, surface in owners]] if owners else stored["vectors"]
         self._spans = SpanPool.pack(np.ascontiguousarray(vectors), offsets)
+        self._same_text: dict[str, set[int]] = {}
+        self._in_fold: dict[int, set[int]] = {}
+        for position, (demonstration, fold) in enumerate(zip(pool.sentences, pool.folds, strict=True)):
+            self._same_text.setdefault(demonstration.text, set()).add(position)
+            self._in_fold.setdefault(fold, set()).add(position)
         # where no span of the input weighs anything, every input gets the same few sentences
         self._fallback = [s for s in pool.sample(len(pool.sentences)) if pool.sentences[s].entities]
 
@@ -74,8 +79,8 @@ class Retriever:
             surfaces += [sentence.text[span.start : span.end] for span in own]
             weights += [span_weight(span, units, tags, self._config.pos_of) for span in own]
             offsets.append(len(surfaces))
-        exclude = [self._own(sentence, fold) for sentence, fold in
-                   zip(sentences, exclude_folds or [None] * len(sentences), strict=True)]  # fmt: skip
+        folds: Sequence[int | None] = [None] * len(sentences) if exclude_folds is None else exclude_folds
+        exclude = [self._own(sentence, fold) for sentence, fold in zip(sentences, folds, strict=True)]
         ids, _ = span_topk(
             self._encoder.encode(surfaces), np.array(offsets), np.array(weights, dtype=np.float32),
             self._spans, k, exclude=exclude, backend="auto",
@@ -89,10 +94,8 @@ class Retriever:
 
     def _own(self, sentence: Sentence, fold: int | None) -> set[int]:
         """Pool sentences that must not be shown to this sentence."""
-        same = {s for s, d in enumerate(self.pool.sentences) if d.text == sentence.text}
-        if fold is None:
-            return same
-        return same | {s for s, own in enumerate(self.pool.folds) if own == fold}
+        same = self._same_text.get(sentence.text, set())
+        return same if fold is None else same | self._in_fold[fold]
 
 
 def input_spans(sentences: Sequence[Sentence], team: Team) -> tuple[list[list[Span]], list[Usage]]:

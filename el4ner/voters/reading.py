@@ -127,7 +127,8 @@ class ReadingVoter:
                 progress(f"{self.name}: fitting with strength {strength:g}, fold {fold + 1} of {pool.n_folds}")
                 fits[fold, strength] = readout(fold, strength)
             losses[strength] = sum(
-                _loss(fits[fold, strength], corpus, np.flatnonzero(folds == fold), len(self.labels)) for fold in tried
+                _loss(fits[fold, strength], corpus, np.flatnonzero(folds == fold).tolist(), len(self.labels))
+                for fold in tried
             )
         best = min(losses, key=lambda strength: (losses[strength], strength))
         out_of_fold = np.zeros((len(corpus.values), max_words, len(self.labels) + 1), dtype=np.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from el4ner.engines.base import FloatArray, IntArray
 from el4ner.errors import ShapeError
 from el4ner.kernels import span_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTS = ("first", "mean", "last", "left", "right")
 READOUT_VERSION = 1
@@ -126,10 +130,10 @@ def fit_readout(
         for begin in range(0, len(order), batch):
             picked = [chosen[i] for i in order[begin : begin + batch]]
             values, owner, target = _batch(corpus, picked, n_labels, max_words)
-            scores, inside = _all_spans(torch, (values - mean_t) / scale_t, owner, weights, bias, context)
+            scores, inside = _all_spans((values - mean_t) / scale_t, owner, weights, bias, context)
             loss = torch.nn.functional.cross_entropy(scores[inside], target[inside], reduction="sum") / len(values)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
     return Readout(weights.detach().numpy(), bias.detach().numpy(), mean, scale)
@@ -152,7 +156,8 @@ def _moments(corpus: Corpus, chosen: Sequence[int]) -> tuple[FloatArray, FloatAr
     return mean.astype(np.float32), (np.sqrt(variance) + 1e-3).astype(np.float32)
 
 
-def _batch(corpus: Corpus, picked: Sequence[int], n_labels: int, max_words: int):  # type: ignore[no-untyped-def]
+def _batch(corpus: Corpus, picked: Sequence[int], n_labels: int, max_words: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values (T, D), owner (T,) and target (T, N) of some sentences."""
     import torch
 
     starts = corpus.starts
@@ -169,8 +174,10 @@ def _batch(corpus: Corpus, picked: Sequence[int], n_labels: int, max_words: int)
     return torch.from_numpy(values), torch.from_numpy(owner), torch.from_numpy(target)
 
 
-def _all_spans(torch, values, owner, weights, bias, context):  # type: ignore[no-untyped-def]
+def _all_spans(values: Tensor, owner: Tensor, weights: Tensor, bias: Tensor, context: bool) -> tuple[Tensor, Tensor]:
     """Scores of all spans of a batch, differentiable: (T, N, C) and which of them stay inside their sentence (T, N)."""
+    import torch
+
     n_words, max_words, n_columns = len(values), bias.shape[0], bias.shape[1]
     first, mean, last, left, right = torch.einsum("td,pdc->ptc", values, weights)
     start = first

@@ -26,7 +26,7 @@ def log_votes(votes: FloatArray) -> FloatArray:
     """Distributions -> log-probabilities, floored; a row of NaN (an abstention) says nothing: zeros."""
     with np.errstate(divide="ignore"):
         logs = np.maximum(np.log(votes), _FLOOR)
-    return np.where(np.isnan(votes), 0.0, logs).astype(np.float32)
+    return np.asarray(np.where(np.isnan(votes), 0.0, logs), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def fit_stack(
         value = torch.nn.functional.cross_entropy(scores, target, reduction="sum")
         for array, begin in zip(moving, origin, strict=True):
             value = value + penalty * (array - begin).square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     return Stack(start.voters, *(array.detach().numpy() for array in moving))
 
 
