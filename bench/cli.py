@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,6 +43,63 @@ def kernels(context: click.Context, ops: tuple[str, ...], size: str, repeats: in
             click.echo(json.dumps(row, ensure_ascii=False))
     if wrong:
         context.exit(1)
+
+
+@group.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--systems", default="default", show_default=True, help="Comma-separated; member:NAME for one member.")
+@click.option("--split", default="test", show_default=True, help="The split that is predicted; train is the pool.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many sentences, drawn by the seed.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and the bootstrap.")
+@click.option("--pool-limit", type=click.IntRange(1), help="Only so many pool sentences, drawn by content.")
+@click.option("--set", "assignments", multiple=True, help="A setting for all systems, as YAML: --set overlap=nested.")
+@click.option("--predictions", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep predictions in.")
+def accuracy(
+    folder: Path, systems: str, split: str, limit: int | None, seed: int, assignments: tuple[str, ...],
+    predictions: Path | None, pool_limit: int | None,
+) -> None:  # fmt: skip
+    """Strict F1 of el4ner's settings on FOLDER (train and test as JSONL), one JSON line a system."""
+    from el4ner.bench.accuracy import measure_accuracy, member_system
+
+    names = [name.strip() for name in systems.split(",") if name.strip()]
+    for name in names:
+        member_system(name)
+    rows = measure_accuracy(
+        folder, names, split=split, limit=limit, seed=seed, settings=_settings(assignments), out=predictions,
+        progress=_Progress(), pool_limit=pool_limit,
+    )  # fmt: skip
+    for row in rows:
+        click.echo(json.dumps(row, ensure_ascii=False))
+
+
+def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """`a.b=c` -> {"a": {"b": c}}, values read as YAML."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals or not path:
+            raise click.BadParameter(f"{assignment!r}: write NAME=VALUE", param_hint="--set")
+        *outer, last = path.split(".")
+        place = settings
+        for step in outer:
+            place = place.setdefault(step, {})
+        place[last] = yaml.safe_load(value)
+    return settings
+
+
+class _Progress:
+    """Messages on stderr, at most one in five seconds."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, message: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= 5:
+            self._last = now
+            click.echo(message, err=True)
 
 
 def main() -> None:
