@@ -101,7 +101,8 @@ def measure_accuracy(
         report = model.report()
         yield {
             "data": folder.name, "split": split, "sentences": len(sentences), "sampled": limit is not None,
-            "sample_seed": seed, "pool_sentences": len(pool.sentences), "system": name, "settings": dict(settings), "strict": result["micro"],
+            "sample_seed": seed, "pool_sentences": len(pool.sentences),
+            "system": name, "settings": dict(settings), "strict": result["micro"],
             "macro_f1": result["macro"]["f1"], "spans_f1": result["spans"]["f1"], "problems": result["problems"],
             "asked": report["asked"], "verifier": report["verifier"], "threshold": report["threshold"],
             "fitted": report["fitted"], "notes": report["notes"], "tokens": report["tokens"],

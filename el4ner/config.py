@@ -55,8 +55,8 @@ class ExtractConfig(_Settings):
     noun_phrases: bool = True
     pool_strings: bool = True
     reading: bool = True
-    reading_floor: float = Field(default=0.02, gt=0, lt=1)
-    phrase_floor: float = Field(default=0.01, ge=0, lt=1)
+    reading_floor: float = Field(default=0.05, gt=0, lt=1)
+    phrase_floor: float = Field(default=0.03, ge=0, lt=1)
     max_new_tokens: int = Field(default=64, ge=1)
 
 
@@ -200,11 +200,12 @@ and span-level retrieval are published. k=5, the first word's part of speech, go
 that do not list the labels are the public re-implementation's, since the paper's text on them could not be had."""
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, mapping by mapping; anything else is replaced whole."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -266,7 +267,7 @@ def make_config(data: Mapping[str, Any], origin: str = "settings") -> Config:
         data["voters"] = [name.strip() for name in data["voters"].split(",") if name.strip()]
     base = PAPER if data.get("preset") == "paper" else {}
     try:
-        return Config.model_validate(_merge(base, data))
+        return Config.model_validate(merge(base, data))
     except ValidationError as error:
         raise _explain(error, origin) from error
 
@@ -281,9 +282,9 @@ def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = N
     members = over.get("members")
     if members is not None and all(isinstance(member, str) for member in members):
         over["members"] = parse_members(members)
-    if not members:
+    if members is None:
         over.pop("members", None)
-    return make_config(_merge(data, over), path or "settings")
+    return make_config(merge(data, over), path or "settings")
 
 
 def fingerprint(config: Config, *parts: str) -> str:

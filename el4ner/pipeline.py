@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from el4ner.config import Config, load_config, make_config
+from el4ner.config import Config, load_config, merge
 from el4ner.engines.base import Encoder, Engine
-from el4ner.errors import EngineError, KernelError
+from el4ner.errors import EngineError, KernelError, UsageError
+from el4ner.jsonl import make_sentence
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
 from el4ner.records import Prediction, Sentence
@@ -45,9 +46,11 @@ class El4ner:
         Raises ConfigError for settings that are wrong. Nothing is loaded before it is needed.
         """
         if isinstance(config, Config):
-            return cls(make_config({**config.model_dump(exclude_unset=True), **overrides}) if overrides else config)
+            if not overrides:
+                return cls(config)
+            config = config.model_dump(exclude_unset=True)
         if isinstance(config, Mapping):
-            return cls(load_config(None, {**config, **overrides}))
+            return cls(load_config(None, merge(config, overrides)))
         return cls(load_config(config, overrides))
 
     def prepare(self, progress: Callable[[str], None] | None = None) -> None:
@@ -59,7 +62,7 @@ class El4ner:
             self._seconds["preparation"] += time.perf_counter() - began
 
     def predict(self, texts: Iterable[Text]) -> list[Prediction]:
-        """One prediction per text, in order."""
+        """One prediction per text, in order. Raises UsageError for a single string, which would be read by letters."""
         return list(self.predict_iter(texts))
 
     def predict_iter(self, texts: Iterable[Text]) -> Iterator[Prediction]:
@@ -68,6 +71,11 @@ class El4ner:
         A text is a string, a Sentence, or a mapping with "text" and optionally "id"; other keys come back in `extra`.
         A record that cannot be used gives a prediction with status "skipped"; one that fails, status "failed".
         """
+        if isinstance(texts, str | bytes | Mapping | Sentence):
+            raise UsageError(f"texts is one {type(texts).__name__}, not several; write predict([text])")
+        return self._predict(texts)
+
+    def _predict(self, texts: Iterable[Text]) -> Iterator[Prediction]:
         sentences = (_as_sentence(text, position) for position, text in enumerate(texts, start=1))
         while chunk := list(islice(sentences, self.config.batch_size)):
             self.prepare()
@@ -159,14 +167,17 @@ def _as_sentence(text: Text, position: int) -> Sentence:
     if isinstance(text, Sentence):
         return text
     if isinstance(text, str):
-        return Sentence(str(position), text)
+        return make_sentence(text, f"record {position}", str(position))
+    if not isinstance(text, Mapping):
+        reason = f"record {position}: came as {type(text).__name__}; give a string, or a mapping with a text"
+        return Sentence(str(position), "", {}, reason)
     extra = {key: value for key, value in text.items() if key not in ("id", "text")}
-    identifier = str(text.get("id", position))
+    identifier = str(position if text.get("id") is None else text["id"])
     content = text.get("text")
     if not isinstance(content, str):
         reason = f"record {identifier}: text is {type(content).__name__}, not a string; give every record a text"
         return Sentence(identifier, "", extra, reason)
-    return Sentence(identifier, content, extra)
+    return make_sentence(content, f"record {identifier}", identifier, extra)
 
 
 def _untouched(sentence: Sentence) -> Prediction:

@@ -111,7 +111,9 @@ class Preparation:
         pool = self._pool or load_pool(config.examples, config.labels, config.stack.folds)
         self._check_classes(pool)
         team = Team(config, pool)
-        stacked = config.classify.combine == "stack" and len(pool.sentences) >= config.stack.min_sentences
+        # what is fitted is judged on other folds, so there must be two; copies of one text share a fold
+        enough = len(pool.sentences) >= config.stack.min_sentences and len(set(pool.folds)) > 1
+        stacked = config.classify.combine == "stack" and enough
         if not stacked:
             self._unfitted(team)
             return team

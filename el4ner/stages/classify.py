@@ -90,7 +90,8 @@ def member_votes(
 def combine(votes: Sequence[FloatArray], evidence: FloatArray, team: Team) -> FloatArray:
     """Votes of one sentence, voters in the order of `team.asked` -> distributions (n, L + 1).
 
-    By the fitted stack; or the mean of those that voted; or the share of first choices, ties to the earlier voter.
+    By the fitted stack; or the mean of those that voted; or by majority: only the winner's column is filled, with its
+    share of the first choices, so that a tie stays decided for the earlier voter. Nobody voted: "none" has all.
     """
     if team.stack is not None:
         return team.stack.probabilities(votes, evidence)
@@ -104,7 +105,8 @@ def combine(votes: Sequence[FloatArray], evidence: FloatArray, team: Team) -> Fl
             if winner >= 0:
                 cast = stacked[~silent[:, i], i].argmax(axis=1)
                 result[i, winner] = np.mean(cast == winner)
-            result[i, -1] += 1.0 - result[i].sum()
+            else:
+                result[i, -1] = 1.0
         return result
     counted = np.where(silent[:, :, None], 0.0, stacked).sum(axis=0)
     spoke = (~silent).sum(axis=0)
