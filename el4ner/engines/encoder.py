@@ -25,6 +25,12 @@ from el4ner.models import ResolvedModel, local_folder, resolve
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
+_ROWS = 16
+_ROW_TOKENS = 8
+"""On a CPU a matrix product depends in its last bits on its shape. There, `encode` pads every batch to this many rows
+and to a multiple of this many tokens, so that a text's vector does not depend on what is encoded beside it; `read`
+takes texts one by one. Strings are short: most fit one multiple."""
+
 
 class SentenceEncoder:
     """A bidirectional sentence encoder (implements `engines.base.Encoder`).
@@ -123,11 +129,14 @@ class SentenceEncoder:
     def _encode_direct(self, texts: list[str]) -> FloatArray:
         rows, _ = self._rows(texts, self._limit)
         vectors = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
-        for batch in self._batches(rows):
+        for batch in self._batches(rows) if self.device.type != "cpu" else _even_batches([len(row) for row in rows]):
             chosen = [rows[index] for index in batch]
-            longest = max(len(row) for row in chosen)
-            ids = torch.full((len(chosen), longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
-            mask = torch.zeros((len(chosen), longest), dtype=torch.long)
+            n_rows, longest = len(chosen), max(len(row) for row in chosen)
+            if self.device.type == "cpu":
+                n_rows, longest = _ROWS, min(_padded(longest), self._positions)
+            ids = torch.full((n_rows, longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
+            mask = torch.zeros((n_rows, longest), dtype=torch.long)
+            mask[len(chosen) :, 0] = 1  # a row without any token would give NaN
             for position, row in enumerate(chosen):
                 ids[position, : len(row)] = torch.tensor(row)
                 mask[position, : len(row)] = 1
@@ -136,7 +145,7 @@ class SentenceEncoder:
                 states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (B, T, D)
                 weights = mask[:, :, None].float()
                 means = (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-                vectors[batch] = torch.nn.functional.normalize(means, dim=1).cpu().numpy()
+                vectors[batch] = torch.nn.functional.normalize(means, dim=1)[: len(chosen)].cpu().numpy()
         return vectors
 
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
@@ -145,7 +154,8 @@ class SentenceEncoder:
         rows, frames = self._rows(texts, self._positions)
         before = len(self._special[0])
         results: list[TokenStates | None] = [None] * len(texts)
-        for batch in self._batches(rows):
+        alone = [[index] for index, row in enumerate(rows) if row]
+        for batch in alone if self.device.type == "cpu" else self._batches(rows):
             with run_errors(self.name):
                 states = read_batch(
                     self.model, self._blocks, [rows[index] for index in batch], wanted, self.device, mask=True
@@ -169,6 +179,18 @@ class SentenceEncoder:
             rows.append([*before, *kept, *after])
             frames.append((kept_offsets, truncated_at))
         return rows, frames
+
+
+def _padded(length: int) -> int:
+    return -(-length // _ROW_TOKENS) * _ROW_TOKENS
+
+
+def _even_batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in batches of at most `_ROWS` texts that are padded to the same length."""
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(_padded(length), []).append(index)
+    return [own[i : i + _ROWS] for _, own in sorted(by_length.items()) for i in range(0, len(own), _ROWS)]
 
 
 def _checked_folder(resolved: ResolvedModel) -> Path | None:
