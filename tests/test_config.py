@@ -1,0 +1,141 @@
+"""Settings: what is refused, with which message, and who wins over whom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from el4ner.config import PAPER, Config, fingerprint, load_config, make_config, parse_members
+from el4ner.errors import ConfigError
+from el4ner.pipeline import El4ner
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"batchsize": 3}, ["unknown setting 'batchsize'", "did you mean 'batch_size'?"]),
+        ({"retrieve": {"kk": 3}}, ["unknown setting 'retrieve.kk'", "did you mean 'k'?"]),
+        ({"zzz": 1}, ["unknown setting 'zzz'", "choose from preset, members"]),
+        ({"reading": {"qqqq": 1}}, ["unknown setting 'reading.qqqq'", "choose from depths, twice"]),
+        ({"members": [{"name": "a", "source": "b", "wording": "ask"}]}, ["members.0.wording"]),
+        ({"batch_size": 0}, ["batch_size=0", "greater than or equal to 1"]),
+        ({"batch_size": "many"}, ["batch_size='many'", "integer"]),
+        ({"device": "tpu"}, ["device='tpu'"]),
+        ({"dtype": "int8"}, ["dtype='int8'", "float32"]),
+        ({"preset": "fast"}, ["preset='fast'", "'default' or 'paper'"]),
+        ({"overlap": "some"}, ["overlap='some'", "'flat' or 'nested'"]),
+        ({"min_score": 1.5}, ["min_score=1.5"]),
+        ({"extract": {"reading_floor": 0}}, ["extract.reading_floor=0"]),
+        ({"reading": {"depths": [1.5]}}, ["reading.depths", "between 0 and 1"]),
+        ({"voters": "auto, reading"}, ["voters", "'auto' is unknown"]),
+        ({"voters": ["readng"]}, ["'readng' is unknown", "auto, all or from reading, retrieval, smollm2-list"]),
+        ({"voters": ""}, ["voters: none named"]),
+        ({"verify": {"member": "nobody"}}, ["verify.member: 'nobody' is no member", "smollm2-list"]),
+        ({"members": [{"name": "A b", "source": "x"}]}, ["members.0.name='A b'"]),
+        ({"members": [{"name": "a", "source": "x"}] * 2}, ["members: a named twice"]),
+        ({"members": [{"name": "reading", "source": "x"}]}, ["'reading' is the name of a voter"]),
+        ({"preset": "paper", "voters": "reading"}, ["the paper preset has prompted members only, not reading"]),
+        ({"preset": "paper", "voters": ["smollm2-ask", "retrieval"]}, ["prompted members only, not retrieval"]),
+        ({"preset": "paper", "members": []}, ["the paper preset needs at least one"]),
+        ({"voters": 5}, ["voters"]),
+        ({"retrieve": 5}, ["retrieve"]),
+    ],
+)
+def test_wrong_settings_are_one_line_with_setting_value_and_remedy(settings: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(settings, "settings.yaml")
+    message = str(caught.value)
+    assert message.startswith("settings.yaml: ")
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_paper_changes_what_it_names_and_nothing_else() -> None:
+    default, paper = make_config({}), make_config({"preset": "paper"})
+    for key, value in PAPER.items():
+        if isinstance(value, dict):
+            for inner, wanted in value.items():
+                assert getattr(getattr(paper, key), inner) == wanted
+        else:
+            assert getattr(paper, key) == value
+    back = make_config({**paper.model_dump(), **{key: default.model_dump()[key] for key in PAPER}, "preset": "default"})
+    assert back == default
+
+
+def test_settings_win_over_the_preset_and_options_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("preset: paper\nretrieve: {k: 7}\nbatch_size: 3\nvoters: smollm2-ask, smollm2-list\n")
+    config = load_config(str(path))
+    assert (config.retrieve.k, config.retrieve.spans, config.retrieve.pos_of) == (7, "members", "first")
+    assert config.voters == ("smollm2-ask", "smollm2-list")
+    config = load_config(str(path), {"batch_size": 5, "retrieve": {"pos_of": "last"}})
+    assert (config.batch_size, config.retrieve.k, config.retrieve.pos_of) == (5, 7, "last")
+
+
+def test_json_is_a_settings_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"members": [{"name": "a", "source": "x/y", "variant": "ask"}]}))
+    assert load_config(str(path)).members[0].variant == "ask"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"- 1\n", "holds list, not a mapping of settings"),
+        (b"", "holds NoneType"),
+        (b"a: [1\nb: {", "not valid YAML or JSON"),
+        (b"a: \xff\n", "not valid YAML or JSON"),
+        (b"!!python/object/apply:os.getcwd []\n", "not valid YAML or JSON"),
+        (None, "cannot be read"),
+    ],
+)
+def test_settings_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, part: str) -> None:
+    path = tmp_path / "settings.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_members_on_the_command_line() -> None:
+    config = load_config(None, {"members": ["q=Qwen/Qwen2.5-0.5B-Instruct", "local=./folder=x"]})
+    assert [(m.name, m.source) for m in config.members] == [
+        ("q", "Qwen/Qwen2.5-0.5B-Instruct"),
+        ("local", "./folder=x"),
+    ]
+    for wrong in ("name", "=source", "name=", ""):
+        with pytest.raises(ConfigError, match="write NAME=SOURCE"):
+            parse_members([wrong])
+
+
+def test_the_api_merges_overrides_into_nested_settings(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("retrieve: {k: 2}\n")
+    given: dict[str, Any] = {"retrieve": {"k": 2}}
+    for base in (str(path), given, make_config(given)):
+        config = El4ner.from_config(base, retrieve={"pos_of": "last"}, batch_size=2).config
+        assert (config.retrieve.k, config.retrieve.pos_of, config.batch_size) == (2, "last", 2)
+    assert El4ner.from_config({"members": []}).config.members == ()
+    paper = El4ner.from_config(make_config({"preset": "paper"}), seed=3).config
+    assert (paper.classify.by, paper.seed) == ("generation", 3)
+
+
+def test_settings_are_frozen_and_come_back_from_their_own_data() -> None:
+    config = make_config({"preset": "paper", "voters": "smollm2-ask"})
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1
+    assert Config.model_validate(config.model_dump()) == config
+    assert Config.model_validate(json.loads(config.model_dump_json())) == config
+
+
+def test_a_fingerprint_sees_its_parts_only() -> None:
+    one, other = make_config({"seed": 1}), make_config({"seed": 2})
+    assert fingerprint(one, "seed") != fingerprint(other, "seed")
+    assert fingerprint(one, "retrieve", "extract") == fingerprint(other, "retrieve", "extract")
