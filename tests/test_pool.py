@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +130,7 @@ def best_by_trying_all(spans: list[Span], scores: list[float], threshold: float)
     for size in range(1, len(usable) + 1):
         for chosen in combinations(usable, size):
             own = sorted(spans[i] for i in chosen)
-            if all(a.end <= b.start for a, b in zip(own, own[1:], strict=False)):
+            if all(a.end <= b.start for a, b in pairwise(own)):
                 best = max(best, float(sum(max(gains[i], 1e-6) for i in chosen)))
     return best
 
@@ -146,7 +146,7 @@ def test_flat_decoding_finds_the_best_set(scored: dict[Span, float], threshold: 
     kept = keep_flat(spans, scores, threshold)
     assert kept == sorted(set(kept))
     own = sorted(spans[i] for i in kept)
-    assert all(a.end <= b.start for a, b in zip(own, own[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(own))
     assert all(scores[i] >= threshold and scores[i] > 0 for i in kept)
     gains = log_odds(np.array(scores)) - log_odds(np.array(threshold)) if scores else np.zeros(0)
     reached = float(sum(max(gains[i], 1e-6) for i in kept))

@@ -425,5 +425,3 @@ def test_new_voters_start_at_nothing_beside_what_is_fitted() -> None:
     base = fit_stack(start_stack(["good"], 3, 2), votes[:1], evidence, truth)
     start = start_stack(["good", "asked"], 3, 2, base)
     assert (start.probabilities(votes, evidence) == base.probabilities(votes[:1], evidence)).all()
-
-

@@ -1,0 +1,265 @@
+"""The four stages on a small pool, with scripted members and a letter-counting encoder: no model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from el4ner.config import make_config
+from el4ner.engines.base import Choose, FloatArray, Generate, TokenStates
+from el4ner.engines.scripted import ScriptedEngine
+from el4ner.pool import Pool
+from el4ner.preparation import Preparation
+from el4ner.prompts import VERDICT_CHOICES
+from el4ner.records import Candidate, Demonstration, Entity, Label, LabelledSpan, Sentence, Span, Usage
+from el4ner.stages import classify, extract, retrieve, verify
+from el4ner.stages.classify import combine, worth_asking
+from el4ner.stages.extract import unite
+from el4ner.stages.team import Team
+
+LABELS = (Label("person", "A human."), Label("place", "A spot on a map."))
+
+
+class LetterEncoder:
+    """Unit vectors of letter counts."""
+
+    source = "letters"
+    n_layers = 0
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        rows = np.zeros((len(texts), 128), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for character in text:
+                row[ord(character) % 128] += 1
+            row /= max(float(np.linalg.norm(row)), 1e-9)
+        return rows
+
+    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
+        raise AssertionError("no reading voter is asked here")
+
+
+def demonstration(text: str, entities: Mapping[str, str]) -> Demonstration:
+    found = tuple(LabelledSpan(text.index(s), text.index(s) + len(s), label) for s, label in entities.items())
+    return Demonstration(text, text, found)
+
+
+POOL = Pool(
+    (
+        demonstration("Ada saw Rome.", {"Ada": "person", "Rome": "place"}),
+        demonstration("Bob left Oslo.", {"Bob": "person", "Oslo": "place"}),
+        demonstration("Cleo likes Quito.", {"Cleo": "person", "Quito": "place"}),
+        demonstration("It rained.", {}),
+    ),
+    LABELS,
+)
+
+
+def surface_of(request: Choose) -> str:
+    """The span that a classification or verification question is about."""
+    found = re.findall(r'"([^"\n]*)"', request.prompt[-1])
+    assert found, request.prompt
+    return str(found[0])
+
+
+def member(
+    names: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    sure: float = 0.9,
+    rejects: Sequence[str] = (),
+) -> ScriptedEngine:
+    """Lists those of `names` that are in the text, gives each surface its label with `sure`, rejects some."""
+
+    def generate(request: Generate) -> str:
+        assert request.grammar is not None
+        return "; ".join(name for name in names if name in request.grammar.text) or "none"
+
+    def choose(request: Choose) -> list[float]:
+        if request.choices == VERDICT_CHOICES:
+            p = 0.1 if surface_of(request) in rejects else 0.8
+            return [float(np.log(p)), float(np.log(1 - p))]
+        label = (labels or {}).get(surface_of(request), "none of these")
+        rest = (1 - sure) / (len(request.choices) - 1)
+        if surface_of(request) == "N/A":
+            return [float(np.log(1 / len(request.choices)))] * len(request.choices)
+        return [float(np.log(sure if choice.strip() == label else rest)) for choice in request.choices]
+
+    return ScriptedEngine(generate=generate, choose=choose)
+
+
+QUIET: dict[str, Any] = {"noun_phrases": False, "pool_strings": False}
+
+
+def settings(names: Sequence[str], **over: Any) -> dict[str, Any]:
+    return {"members": [{"name": name, "source": name} for name in names], "voters": list(names), "extract": QUIET,
+            **over}  # fmt: skip
+
+
+@pytest.fixture
+def make_team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Team]:
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
+
+    def make(engines: dict[str, Any], pool: Pool = POOL, **over: Any) -> Team:
+        config = make_config(settings(list(engines), **over))
+        return Preparation(config, engines=engines, encoder=LetterEncoder(), pool=pool).team()
+
+    return make
+
+
+def run(team: Team, *texts: str) -> tuple[list[tuple[Entity, ...]], list[Usage]]:
+    sentences = [Sentence(str(i), text) for i, text in enumerate(texts)]
+    retrieved = retrieve(sentences, team)
+    extracted = extract(sentences, retrieved, team)
+    return verify(sentences, retrieved, classify(sentences, retrieved, extracted, team), team)
+
+
+def found(team: Team, text: str) -> dict[str, str]:
+    ((entities, *_), _) = run(team, text)
+    assert all(text[e.start : e.end] == e.text for e in entities)
+    return {e.text: e.label for e in entities}
+
+
+TEXT = "Dora met Bob in Lima."
+GOLD = {"Dora": "person", "Bob": "person", "Lima": "place"}
+
+
+def test_the_four_stages(make_team: Callable[..., Team]) -> None:
+    first, second = member(["Dora", "Bob"], GOLD), member(["Bob", "Lima"], GOLD, sure=0.6)
+    team = make_team({"a": first, "b": second})
+    sentence = Sentence("1", TEXT)
+
+    retrieved = retrieve([sentence], team)
+    assert len(retrieved.demonstrations[0]) == 3  # the sentence without entities is no demonstration
+    assert retrieved.demonstrations[0][0].text == "Bob left Oslo."
+    assert not first.requests  # retrieval spans come from the proposers and cost nothing
+
+    extracted = extract([sentence], retrieved, team)
+    assert extracted.candidates[0] == (
+        Candidate(Span(0, 4), ("a",)),
+        Candidate(Span(9, 12), ("a", "b")),
+        Candidate(Span(16, 20), ("b",)),
+    )
+    assert "Bob left Oslo." in "".join(first.requests[0].prompt)  # type: ignore[union-attr]
+
+    classified = classify([sentence], retrieved, extracted, team)
+    assert [(s.label, round(s.score, 3)) for s in classified.kept[0]] == [
+        ("person", 0.75), ("person", 0.75), ("place", 0.75),
+    ]  # fmt: skip
+    assert set(classified.kept[0][0].votes) == {"a", "b"}
+    assert list(classified.kept[0][0].votes["a"]) == ["person", "place", ""]
+    assert classified.kept[0][0].votes["a"]["person"] == pytest.approx(0.9)
+
+    (entities,), (usage,) = verify([sentence], retrieved, classified, team)
+    assert [(e.text, e.proposed_by) for e in entities] == [("Dora", ("a",)), ("Bob", ("a", "b")), ("Lima", ("b",))]
+    assert [e.verified for e in entities] == [pytest.approx(0.8)] * 3
+    assert usage.prompt_tokens > classified.usage[0].prompt_tokens > extracted.usage[0].prompt_tokens > 0
+    assert usage.generated_tokens > 0
+
+
+def test_everybody_who_is_allowed_proposes(make_team: Callable[..., Team]) -> None:
+    everyone = {"noun_phrases": True, "pool_strings": True}
+    team = make_team({"a": member(["Bob"], GOLD)}, extract=everyone)
+    sentence = Sentence("1", TEXT)
+    (candidates,) = extract([sentence], retrieve([sentence], team), team).candidates
+    by = {TEXT[c.span.start : c.span.end]: c.proposed_by for c in candidates}
+    assert by["Bob"] == ("a", "noun-phrases", "pool-strings")
+    assert by["Lima"] == ("noun-phrases",)
+    silent = make_team({"a": member(["Bob"], GOLD)}, extract={**everyone, "members": False})
+    (candidates,) = extract([sentence], retrieve([sentence], silent), silent).candidates
+    assert all("a" not in c.proposed_by for c in candidates)
+    assert found(silent, TEXT) == GOLD  # it still votes
+
+
+def test_unite_sorts_spans_and_proposers() -> None:
+    united = unite([("b", [Span(3, 5), Span(0, 2)]), ("a", [Span(3, 5)]), ("a", [Span(3, 5)])])
+    assert united == (Candidate(Span(0, 2), ("b",)), Candidate(Span(3, 5), ("a", "b")))
+
+
+def test_a_rejected_entity_is_dropped(make_team: Callable[..., Team]) -> None:
+    engines = {"a": member(["Dora", "Lima"], GOLD, rejects=["Dora"])}
+    assert found(make_team(engines), TEXT) == {"Lima": "place"}
+    assert found(make_team(engines, verify={"enabled": False}), TEXT) == {"Dora": "person", "Lima": "place"}
+
+
+def test_the_named_member_verifies(make_team: Callable[..., Team]) -> None:
+    engines = {"a": member(["Dora"], GOLD, rejects=["Dora"]), "b": member(["Dora"], GOLD)}
+    assert found(make_team(engines), TEXT) == {}
+    assert found(make_team(engines, verify={"member": "b"}), TEXT) == {"Dora": "person"}
+
+
+def test_a_majority_decides_and_a_tie_goes_to_the_earlier_member(make_team: Callable[..., Team]) -> None:
+    person, place, nothing = member(["Bob"], {"Bob": "person"}), member(["Bob"], {"Bob": "place"}), member(["Bob"])
+    majority = {"combine": "majority"}
+    assert found(make_team({"a": person, "b": place}, classify=majority), TEXT) == {"Bob": "person"}
+    assert found(make_team({"a": place, "b": person}, classify=majority), TEXT) == {"Bob": "place"}
+    assert found(make_team({"a": person, "b": place, "c": place}, classify=majority), TEXT) == {"Bob": "place"}
+    assert found(make_team({"a": place, "b": person, "c": nothing}, classify=majority), TEXT) == {"Bob": "place"}
+    assert found(make_team({"a": nothing, "b": person}, classify=majority), TEXT) == {}
+    assert found(make_team({"a": nothing, "b": person, "c": person}, classify=majority), TEXT) == {"Bob": "person"}
+
+
+def test_who_abstains_is_not_counted() -> None:
+    config = make_config(settings(["a", "b"], classify={"combine": "majority"}))
+    nan = np.full((1, 3), np.nan, np.float32)
+    vote = np.array([[0.1, 0.7, 0.2]], np.float32)
+    evidence = np.zeros((1, 4), np.float32)
+    majority, equal = Team(config, POOL), Team(make_config(settings(["a", "b"])), POOL)
+    assert combine([nan, vote], evidence, majority).tolist() == [[0, 1, 0]]
+    np.testing.assert_allclose(combine([nan, vote], evidence, equal), vote)
+    for team in (majority, equal):
+        assert combine([nan, nan], evidence, team).tolist() == [[0, 0, 1]]
+
+
+def test_overlaps_are_resolved_unless_nesting_is_asked_for(make_team: Callable[..., Team]) -> None:
+    engines = {"a": member(["Bob in Lima", "Lima"], {"Bob in Lima": "person", "Lima": "place"})}
+    assert found(make_team(engines, overlap="nested"), TEXT) == {"Bob in Lima": "person", "Lima": "place"}
+    assert len(found(make_team(engines), TEXT)) == 1
+
+
+def test_min_score_cuts(make_team: Callable[..., Team]) -> None:
+    engines = {"a": member(["Bob"], GOLD, sure=0.6)}
+    assert found(make_team(engines, min_score=0.61), TEXT) == {}
+    assert found(make_team(engines, min_score=0.59), TEXT) == {"Bob": "person"}
+
+
+def test_a_pool_sentence_is_never_its_own_demonstration(make_team: Callable[..., Team]) -> None:
+    team = make_team({"a": member()})
+    sentence = Sentence("1", "Ada saw Rome.")
+    (shown,) = retrieve([sentence], team).demonstrations
+    assert "Ada saw Rome." not in [d.text for d in shown]
+    assert team.retriever is not None
+    fold = POOL.folds[next(i for i, d in enumerate(POOL.sentences) if d.text == "Bob left Oslo.")]
+    (left,) = team.retriever.find([Sentence("1", TEXT)], [[Span(9, 12)]], [fold])
+    assert "Bob left Oslo." not in [d.text for d in left]
+
+
+def test_demonstrations_without_a_weighty_span_are_the_same_for_all(make_team: Callable[..., Team]) -> None:
+    team = make_team({"a": member()}, retrieve={"k": 2})
+    one, other = retrieve([Sentence("1", "and so on"), Sentence("2", "but why")], team).demonstrations
+    assert one == other
+    assert len(one) == 2
+    none = make_team({"a": member()}, retrieve={"k": 0})
+    assert retrieve([Sentence("1", TEXT)], none).demonstrations == ((),)
+
+
+def test_members_can_give_the_retrieval_spans(make_team: Callable[..., Team]) -> None:
+    engine = member(["Lima"], GOLD)
+    team = make_team({"a": engine}, retrieve={"spans": "members"})
+    retrieved = retrieve([Sentence("1", TEXT)], team)
+    assert len(engine.requests) == 1
+    assert retrieved.usage[0].prompt_tokens > 0
+
+
+def test_only_what_is_worth_it_is_asked() -> None:
+    from el4ner.voters.stacking import start_stack
+
+    team = Team(make_config({}), POOL, base=start_stack(["reading"], 3, 4))
+    candidates = (Candidate(Span(0, 4), ("x",)),) * 3
+    votes = {"reading": [np.array([[0.3, 0.3, 0.4], [0.01, 0.01, 0.98], [0.01, 0.01, 0.98]], np.float32)]}
+    evidence = np.zeros((3, 4), np.float32)
+    evidence[2, 3] = 0.5  # a member listed it
+    assert worth_asking(0, candidates, votes, evidence, team) == [True, False, True]
