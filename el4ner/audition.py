@@ -60,7 +60,7 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
     start = start_stack(team.asked, len(team.labels) + 1, len(EVIDENCE), team.base)
     team.stack = fit_stack(start, *asked.rows(team.asked))
     if not cheap:
-        team.threshold = config.min_score if config.min_score is not None else 0.3
+        preparation.threshold = team.threshold = 0.3  # no out-of-fold decisions to choose by: a usual optimum
         preparation.facts["calibrated"] = True
     team.verifier = preparation.verifier(team)
     if team.verifier is not None and config.verify.by == "choice":

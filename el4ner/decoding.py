@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ def keep_flat(spans: Sequence[Span], scores: Sequence[float], threshold: float) 
     chosen = [i for i in range(len(spans)) if scores[i] >= threshold and scores[i] > 0]
     if not chosen:
         return []
+    by_start = sorted(chosen, key=lambda i: spans[i])
+    if all(spans[a].end <= spans[b].start for a, b in pairwise(by_start)):
+        return sorted(chosen)  # the common case needs no search
     borders = sorted({border for i in chosen for border in spans[i]})
     place = {border: position for position, border in enumerate(borders)}
     longest = max(place[spans[i].end] - place[spans[i].start] for i in chosen)

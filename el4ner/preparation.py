@@ -84,6 +84,7 @@ class Preparation:
         self.cache = ArrayCache(cache_root() / "pools")
         self.notes: list[str] = []
         self.facts: dict[str, object] = {}
+        self.threshold = 0.0
         self._engines = engines or {}
         self._encoder = encoder
         self._pool = pool
@@ -91,10 +92,12 @@ class Preparation:
     def engine(self, source: str) -> Engine:
         """The engine of a source, loaded once."""
         if source not in self._engines:
+            from el4ner.engines.loading import choose_device
+
             self.progress(f"loading {source}")
             device = self.config.device
             # on a CPU every text is read alone: the same numbers whatever is read beside it, at the same speed
-            alone: dict[str, Any] = {"read_tokens": 1} if device in ("auto", "cpu") else {}
+            alone: dict[str, Any] = {"read_tokens": 1} if choose_device(device).type == "cpu" else {}
             self._engines[source] = load_engine(source, device=device, dtype=self.config.dtype, **alone)
         return self._engines[source]
 
@@ -117,12 +120,21 @@ class Preparation:
         if not stacked:
             self._unfitted(team)
             return team
-        examined = self._examine(team)
-        self._stack_cheap(team, examined)
-        if self.wanted_members():
-            from el4ner.audition import audition
+        from el4ner.fitted import fitted_arrays, fitted_key, restore
 
-            audition(self, team, examined)
+        key = fitted_key(self, team)
+        stored = self.cache.get(key)
+        if stored is not None:
+            restore(self, team, stored)
+        else:
+            examined = self._examine(team)
+            self._stack_cheap(team, examined)
+            if self.wanted_members():
+                from el4ner.audition import audition
+
+                audition(self, team, examined)
+            self.cache.put(key, fitted_arrays(self, team))
+        team.threshold = self.threshold if config.min_score is None else config.min_score
         return team
 
     def _check_classes(self, pool: Pool) -> None:
@@ -131,13 +143,14 @@ class Preparation:
 
     # Who may be asked
 
-    def _wanted(self, name: str) -> bool:
+    def wants(self, name: str) -> bool:
+        """Whether the settings allow a voter to be asked."""
         voters = self.config.voters
         return voters in ("auto", "all") or name in voters
 
     def wanted_members(self) -> list[MemberConfig]:
         """Prompted members that the settings allow to be asked."""
-        return [member for member in self.config.members if self._wanted(member.name)]
+        return [member for member in self.config.members if self.wants(member.name)]
 
     def members(self, pool: Pool, wanted: Sequence[MemberConfig]) -> tuple[PromptedMember, ...]:
         """Prompted members for settings; members of one source share an engine."""
@@ -147,6 +160,10 @@ class Preparation:
             PromptedMember(m.name, self.engine(m.source), m.variant, pool.labels, kind, style)  # type: ignore[arg-type]
             for m in wanted
         )
+
+    def retrieval_voter(self, pool: Pool) -> RetrievalVoter:
+        """The retrieval voter, not fitted yet."""
+        return RetrievalVoter(self.encoder(), pool.label_names, self.config.retrieval, self.cache)
 
     def retriever(self, pool: Pool) -> Retriever | None:
         """Finds demonstrations; None for a pool without sentences."""
@@ -173,8 +190,8 @@ class Preparation:
         team.members = self.members(pool, self.wanted_members())
         team.retriever = self.retriever(pool) if team.members else None
         asked = [member.name for member in team.members]
-        if config.preset != "paper" and pool.sentences and self._wanted("retrieval"):
-            team.retrieval = RetrievalVoter(self.encoder(), team.labels, config.retrieval, self.cache)
+        if config.preset != "paper" and pool.sentences and self.wants("retrieval"):
+            team.retrieval = self.retrieval_voter(pool)
             proposed = [
                 [c.span for c in unite(free_proposals(s, team, fold))]
                 for s, fold in zip(pool.as_sentences(range(len(pool.sentences))), pool.folds, strict=True)
@@ -197,7 +214,7 @@ class Preparation:
 
     # With a fit
 
-    def _readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
+    def readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
         """One reading voter per distinct model among the members."""
         config = self.config
         sources = list(dict.fromkeys(member.source for member in config.members))
@@ -219,8 +236,8 @@ class Preparation:
         config, pool = self.config, team.pool
         sentences = pool.as_sentences(range(len(pool.sentences)))
         tables: dict[str, list[SpanTable]] = {}
-        if self._wanted("reading"):
-            team.readers = self._readers(pool)
+        if self.wants("reading"):
+            team.readers = self.readers(pool)
             for voter in team.readers:
                 tables[voter.name] = voter.fit(pool, self.progress)
                 self.facts[f"{voter.name}: strength"] = voter.strength
@@ -240,9 +257,9 @@ class Preparation:
             name: [np.exp(table.rows(own)) for table, own in zip(found, spans, strict=True)]
             for name, found in tables.items()
         }
-        if self._wanted("retrieval"):
+        if self.wants("retrieval"):
             self.progress("retrieval: encoding the pool's strings")
-            team.retrieval = RetrievalVoter(self.encoder(), team.labels, config.retrieval, self.cache)
+            team.retrieval = self.retrieval_voter(pool)
             team.retrieval.fit(pool, spans)
             votes["retrieval"] = team.retrieval.vote(sentences, spans, exclude_folds=pool.folds)
         index = {label: position for position, label in enumerate(team.labels)}
@@ -262,7 +279,6 @@ class Preparation:
     def _stack_cheap(self, team: Team, examined: Examined) -> None:
         """The stack of reading and retrieval voters, who of them is worth asking, and the threshold."""
         if not examined.votes:
-            team.threshold = self.config.min_score or 0.0
             return
         options: dict[tuple[str, ...], tuple[float, float, Stack]] = {}
         names = tuple(examined.votes)
@@ -280,8 +296,8 @@ class Preparation:
         f1, threshold, team.stack = options[best]
         team.base = team.stack
         team.asked = best
-        team.threshold = threshold if self.config.min_score is None else self.config.min_score
-        self.facts |= {"calibrated": True, "threshold": team.threshold, "cross-validated F1": round(f1, 4)}
+        self.threshold = team.threshold = threshold
+        self.facts |= {"calibrated": True, "threshold": threshold, "cross-validated F1": round(f1, 4)}
 
 
 def pooled(

@@ -7,7 +7,7 @@ The read-out is fitted, the models are not; where this is compared with pure pro
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -192,6 +192,17 @@ class ReadingVoter:
             starts = np.cumsum([0, *(len(features.units) for features in read)])
             self._cache.put(key, {"values": values, "units": units.reshape(-1, 2), "starts": starts})
         return read
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a fitted voter needs to vote, as named arrays."""
+        if self._readout is None:
+            raise RuntimeError("ReadingVoter.state before fit()")
+        return {**self._readout.to_arrays(), "strength": np.array(self.strength), "unaligned": np.array(self.unaligned)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `state`."""
+        self._readout = Readout.from_arrays(arrays)
+        self.strength, self.unaligned = float(arrays["strength"]), int(arrays["unaligned"])
 
     def tables(self, sentences: Sequence[Sentence]) -> list[SpanTable]:
         """A table per sentence. A text is read once while it stays among the last few thousand."""

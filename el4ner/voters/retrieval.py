@@ -65,6 +65,16 @@ class RetrievalVoter:
             self._cache.put(key, stored)
         self._vectors = stored["vectors"]
 
+    def state(self) -> tuple[list[str], FloatArray, FloatArray]:
+        """What a fitted voter needs to vote on new texts: strings (U), counts (U, L + 1), vectors (U, D)."""
+        return list(self._row), self._counts.sum(axis=1), self._vectors
+
+    def restore(self, surfaces: Sequence[str], counts: FloatArray, vectors: FloatArray) -> None:
+        """The inverse of `state`. Folds can no longer be left out."""
+        self._row = {surface: position for position, surface in enumerate(surfaces)}
+        self._counts = counts[:, None, :]
+        self._vectors = vectors
+
     def vote(
         self,
         sentences: Sequence[Sentence],

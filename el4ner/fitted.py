@@ -1,0 +1,103 @@
+"""What was fitted on a pool, kept whole: a later start with the same pool, models and settings takes it from the cache.
+
+Left out of the key: settings that nothing fitted depends on (batch size, device, least score).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.cache import content_key
+from el4ner.prompts import PROMPT_VERSION
+from el4ner.stages.team import Team
+from el4ner.voters.features import FEATURE_VERSION
+from el4ner.voters.readout import READOUT_VERSION
+from el4ner.voters.stacking import Stack
+
+if TYPE_CHECKING:
+    from el4ner.preparation import Preparation
+
+FITTED_VERSION = 1
+"""Raised whenever the same pool and settings would be fitted otherwise."""
+
+_UNFITTED = {"batch_size", "device", "min_score", "examples", "labels"}
+
+
+def fitted_key(preparation: Preparation, team: Team) -> str:
+    """The cache key of everything that is fitted for a team."""
+    config = preparation.config
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _UNFITTED}
+    named = preparation.wants("reading") or preparation.wanted_members()
+    models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
+    versions = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION]
+    return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,
+                       preparation.encoder().source)  # fmt: skip
+
+
+def _pack(data: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(data).encode(), dtype=np.uint8)
+
+
+def _unpack(array: NDArray[np.uint8]) -> Any:
+    return json.loads(array.tobytes())
+
+
+def fitted_arrays(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]]:
+    """What `restore` needs, as named arrays."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for position, voter in enumerate(team.asked_readers):
+        arrays |= {f"reader {position} {name}": array for name, array in voter.state().items()}
+    if team.asks_retrieval and team.retrieval is not None:
+        surfaces, counts, vectors = team.retrieval.state()
+        arrays |= {"surfaces": _pack(surfaces), "counts": counts, "vectors": vectors}
+    for name, stack in (("stack", team.stack), ("base", team.base)):
+        if stack is not None:
+            arrays |= {f"{name} weights": stack.weights, f"{name} bias": stack.bias, f"{name} evidence": stack.evidence}
+    arrays["rest"] = _pack(
+        {
+            "asked": team.asked,
+            "readers": [voter.name for voter in team.asked_readers],
+            "base": team.base.voters if team.base is not None else None,
+            "threshold": preparation.threshold,
+            "verifier": None if team.verifier is None else team.verifier.name,
+            "verifier weights": team.verifier_weights,
+            "facts": preparation.facts,
+            "notes": preparation.notes,
+        }
+    )
+    return arrays
+
+
+def restore(preparation: Preparation, team: Team, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Fills a team from `fitted_arrays`."""
+    rest = _unpack(arrays["rest"])
+    team.asked = tuple(rest["asked"])
+    if rest["readers"]:
+        voters = {voter.name: voter for voter in preparation.readers(team.pool)}
+        team.readers = tuple(voters[name] for name in rest["readers"])
+        for position, voter in enumerate(team.readers):
+            prefix = f"reader {position} "
+            voter.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+    if "counts" in arrays:
+        team.retrieval = preparation.retrieval_voter(team.pool)
+        team.retrieval.restore(_unpack(arrays["surfaces"]), arrays["counts"], arrays["vectors"])
+    wanted = [member for member in preparation.config.members if member.name in team.asked]
+    if wanted:
+        team.members = preparation.members(team.pool, wanted)
+        team.retriever = preparation.retriever(team.pool)
+    for name, voters_of in (("stack", team.asked), ("base", rest["base"])):
+        if f"{name} weights" in arrays:
+            parts = (arrays[f"{name} {part}"] for part in ("weights", "bias", "evidence"))
+            setattr(team, name, Stack(tuple(voters_of), *parts))
+    preparation.threshold = rest["threshold"]
+    weights = rest["verifier weights"]
+    team.verifier = preparation.verifier(team) if rest["verifier"] is not None else None
+    team.verifier_weights = None if weights is None else (weights[0], weights[1], weights[2])
+    # a run that reads from the cache reports what fitting found, not what it would find now
+    preparation.facts |= rest["facts"]
+    preparation.notes += rest["notes"]
