@@ -47,7 +47,8 @@ class ExtractConfig(_Settings):
     """Stage 2, candidate spans. Every switch is one proposer; `grounded` keeps members to substrings of the text.
 
     reading_floor: the reading voter proposes spans whose probability of being an entity is at least this.
-    phrase_floor: where a reading voter is asked, noun phrases that all of them give less than this are not pursued.
+    phrase_floor: where a reading voter is asked, noun phrases that all of them give less than this are not pursued;
+    string_floor: the same for pool strings, which are also common words that were a name once.
     """
 
     members: bool = True
@@ -57,6 +58,7 @@ class ExtractConfig(_Settings):
     reading: bool = True
     reading_floor: float = Field(default=0.05, gt=0, lt=1)
     phrase_floor: float = Field(default=0.03, ge=0, lt=1)
+    string_floor: float = Field(default=0.01, ge=0, lt=1)
     max_new_tokens: int = Field(default=64, ge=1)
 
 

@@ -50,14 +50,14 @@ def free_proposals(sentence: Sentence, team: Team, left_out: int | None = None) 
 def pursued(
     proposals: Sequence[tuple[str, Sequence[Span]]], tables: Sequence[SpanTable], team: Team
 ) -> list[tuple[str, Sequence[Span]]]:
-    """The proposals of one sentence without the noun phrases that every reading voter all but rules out."""
-    if not tables or not team.config.extract.phrase_floor:
-        return list(proposals)
+    """The proposals of one sentence without noun phrases and pool strings that every reading voter all but rules out."""
+    config = team.config.extract
+    floors = {NOUN_PHRASES: config.phrase_floor, POOL_STRINGS: config.string_floor}
     kept: list[tuple[str, Sequence[Span]]] = []
     for name, spans in proposals:
-        if name == NOUN_PHRASES and spans:
+        if tables and spans and floors.get(name):
             entity = np.max([1 - np.exp(table.rows(spans)[:, -1]) for table in tables], axis=0)
-            spans = [span for span, p in zip(spans, entity, strict=True) if p >= team.config.extract.phrase_floor]
+            spans = [span for span, p in zip(spans, entity, strict=True) if p >= floors[name]]
         kept.append((name, spans))
     return kept
 

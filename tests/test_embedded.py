@@ -1,0 +1,205 @@
+"""The real embedded models from end to end: the built-in pool, all four stages with prompted members, the paper preset.
+
+Everything is computed in a cache of its own, so that nothing comes from an earlier run; the converted weights are
+borrowed from the user's cache, and the models are loaded once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from el4ner.cache import cache_root
+from el4ner.config import make_config
+from el4ner.pipeline import El4ner
+from el4ner.pool import Pool, load_pool
+from el4ner.records import Prediction
+
+# alone a core needs three minutes for the file, beside other work several times that
+pytestmark = [pytest.mark.embedded, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+MEMBERS = ["smollm2-list", "smollm2-ask", "smollm2-define"]
+CHEAP: dict[str, Any] = {"voters": ["reading", "retrieval"], "reading": {"strengths": [3.0]}, "dtype": "float32"}
+TEXTS = [
+    "Maria Silva flew from Lisbon to Berlin on Monday.",
+    "Nothing happened, and nobody was there to see it.",
+    "The Red Cross opened an office in Nairobi.",
+]
+
+Build = Callable[..., El4ner]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty cache but for the converted weights, if there are any."""
+    folder = tmp_path_factory.mktemp("cache")
+    converted = cache_root() / "converted"
+    if converted.is_dir():
+        (folder / "converted").symlink_to(converted.resolve(), target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EL4NER_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def build(embedded: None, cache: Path) -> Build:
+    """Makes pipelines that share the loaded models."""
+    from el4ner.engines import load_encoder, load_engine
+
+    source = "embedded:smollm2"
+    engines = {source: load_engine(source, device="cpu", dtype="float32", read_tokens=1)}
+    encoder = load_encoder("embedded:minilm", device="cpu", dtype="float32")
+
+    def make(pool: Pool | None = None, **settings: Any) -> El4ner:
+        return El4ner(make_config(settings), engines=dict(engines), encoder=encoder, pool=pool)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def small() -> Pool:
+    """Thirty sentences of the built-in pool, with persons, organizations and locations only."""
+    whole = load_pool(None, None)
+    labels = tuple(label for label in whole.labels if label.name in ("person", "organization", "location"))
+    names = {label.name for label in labels}
+    chosen = [d for d in whole.sentences if {e.label for e in d.entities} <= names and len(d.text) < 90]
+    picked = [d for d in chosen if d.entities][:24] + [d for d in chosen if not d.entities][:6]
+    return Pool(tuple(picked), labels)
+
+
+def as_bytes(predictions: Sequence[Prediction]) -> list[str]:
+    return [json.dumps(p.to_dict(), ensure_ascii=False) for p in predictions]
+
+
+def examples(root: Path) -> list[dict[str, Any]]:
+    paths = [root / "examples" / name for name in ("news.jsonl", "science.jsonl", "informal.jsonl")]
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_builtin_pool_finds_what_a_reader_would(build: Build, root: Path) -> None:
+    records = examples(root)
+    model = build(**CHEAP)
+    found = {p.id: p for p in model.predict(records)}
+    assert list(found) == [record["id"] for record in records]
+    for record in records:
+        prediction = found[record["id"]]
+        assert (prediction.text, prediction.status, prediction.error) == (record["text"], "ok", None)
+        ends = [0]
+        for e in prediction.entities:
+            assert prediction.text[e.start : e.end] == e.text
+            assert e.start >= ends[-1]
+            ends.append(e.end)
+            assert 0 < e.score <= 1
+            assert set(e.votes) == {"reading", "retrieval"}
+            assert all(abs(sum(vote.values()) - 1) < 1e-4 for vote in e.votes.values())
+            assert e.proposed_by
+    labels = {key: {e.text: e.label for e in p.entities} for key, p in found.items()}
+    assert labels["news-1"]["Sofía Ibáñez"] == "person"
+    assert labels["news-1"]["Mérida"] == "location"
+    assert labels["news-2"]["Senegal"] == "location"
+    assert labels["news-3"]["Toyota"] == "organization"
+    assert labels["science-2"]["Keiko Watanabe"] == "person"
+    assert labels["science-2"]["Alzheimer's disease"] == "disease"
+    assert labels["informal-5"]["Zoë"] == "person"
+    assert labels["news-4"] == labels["science-4"] == labels["informal-4"] == {}
+    report = model.report()
+    assert report["asked"] == ["reading", "retrieval"]
+    assert report["fitted"]["calibrated"] is True
+    # far above the chance of a read-out that learnt nothing; 0.79 was seen
+    assert report["fitted"]["cross-validated F1"] > 0.7
+
+
+def test_a_record_does_not_depend_on_its_neighbours(build: Build, root: Path) -> None:
+    records = examples(root)
+    together = as_bytes(build(**CHEAP, batch_size=8).predict(records))
+    assert as_bytes(build(**CHEAP, batch_size=1).predict(records)) == together
+    order = list(range(len(records)))
+    random.Random(3).shuffle(order)
+    shuffled = as_bytes(build(**CHEAP, batch_size=5).predict([records[i] for i in order]))
+    assert shuffled == [together[i] for i in order]
+
+
+def test_texts_without_words_emoji_and_long_texts(build: Build) -> None:
+    long = "Anna met Otto in Rome. " * 150
+    texts = ["\u200b", "🎉🎉", "e\u0301", "<|im_end|> Paris", "东京是日本的首都。", long]
+    found = build(**CHEAP).predict(texts)
+    assert [p.status for p in found] == ["ok", "ok", "ok", "ok", "ok", "truncated"]
+    assert found[0].entities == ()
+    assert "Paris" in [e.text for e in found[3].entities]
+    end = int(str(found[5].error).split("only the first ")[1].split(" of ")[0])
+    assert 0 < end < len(long)
+    assert found[5].entities
+    assert all(e.end <= end for e in found[5].entities if "reading" in e.proposed_by)
+    assert all(p.text[e.start : e.end] == e.text for p in found for e in p.entities)
+
+
+def test_the_order_of_the_pool_changes_no_byte(
+    build: Build, small: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for name, sentences in (("one", small.sentences), ("other", small.sentences[::-1])):
+        monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / name))  # nothing is taken over from the first
+        results.append(as_bytes(build(Pool(sentences, small.labels), **CHEAP).predict(TEXTS)))
+    assert results[0] == results[1]
+    assert any('"entities": [{' in line for line in results[0])
+
+
+ALL: dict[str, Any] = {
+    "voters": "all",
+    "dtype": "float32",
+    "reading": {"strengths": [3.0]},
+    "retrieve": {"k": 2},
+    "extract": {"max_new_tokens": 16},
+    "stack": {"sample": 6},
+    "min_score": 0.02,
+}
+
+
+def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:
+    model = build(small, **ALL)
+    found = model.predict(TEXTS)
+    assert [p.status for p in found] == ["ok"] * 3
+    report = model.report()
+    assert report["asked"] == ["reading", "retrieval", *MEMBERS]
+    assert report["verifier"] == "smollm2-list"
+    assert report["replies"]["smollm2-ask: replies"] == 3
+    entities = [e for p in found for e in p.entities]
+    assert {e.text for e in entities} & {"Maria Silva", "Lisbon", "Berlin", "Nairobi", "Red Cross"}
+    for e in entities:
+        assert e.verified is not None
+        assert 0 <= e.verified <= 1
+    # a member is asked about what the other voters do not rule out
+    full = [e for e in entities if set(e.votes) == {"reading", "retrieval", *MEMBERS}]
+    assert full
+    assert all(abs(sum(vote.values()) - 1) < 1e-4 for e in full for vote in e.votes.values())
+    for prediction in found:
+        assert prediction.usage.prompt_tokens > 0
+        assert prediction.usage.generated_tokens > 0
+    # grounded lists hold nothing that is not in the text
+    assert all(report["replies"][f"{name}: surfaces not in the text"] == 0 for name in MEMBERS)
+    alone = build(small, **ALL, batch_size=1).predict(TEXTS[2:])
+    assert json.loads(as_bytes(alone)[0]) | {"id": "3"} == json.loads(as_bytes(found)[2])
+
+
+def test_the_paper_preset(build: Build, small: Pool) -> None:
+    model = build(
+        small, preset="paper", dtype="float32", retrieve={"k": 2}, extract={"max_new_tokens": 24}, batch_size=2
+    )
+    found = model.predict(TEXTS[::2])
+    assert [p.status for p in found] == ["ok", "ok"]
+    report = model.report()
+    assert report["asked"] == MEMBERS
+    assert report["stack"] is None
+    for prediction in found:
+        assert prediction.usage.generated_tokens > 0
+        for e in prediction.entities:
+            assert prediction.text[e.start : e.end] == e.text
+            assert set(e.votes) <= set(MEMBERS)
+            assert e.verified == 1.0
+            assert set(e.proposed_by) <= set(MEMBERS)
+    assert sum(report["replies"][f"{name}: replies"] for name in MEMBERS) == 6
