@@ -50,7 +50,7 @@ def free_proposals(sentence: Sentence, team: Team, left_out: int | None = None) 
 def pursued(
     proposals: Sequence[tuple[str, Sequence[Span]]], tables: Sequence[SpanTable], team: Team
 ) -> list[tuple[str, Sequence[Span]]]:
-    """The proposals of one sentence without noun phrases and pool strings that every reading voter all but rules out."""
+    """The proposals of one sentence without phrases and strings that every reading voter all but rules out."""
     config = team.config.extract
     floors = {NOUN_PHRASES: config.phrase_floor, POOL_STRINGS: config.string_floor}
     kept: list[tuple[str, Sequence[Span]]] = []
