@@ -47,7 +47,7 @@ class Stack:
         scores[:, -1] += (evidence * self.evidence).sum(axis=1)
         scores -= scores.max(axis=1, keepdims=True)
         odds = np.exp(scores)
-        return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def start_stack(voters: Sequence[str], n_columns: int, n_evidence: int, base: Stack | None = None) -> Stack:
