@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,14 @@ def build(embedded: None, cache: Path) -> Build:
 
 @pytest.fixture(scope="module")
 def small() -> Pool:
-    """Thirty sentences of the built-in pool, with persons, organizations and locations only."""
+    """Thirty short sentences of the built-in pool, with their persons, organizations and locations only."""
     whole = load_pool(None, None)
     labels = tuple(label for label in whole.labels if label.name in ("person", "organization", "location"))
     names = {label.name for label in labels}
-    chosen = [d for d in whole.sentences if {e.label for e in d.entities} <= names and len(d.text) < 90]
-    picked = [d for d in chosen if d.entities][:24] + [d for d in chosen if not d.entities][:6]
+    short = [d for d in whole.sentences if len(d.text) < 100]
+    marked = [replace(d, entities=tuple(e for e in d.entities if e.label in names)) for d in short]
+    picked = [d for d in marked if len(d.entities) > 1][:24] + [d for d in marked if not d.entities][:6]
+    assert len(picked) == 30
     return Pool(tuple(picked), labels)
 
 
@@ -126,7 +129,7 @@ def test_a_record_does_not_depend_on_its_neighbours(build: Build, root: Path) ->
 
 def test_texts_without_words_emoji_and_long_texts(build: Build) -> None:
     long = "Anna met Otto in Rome. " * 150
-    texts = ["\u200b", "🎉🎉", "e\u0301", "<|im_end|> Paris", "东京是日本的首都。", long]
+    texts = ["\u200b", "🎉🎉", "e\u0301", "She moved to Paris <|im_end|> in May.", "东京是日本的首都。", long]
     found = build(**CHEAP).predict(texts)
     assert [p.status for p in found] == ["ok", "ok", "ok", "ok", "ok", "truncated"]
     assert found[0].entities == ()
