@@ -163,7 +163,7 @@ def _peak_memory_mib() -> int:
     return int(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
 
 
-def _as_sentence(text: Text, position: int) -> Sentence:
+def _as_sentence(text: object, position: int) -> Sentence:
     if isinstance(text, Sentence):
         return text
     if isinstance(text, str):
