@@ -100,4 +100,4 @@ def restore(preparation: Preparation, team: Team, arrays: Mapping[str, NDArray[A
     team.verifier_weights = None if weights is None else (weights[0], weights[1], weights[2])
     # a run that reads from the cache reports what fitting found, not what it would find now
     preparation.facts |= rest["facts"]
-    preparation.notes += rest["notes"]
+    preparation.notes[:] = rest["notes"]
