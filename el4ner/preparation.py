@@ -327,19 +327,31 @@ def cross_fit(team: Team, examined: Examined, voters: Sequence[str]) -> tuple[St
 
 
 def best_threshold(team: Team, examined: Examined, shares: Sequence[FloatArray]) -> tuple[float, float]:
-    """(F1, threshold) of the threshold with the best strict F1 on the pool, out of fold, after decoding."""
-    total = sum(examined.gold)
-    best = (0.0, 0.5)
-    for threshold in THRESHOLDS:
-        hits = guesses = 0
-        for candidates, rows, truth in zip(examined.candidates, shares, examined.truth, strict=True):
-            if not candidates:
-                continue
-            labels = rows[:, :-1].argmax(axis=1)
-            scores = rows[np.arange(len(rows)), labels]
-            kept = keep([c.span for c in candidates], list(scores), threshold, team.config.overlap)
-            guesses += len(kept)
-            hits += int((labels[kept] == truth[kept]).sum())
-        f1 = 2 * hits / max(total + guesses, 1)
-        best = max(best, (f1, threshold))
-    return best
+    """(F1, threshold): the lowest threshold whose strict F1 on the pool is within half a standard error of the best.
+
+    Out of fold and after decoding. The curve is flat near its top, and texts unlike the pool get lower scores: on
+    WNUT17 dev (400 sentences) the pool's own optimum of 0.25 gave F1 0.522, thresholds of 0.12 to 0.18 gave 0.542 to
+    0.547.
+    """
+    results = [(*_pool_f1(team, examined, shares, threshold), threshold) for threshold in THRESHOLDS]
+    best, error, _ = max(results)
+    f1, _, threshold = next(result for result in results if result[0] >= best - error / 2)
+    return f1, threshold
+
+
+def _pool_f1(team: Team, examined: Examined, shares: Sequence[FloatArray], threshold: float) -> tuple[float, float]:
+    """Strict F1 over the pool's sentences and its standard error, as of a ratio of sums over sentences."""
+    hits = np.zeros(len(examined.gold))
+    guesses = np.zeros(len(examined.gold))
+    for i, (candidates, rows, truth) in enumerate(zip(examined.candidates, shares, examined.truth, strict=True)):
+        if not candidates:
+            continue
+        labels = rows[:, :-1].argmax(axis=1)
+        scores = rows[np.arange(len(rows)), labels]
+        kept = keep([c.span for c in candidates], list(scores), threshold, team.config.overlap)
+        guesses[i], hits[i] = len(kept), int((labels[kept] == truth[kept]).sum())
+    whole = guesses + np.array(examined.gold)
+    total = max(float(whole.sum()), 1.0)
+    f1 = 2 * float(hits.sum()) / total
+    residuals = 2 * hits - f1 * whole
+    return f1, float(np.sqrt(len(whole)) * residuals.std()) / total
