@@ -408,7 +408,8 @@ def test_version_and_help() -> None:
 # In a process of its own: pipes, signals, terminals
 
 FAKE = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 from el4ner.records import Prediction
 class El4ner:
     @classmethod
