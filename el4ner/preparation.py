@@ -96,7 +96,8 @@ class Preparation:
 
             self.progress(f"loading {source}")
             device = self.config.device
-            # on a CPU every text is read alone: the same numbers whatever is read beside it, at the same speed
+            # on a CPU every text is read alone, so that nothing read beside it changes its numbers; this costs speed:
+            # 13.3 against 22.8 sentences/s at 512 tokens a pass (64 WNUT17 dev texts, SmolLM2-135M, two cores, one run)
             alone: dict[str, Any] = {"read_tokens": 1} if choose_device(device).type == "cpu" else {}
             self._engines[source] = load_engine(source, device=device, dtype=self.config.dtype, **alone)
         return self._engines[source]
