@@ -21,7 +21,7 @@ from el4ner.errors import ConfigError, InputError
 from el4ner.jsonl import read_inputs, write_predictions
 from el4ner.metrics import evaluate
 from el4ner.pipeline import El4ner
-from el4ner.pool import Pool, load_pool
+from el4ner.pool import Pool, folds_for, load_pool
 from el4ner.preparation import Preparation
 from el4ner.records import Sentence
 
@@ -114,7 +114,12 @@ def measure_accuracy(
     engines: Any = {m.source: _Remembering(loader.engine(m.source)) for m in loader.config.members}
     for name in systems:
         config = make_config({"examples": train, **settings, **member_system(name)})
-        model = El4ner(config, pool=replace(pool, n_folds=config.stack.folds), engines=engines, encoder=encoder)
+        model = El4ner(
+            config,
+            pool=replace(pool, n_folds=folds_for(len(pool.sentences), config.stack.folds)),
+            engines=engines,
+            encoder=encoder,
+        )
         answered = _answered(engines, encoder)
         began = time.perf_counter()
         model.prepare(progress)

@@ -133,6 +133,11 @@ def labels_of(sentences: Sequence[Demonstration]) -> tuple[Label, ...]:
     return tuple(Label(name) for name in names)
 
 
+def folds_for(n_sentences: int, most: int) -> int:
+    """Folds of a pool: `most` in small ones, fewer where a fit is dear and a part of the pool is plenty to fit on."""
+    return min(most, 2 if n_sentences >= 4000 else 3 if n_sentences >= 1500 else most)
+
+
 def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -> Pool:
     """The pool of a run.
 
@@ -150,6 +155,7 @@ def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -
         labels = read_labels(labels_path or str(folder / "labels.yaml"))
         return Pool(tuple(read_pool(str(folder / "pool.jsonl"))), labels, n_folds)
     sentences = tuple(read_pool(examples))
+    n_folds = folds_for(len(sentences), n_folds)
     labels = read_labels(labels_path) if labels_path is not None else labels_of(sentences)
     if not labels:
         raise LabelsError(f"{examples}: no sentence has an entity, so there are no labels; give --labels FILE")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,14 +91,8 @@ class Preparation:
     def engine(self, source: str) -> Engine:
         """The engine of a source, loaded once."""
         if source not in self._engines:
-            from el4ner.engines.loading import choose_device
-
             self.progress(f"loading {source}")
-            device = self.config.device
-            # on a CPU every text is read alone, so that nothing read beside it changes its numbers; this costs speed:
-            # 13.3 against 22.8 sentences/s at 512 tokens a pass (64 WNUT17 dev texts, SmolLM2-135M, two cores, one run)
-            alone: dict[str, Any] = {"read_tokens": 1} if choose_device(device).type == "cpu" else {}
-            self._engines[source] = load_engine(source, device=device, dtype=self.config.dtype, **alone)
+            self._engines[source] = load_engine(source, device=self.config.device, dtype=self.config.dtype)
         return self._engines[source]
 
     def encoder(self) -> Encoder:
@@ -241,7 +234,6 @@ class Preparation:
             team.readers = self.readers(pool)
             for voter in team.readers:
                 tables[voter.name] = voter.fit(pool, self.progress)
-                self.facts[f"{voter.name}: strength"] = voter.strength
                 if voter.unaligned:
                     self.notes.append(
                         f"{voter.unaligned} pool entities do not fall on word borders; reading skips them"

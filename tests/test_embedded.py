@@ -25,7 +25,7 @@ from el4ner.records import Prediction
 pytestmark = [pytest.mark.embedded, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MEMBERS = ["smollm2-list", "smollm2-ask", "smollm2-define"]
-CHEAP: dict[str, Any] = {"voters": ["reading", "retrieval"], "reading": {"strengths": [3.0]}, "dtype": "float32"}
+CHEAP: dict[str, Any] = {"voters": ["reading", "retrieval"], "reading": {"hidden": 32}, "dtype": "float32"}
 TEXTS = [
     "Maria Silva flew from Lisbon to Berlin on Monday.",
     "Nothing happened, and nobody was there to see it.",
@@ -53,7 +53,7 @@ def build(embedded: None, cache: Path) -> Build:
     from el4ner.engines import load_encoder, load_engine
 
     source = "embedded:smollm2"
-    engines = {source: load_engine(source, device="cpu", dtype="float32", read_tokens=1)}
+    engines = {source: load_engine(source, device="cpu", dtype="float32")}
     encoder = load_encoder("embedded:minilm", device="cpu", dtype="float32")
 
     def make(pool: Pool | None = None, **settings: Any) -> El4ner:
@@ -155,7 +155,7 @@ def test_the_order_of_the_pool_changes_no_byte(
 ALL: dict[str, Any] = {
     "voters": "all",
     "dtype": "float32",
-    "reading": {"strengths": [3.0]},
+    "reading": {"hidden": 32},
     "retrieve": {"k": 2},
     "extract": {"max_new_tokens": 16},
     "stack": {"sample": 6},

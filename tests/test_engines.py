@@ -398,7 +398,8 @@ def test_states_equal_the_models_own(embedded: Any) -> None:
         assert states.truncated_at is None
         (alone,) = embedded.read([text], [0, 16, 30])
         for layer in (0, 16, 30):
-            np.testing.assert_allclose(states.states[layer], alone.states[layer], atol=2e-3, rtol=1e-4)
+            # the same bits, whatever is read beside a text: batches have fixed shapes
+            np.testing.assert_array_equal(states.states[layer], alone.states[layer])
             assert states.states[layer].dtype == np.float32
         if not text:
             assert states.offsets.shape == (0, 2)
@@ -408,10 +409,23 @@ def test_states_equal_the_models_own(embedded: Any) -> None:
             own = embedded.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
             last = embedded.model.model.norm(torch.from_numpy(alone.states[30]))
         np.testing.assert_allclose(alone.states[0], own[0][0].numpy(), atol=1e-6)
-        np.testing.assert_allclose(alone.states[16], own[16][0].numpy(), atol=1e-4)
-        np.testing.assert_allclose(last.numpy(), own[30][0].numpy(), atol=1e-4)
+        # float32 sums in another order, over states of up to some thousands
+        np.testing.assert_allclose(alone.states[16], own[16][0].numpy(), atol=2e-3, rtol=1e-5)
+        np.testing.assert_allclose(last.numpy(), own[30][0].numpy(), atol=2e-4)
         covered = {i for start, end in states.offsets.tolist() for i in range(start, end)}
         assert covered == set(range(len(text)))
+
+
+def test_reading_does_not_depend_on_place_or_company(embedded: Any) -> None:
+    """Every text has the same bits at every place of a batch and beside texts of every length."""
+    texts = [f"{'word ' * (i % 23)}Number {i} went to Berlin" for i in range(60)]
+    forwards = embedded.read(texts, [12])
+    backwards = embedded.read(texts[::-1], [12])[::-1]
+    few = embedded.read(texts[::7], [12])
+    for i, (one, other) in enumerate(zip(forwards, backwards, strict=True)):
+        np.testing.assert_array_equal(one.states[12], other.states[12])
+        if i % 7 == 0:
+            np.testing.assert_array_equal(one.states[12], few[i // 7].states[12])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "cohere"])

@@ -31,3 +31,26 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     if batch:
         batches.append(batch)
     return batches
+
+
+def even_length(length: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that holds `length` tokens."""
+    return -(-length // multiple) * multiple
+
+
+def even_batches(lengths: Sequence[int], multiple: int, budget: int) -> list[tuple[list[int], int, int]]:
+    """(indices, rows, tokens a row) of batches that all have the same shape for the same padded length.
+
+    On a CPU a matrix product depends in its last bits on its shape. A batch that is always padded to `rows` rows of
+    `tokens` tokens gives a text the same numbers whatever is run beside it. rows is what fits `budget` tokens, at
+    least 1; texts of length 0 are left out.
+    """
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        if length:
+            by_length.setdefault(even_length(length, multiple), []).append(index)
+    batches = []
+    for tokens, own in sorted(by_length.items()):
+        rows = max(1, budget // tokens)
+        batches += [(own[i : i + rows], rows, tokens) for i in range(0, len(own), rows)]
+    return batches

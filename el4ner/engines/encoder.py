@@ -16,20 +16,18 @@ import torch
 
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import FloatArray, TokenStates
-from el4ner.engines.batches import check_layers, length_batches
+from el4ner.engines.batches import check_layers, even_batches, length_batches
 from el4ner.engines.loading import choose_device, choose_dtype, load_errors, run_errors
 from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
 from el4ner.models import ResolvedModel, local_folder, resolve
 
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+_BATCH_TOKENS = {"cuda": 65536}
 
-_ROWS = 16
-_ROW_TOKENS = 8
-"""On a CPU a matrix product depends in its last bits on its shape. There, `encode` pads every batch to this many rows
-and to a multiple of this many tokens, so that a text's vector does not depend on what is encoded beside it; `read`
-takes texts one by one. Strings are short: most fit one multiple."""
+_EVEN_TOKENS = {"encode": 128, "read": 384}
+_EVEN_MULTIPLE = 8
+"""On a CPU texts run in batches of fixed shapes: so many tokens, rows padded to a multiple of this many."""
 
 
 class SentenceEncoder:
@@ -129,11 +127,9 @@ class SentenceEncoder:
     def _encode_direct(self, texts: list[str]) -> FloatArray:
         rows, _ = self._rows(texts, self._limit)
         vectors = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
-        for batch in self._batches(rows) if self.device.type != "cpu" else _even_batches([len(row) for row in rows]):
+        for batch, shape in self._batches(rows, "encode"):
             chosen = [rows[index] for index in batch]
-            n_rows, longest = len(chosen), max(len(row) for row in chosen)
-            if self.device.type == "cpu":
-                n_rows, longest = _ROWS, min(_padded(longest), self._positions)
+            n_rows, longest = shape or (len(chosen), max(len(row) for row in chosen))
             ids = torch.full((n_rows, longest), self.tokenizer.pad_token_id or 0, dtype=torch.long)
             mask = torch.zeros((n_rows, longest), dtype=torch.long)
             mask[len(chosen) :, 0] = 1  # a row without any token would give NaN
@@ -154,20 +150,24 @@ class SentenceEncoder:
         rows, frames = self._rows(texts, self._positions)
         before = len(self._special[0])
         results: list[TokenStates | None] = [None] * len(texts)
-        alone = [[index] for index, row in enumerate(rows) if row]
-        for batch in alone if self.device.type == "cpu" else self._batches(rows):
+        for batch, shape in self._batches(rows, "read"):
             with run_errors(self.name):
-                states = read_batch(
-                    self.model, self._blocks, [rows[index] for index in batch], wanted, self.device, mask=True
-                )
+                chosen = [rows[index] for index in batch]
+                states = read_batch(self.model, self._blocks, chosen, wanted, self.device, mask=True, shape=shape)
             for index, found in zip(batch, states, strict=True):
                 offsets, truncated_at = frames[index]
                 inner = {layer: array[before : before + len(offsets)] for layer, array in found.items()}
                 results[index] = token_states(offsets, inner, truncated_at)
         return [result for result in results if result is not None]
 
-    def _batches(self, rows: list[list[int]]) -> list[list[int]]:
-        return length_batches([len(row) for row in rows], _BATCH_TOKENS.get(self.device.type, 4096))
+    def _batches(self, rows: list[list[int]], purpose: str) -> list[tuple[list[int], tuple[int, int] | None]]:
+        """Indices of texts that run together, and the shape to pad them to."""
+        lengths = [len(row) for row in rows]
+        if self.device.type != "cpu":
+            budget = _BATCH_TOKENS.get(self.device.type, 4096)
+            return [(batch, None) for batch in length_batches(lengths, budget)]
+        even = even_batches(lengths, _EVEN_MULTIPLE, _EVEN_TOKENS[purpose])
+        return [(batch, (n_rows, min(tokens, self._positions))) for batch, n_rows, tokens in even]
 
     def _rows(self, texts: Sequence[str], limit: int) -> tuple[list[list[int]], list[tuple[Any, int | None]]]:
         """Token ids with the model's own frame ([CLS] ... [SEP]), and per text its offsets and cut."""
@@ -179,18 +179,6 @@ class SentenceEncoder:
             rows.append([*before, *kept, *after])
             frames.append((kept_offsets, truncated_at))
         return rows, frames
-
-
-def _padded(length: int) -> int:
-    return -(-length // _ROW_TOKENS) * _ROW_TOKENS
-
-
-def _even_batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in batches of at most `_ROWS` texts that are padded to the same length."""
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(_padded(length), []).append(index)
-    return [own[i : i + _ROWS] for _, own in sorted(by_length.items()) for i in range(0, len(own), _ROWS)]
 
 
 def _checked_folder(resolved: ResolvedModel) -> Path | None:

@@ -70,19 +70,21 @@ def read_batch(
     device: torch.device,
     mask: bool = False,
     pad_id: int = 0,
+    shape: tuple[int, int] | None = None,
 ) -> list[dict[int, FloatArray]]:
     """Hidden states of rows of token ids: per row layer -> (T, D) f32.
 
     Rows are padded on the right. A causal model needs no mask for that, since no token sees what follows it; for an
-    encoder `mask` is set.
+    encoder `mask` is set. shape: rows and tokens to pad to, more than there are.
     """
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    n_rows, longest = shape or (len(rows), max(len(row) for row in rows))
+    ids = torch.full((n_rows, longest), pad_id, dtype=torch.long)
     for position, row in enumerate(rows):
         ids[position, : len(row)] = torch.tensor(list(row), dtype=torch.long)
     keywords: dict[str, Any] = {}
     if mask:
-        lengths = torch.tensor([len(row) for row in rows])
+        # a row of padding alone shows its first token: a softmax over nothing would give NaN
+        lengths = torch.tensor([len(row) for row in rows] + [1] * (n_rows - len(rows)))
         keywords["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long().to(device)
     else:
         keywords["use_cache"] = False

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
-from el4ner.engines.batches import check_layers, length_batches
+from el4ner.engines.batches import check_layers, even_batches, length_batches
 from el4ner.engines.chat import PromptRenderer
 from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
 from el4ner.engines.grammar import GrammarTokens, RowGrammar
@@ -21,7 +21,9 @@ from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
 
-_READ_TOKENS = {"cpu": 2048, "cuda": 32768}
+_READ_TOKENS = {"cpu": 192, "cuda": 32768}
+_READ_MULTIPLE = 16
+"""On a CPU texts are read in batches of fixed shapes: rows padded to a multiple of this many tokens."""
 # Padded new tokens per packed forward pass. A CPU with two cores is busy from about 256 on; larger passes pad more.
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
 _DECODE_ROWS = {"cpu": 16, "cuda": 128}
@@ -205,9 +207,17 @@ class TransformersEngine:
             frames.append((kept_offsets, truncated_at))
         empty = {layer: np.zeros((0, self._config.hidden_size), dtype=np.float32) for layer in wanted}
         results = [TokenStates(offsets, dict(empty), None) for offsets, _ in frames]
-        for batch in length_batches([len(row) for row in rows], self._read_tokens):
+        for batch, shape in self._read_batches([len(row) for row in rows]):
             with run_errors(self.name):
-                states = read_batch(backbone, blocks, [rows[index] for index in batch], wanted, self.device)
+                chosen = [rows[index] for index in batch]
+                states = read_batch(backbone, blocks, chosen, wanted, self.device, shape=shape)
             for index, found in zip(batch, states, strict=True):
                 results[index] = token_states(frames[index][0], found, frames[index][1])
         return results
+
+    def _read_batches(self, lengths: list[int]) -> list[tuple[list[int], tuple[int, int] | None]]:
+        """Indices of texts read together, and the shape to pad them to."""
+        if self.device.type != "cpu":
+            return [(batch, None) for batch in length_batches(lengths, self._read_tokens)]
+        even = even_batches(lengths, _READ_MULTIPLE, self._read_tokens)
+        return [(batch, (rows, min(tokens, self.max_tokens))) for batch, rows, tokens in even]

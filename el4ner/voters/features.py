@@ -16,7 +16,7 @@ from el4ner.engines.base import Encoder, Engine, FloatArray, IntArray, TokenStat
 from el4ner.records import Span
 from el4ner.text import words
 
-FEATURE_VERSION = 1
+FEATURE_VERSION = 2
 """Part of every cache key; raised whenever the same text would get other features."""
 
 SHAPE_NAMES = (
@@ -63,23 +63,21 @@ def shapes(text: str, units: Sequence[Span]) -> FloatArray:
     return rows
 
 
-def pool_tokens(units: Sequence[Span], offsets: IntArray, states: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and last of the token states that touch each word: two arrays (W, D) f32.
+def pool_tokens(units: Sequence[Span], offsets: IntArray, states: FloatArray) -> FloatArray:
+    """Mean of the token states that touch each word: (W, D) f32.
 
     offsets (T, 2) i64 ascending, states (T, D) f32. A word that no token touches gets zeros.
     """
     means = np.zeros((len(units), states.shape[1]), dtype=np.float32)
-    lasts = np.zeros_like(means)
     if not len(offsets):
-        return means, lasts
+        return means
     starts, ends = offsets[:, 0], offsets[:, 1]
     first = np.searchsorted(ends, [unit.start for unit in units], side="right")
     stop = np.searchsorted(starts, [unit.end for unit in units], side="left")
-    for index, (low, high) in enumerate(zip(first, stop, strict=True)):
+    for mean, low, high in zip(means, first, stop, strict=True):
         if high > low:
-            means[index] = states[low:high].mean(axis=0)
-            lasts[index] = states[high - 1]
-    return means, lasts
+            mean[:] = states[low:high].mean(axis=0)
+    return means
 
 
 class FeatureReader:
@@ -107,9 +105,9 @@ class FeatureReader:
         encoder_states = self._encoder.read(texts, self._encoder_layers) if self._encoder is not None else None
         found = []
         for index, text in enumerate(texts):
-            read = [(model_states[index], True)]
+            read = [model_states[index]]
             if encoder_states is not None:
-                read.append((encoder_states[index], False))
+                read.append(encoder_states[index])
             found.append(self._combine(text, read))
         return found
 
@@ -143,17 +141,13 @@ class FeatureReader:
             cuts.append(units[low - 1].end if low else 0)
         return cuts
 
-    def _combine(self, text: str, read: Sequence[tuple[TokenStates, bool]]) -> WordFeatures:
-        ends = [states.truncated_at for states, _ in read if states.truncated_at is not None]
+    def _combine(self, text: str, read: Sequence[TokenStates]) -> WordFeatures:
+        ends = [states.truncated_at for states in read if states.truncated_at is not None]
         end = min(ends, default=None)
         units = [unit for unit in words(text) if end is None or unit.end <= end]
         parts: list[FloatArray] = []
-        for states, with_last in read:
-            for layer in sorted(states.states):
-                means, lasts = pool_tokens(units, states.offsets, states.states[layer])
-                parts.append(means)
-                if with_last:
-                    parts.append(lasts)
+        for states in read:
+            parts += [pool_tokens(units, states.offsets, states.states[layer]) for layer in sorted(states.states)]
         if self._config.shapes:
             parts.append(shapes(text, units))
         return WordFeatures(tuple(units), np.concatenate(parts, axis=1), end)

@@ -6,8 +6,10 @@ The read-out is fitted, the models are not; where this is compared with pure pro
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,17 +21,22 @@ from el4ner.engines.base import FloatArray
 from el4ner.pool import Pool
 from el4ner.records import Sentence, Span
 from el4ner.voters.features import FeatureReader, WordFeatures
-from el4ner.voters.readout import READOUT_VERSION, Corpus, Readout, fit_readout
+from el4ner.voters.readout import (
+    READOUT_VERSION,
+    Corpus,
+    FitSettings,
+    Readout,
+    fit_readout,
+    mean_log_probabilities,
+    one_thread_each,
+)
 
 Progress = Callable[[str], None]
 
-_CHUNK = 64
+_CHUNK = 512
 _REMEMBERED = 4096
-_KEPT_BYTES = 2 << 30
+_KEPT_BYTES = 4 << 30
 """Features of larger pools are not written to the cache; what was fitted on them is."""
-
-_ALL_FOLDS_BELOW = 1500
-"""Pools with more sentences choose the strength on one fold: the choice is stable there and the fits are dear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,8 @@ class ReadingVoter:
         self._config = config
         self._cache = cache
         self._seed = seed
-        self._readout: Readout | None = None
+        self._heads: tuple[Readout, ...] = ()
         self._known: OrderedDict[str, SpanTable] = OrderedDict()
-        self.strength = float("nan")
         self.unaligned = 0
 
     def fit(self, pool: Pool, progress: Progress) -> list[SpanTable]:
@@ -100,8 +106,8 @@ class ReadingVoter:
         if stored is None:
             stored = self._fit(pool, progress)
             self._cache.put(key, stored)
-        self._readout = Readout.from_arrays(stored)
-        self.strength, self.unaligned = float(stored["strength"]), int(stored["unaligned"])
+        self._heads = _unpack(stored)
+        self.unaligned = int(stored["unaligned"])
         tables = []
         for s in range(len(pool.sentences)):
             low, high = stored["starts"][s : s + 2]
@@ -115,40 +121,35 @@ class ReadingVoter:
         everyone = range(corpus.n_sentences)
         folds = np.asarray(pool.folds)
         used = [f for f in range(pool.n_folds) if (folds == f).any() and not (folds == f).all()]
-
-        def readout(left_out: int, strength: float) -> Readout:
-            return self._fit_one(corpus, [s for s in everyone if folds[s] != left_out], max_words, strength)
-
-        tried = used if corpus.n_sentences < _ALL_FOLDS_BELOW else used[:1]
-        fits: dict[tuple[int, float], Readout] = {}
-        losses: dict[float, float] = {}
-        for strength in self._config.strengths:
-            for fold in tried:
-                progress(f"{self.name}: fitting with strength {strength:g}, fold {fold + 1} of {pool.n_folds}")
-                fits[fold, strength] = readout(fold, strength)
-            losses[strength] = sum(
-                _loss(fits[fold, strength], corpus, np.flatnonzero(folds == fold).tolist(), len(self.labels))
-                for fold in tried
-            )
-        best = min(losses, key=lambda strength: (losses[strength], strength))
+        progress(f"{self.name}: fitting, {len(used)} folds and the whole pool")
+        without = [[s for s in everyone if folds[s] != fold] for fold in used]
+        *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words)
         out_of_fold = np.zeros((len(corpus.values), max_words, len(self.labels) + 1), dtype=np.float32)
-        for fold in used:
-            progress(f"{self.name}: cross-fitting fold {fold + 1} of {pool.n_folds}")
-            fitted = fits.get((fold, best)) or readout(fold, best)
+        for fold, heads in zip(used, crossed, strict=True):
             for s in np.flatnonzero(folds == fold):
                 low, high = corpus.starts[s], corpus.starts[s + 1]
-                out_of_fold[low:high] = fitted.log_probabilities(corpus.values[low:high].astype(np.float32))
-        progress(f"{self.name}: fitting on the whole pool")
-        final = self._fit_one(corpus, list(everyone), max_words, best)
+                out_of_fold[low:high] = mean_log_probabilities(heads, corpus.values[low:high].astype(np.float32))
         flat_units = np.array([tuple(unit) for own in units for unit in own], dtype=np.int64).reshape(-1, 2)
         return {
-            **final.to_arrays(), "out_of_fold": out_of_fold, "units": flat_units, "starts": corpus.starts,
-            "strength": np.array(best), "unaligned": np.array(unaligned),
+            **_pack(final), "out_of_fold": out_of_fold, "units": flat_units, "starts": corpus.starts,
+            "unaligned": np.array(unaligned),
         }  # fmt: skip
 
-    def _fit_one(self, corpus: Corpus, sentences: Sequence[int], max_words: int, strength: float) -> Readout:
-        context = self._config.context
-        return fit_readout(corpus, sentences, len(self.labels), max_words, strength, context=context, seed=self._seed)
+    def _fit_sets(self, corpus: Corpus, sets: Sequence[Sequence[int]], max_words: int) -> list[tuple[Readout, ...]]:
+        """The heads fitted on every set of sentences, as many fits at a time as there are processors."""
+        config = self._config
+        settings = FitSettings(
+            hidden=config.hidden, decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
+            negatives=config.negatives, context=config.context,
+        )  # fmt: skip
+        jobs = [(sentences, self._seed + 1000 * head) for sentences in sets for head in range(config.heads)]
+
+        def fit(job: tuple[Sequence[int], int]) -> Readout:
+            return fit_readout(corpus, job[0], len(self.labels), max_words, settings, job[1])
+
+        with one_thread_each() as keep_to_one, ThreadPoolExecutor(os.cpu_count(), initializer=keep_to_one) as workers:
+            fitted = list(workers.map(fit, jobs))
+        return [tuple(fitted[i : i + config.heads]) for i in range(0, len(fitted), config.heads)]
 
     def _corpus(self, pool: Pool, progress: Progress) -> tuple[Corpus, list[tuple[Span, ...]], int]:
         """The pool's word features and targets, its words, and how many entities do not fall on word borders."""
@@ -185,7 +186,7 @@ class ReadingVoter:
         for begin in range(0, len(texts), _CHUNK):
             progress(f"{self.name}: reading the pool, {begin:,} of {len(texts):,} sentences")
             for features in self._reader.read(texts[begin : begin + _CHUNK]):
-                read.append(WordFeatures(features.units, features.values.astype(np.float16)))
+                read.append(WordFeatures(features.units, _half(features.values)))
         values = np.concatenate([features.values for features in read])
         if values.nbytes <= _KEPT_BYTES:
             units = np.array([tuple(unit) for features in read for unit in features.units], dtype=np.int64)
@@ -195,22 +196,22 @@ class ReadingVoter:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a fitted voter needs to vote, as named arrays."""
-        if self._readout is None:
+        if not self._heads:
             raise RuntimeError("ReadingVoter.state before fit()")
-        return {**self._readout.to_arrays(), "strength": np.array(self.strength), "unaligned": np.array(self.unaligned)}
+        return {**_pack(self._heads), "unaligned": np.array(self.unaligned)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state`."""
-        self._readout = Readout.from_arrays(arrays)
-        self.strength, self.unaligned = float(arrays["strength"]), int(arrays["unaligned"])
+        self._heads = _unpack(arrays)
+        self.unaligned = int(arrays["unaligned"])
 
     def tables(self, sentences: Sequence[Sentence]) -> list[SpanTable]:
         """A table per sentence. A text is read once while it stays among the last few thousand."""
-        if self._readout is None:
+        if not self._heads:
             raise RuntimeError("ReadingVoter.tables before fit()")
         missing = list(dict.fromkeys(s.text for s in sentences if s.text not in self._known))
         for text, features in zip(missing, self._reader.read(missing), strict=True):
-            logp = self._readout.log_probabilities(features.values)
+            logp = mean_log_probabilities(self._heads, features.values)
             self._known[text] = SpanTable(features.units, logp, features.truncated_at)
         tables = [self._known[s.text] for s in sentences]
         while len(self._known) > _REMEMBERED:
@@ -228,16 +229,20 @@ def _longest(corpus: Corpus) -> int:
     return int(np.clip(np.ceil(np.percentile(lengths, 99.7)), 3, 12)) if lengths else 3
 
 
-def _loss(readout: Readout, corpus: Corpus, sentences: Sequence[int], n_labels: int) -> float:
-    """Summed negative log-probability of the truth over all spans of the sentences."""
-    total = 0.0
-    for s in sentences:
-        low, high = corpus.starts[s], corpus.starts[s + 1]
-        logp = readout.log_probabilities(corpus.values[low:high].astype(np.float32))
-        truth = np.full(logp.shape[:2], n_labels)
-        for first, last, label in corpus.targets[s]:
-            if last - first < readout.max_words:
-                truth[first, last - first] = label
-        rows = np.take_along_axis(logp, truth[:, :, None], axis=2)[:, :, 0]
-        total -= float(rows[np.isfinite(logp[:, :, -1])].sum(dtype=np.float64))
-    return total
+def _half(values: FloatArray) -> np.ndarray:
+    """Half precision; the rare state beyond its range is kept at its end."""
+    return np.clip(values, -65504, 65504).astype(np.float16)
+
+
+def _pack(heads: Sequence[Readout]) -> dict[str, np.ndarray]:
+    """Read-outs as named arrays."""
+    return {f"{i} {name}": array for i, head in enumerate(heads) for name, array in head.to_arrays().items()}
+
+
+def _unpack(arrays: Mapping[str, np.ndarray]) -> tuple[Readout, ...]:
+    """The inverse of `_pack`; other arrays are passed over."""
+    n_heads = 1 + max(int(name.split()[0]) for name in arrays if name.partition(" ")[0].isdigit())
+    return tuple(
+        Readout.from_arrays({k.removeprefix(f"{i} "): v for k, v in arrays.items() if k.startswith(f"{i} ")})
+        for i in range(n_heads)
+    )

@@ -1,17 +1,20 @@
-"""A linear read-out of word features that scores all spans up to a length, for all labels, at once.
+"""A small read-out of word features that scores all spans up to a length, for all labels, at once.
 
-    z[i, n] = b[n] + F x_i + mean(M x_i .. M x_j) + A x_j + L x_(i-1) + R x_(j+1),   j = i + n
-    p(label | span) = softmax(z)
+    h_i = relu(E x_i + e)                                  a word, from its standardised features x
+    g_i = h_i + relu(G [h_(i-1); h_i; h_(i+1)] + d)        a word among its neighbours
+    u[i, n] = F g_i + mean(M g_i .. M g_j) + A g_j + L g_(i-1) + R g_(j+1),   j = i + n
+    p(label | span of words i to j) = softmax(V relu(u[i, n] + c[n]) + b[n])
 
-x are standardised word features; F, M, A, L, R read the first word, the mean, the last word and the words beside the
-span. Everything is linear, so the scores of all spans follow from projected words by prefix sums
-(`el4ner.kernels.span_scores`). The fit is multinomial logistic regression over all spans with an L2 penalty; no
-gradient touches the models that made the features.
+F, M, A, L, R read the first word, the mean, the last word and the words beside the span. u is linear in g, so that of
+all spans follows from projected words by prefix sums (`el4ner.kernels.span_scores`). Without hidden layers
+(`hidden=0`) it is multinomial logistic regression: g = x and p = softmax(u + b[n]).
+The fit minimises cross-entropy over spans; no gradient touches the models that made the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,20 +26,31 @@ from el4ner.errors import ShapeError
 from el4ner.kernels import span_scores
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 PARTS = ("first", "mean", "last", "left", "right")
-READOUT_VERSION = 1
+READOUT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Readout:
-    """weights (5, D, C) f32, one matrix a part of `PARTS`; bias (N, C); mean, scale (D,); "none" is the last column."""
+    """Fitted weights, all f32; D features, W word units, K hidden units, N words at most, C labels with "none" last.
 
-    weights: FloatArray
-    bias: FloatArray
+    mean, scale (D,); word (D, W) and word_bias (W,); mix (3 W, W) and mix_bias (W,); parts (5, W, K), one matrix a
+    part of `PARTS`; hidden (N, K); output (K, C); bias (N, C). A linear read-out has W = 0 columns of `word`, no
+    output, and parts (5, D, C).
+    """
+
     mean: FloatArray
     scale: FloatArray
+    word: FloatArray
+    word_bias: FloatArray
+    mix: FloatArray
+    mix_bias: FloatArray
+    parts: FloatArray
+    hidden: FloatArray
+    output: FloatArray
+    bias: FloatArray
 
     @property
     def max_words(self) -> int:
@@ -53,27 +67,53 @@ class Readout:
         n_words, n_columns = len(values), self.bias.shape[1]
         if not n_words:
             return np.zeros((0, self.max_words, n_columns), dtype=np.float32)
-        standard = (values - self.mean) / self.scale
-        first, mean, last, left, right = (standard @ matrix for matrix in self.weights)
-        start = first
-        start[1:] += left[:-1]
+        seen = self._words((values - self.mean) / self.scale)
+        first, mean, last, left, right = (seen @ matrix for matrix in self.parts)
+        first[1:] += left[:-1]
         last[:-1] += right[1:]
         scores = span_scores(np.ascontiguousarray(mean), np.ascontiguousarray(last), self.max_words, backend="auto")
-        scores = scores + start[:, None, :] + self.bias[None]
+        scores = scores + first[:, None, :]
+        inside = np.isfinite(scores[:, :, :1])
+        if len(self.output):
+            # spans that leave the sentence hold -inf, which relu turns to 0
+            scores = np.maximum(scores + self.hidden[None], 0) @ self.output
+        scores = scores + self.bias[None]
         top = scores.max(axis=2, keepdims=True)
-        inside = np.isfinite(top)
         shifted = np.where(inside, scores - np.where(inside, top, 0), 0)
         logp = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
         return np.where(inside, logp, -np.inf).astype(np.float32)
 
+    def _words(self, standard: FloatArray) -> FloatArray:
+        """Standardised features (T, D) of one sentence's words -> (T, W), each among its neighbours."""
+        if not self.word.shape[1]:
+            return standard
+        own = np.maximum(standard @ self.word + self.word_bias, 0)
+        edge = np.zeros_like(own[:1])
+        around = np.concatenate([np.concatenate([edge, own[:-1]]), own, np.concatenate([own[1:], edge])], axis=1)
+        mixed: FloatArray = own + np.maximum(around @ self.mix + self.mix_bias, 0)
+        return mixed
+
     def to_arrays(self) -> dict[str, FloatArray]:
         """Named arrays for a cache."""
-        return {"weights": self.weights, "bias": self.bias, "mean": self.mean, "scale": self.scale}
+        return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, FloatArray]) -> Readout:
         """The inverse of `to_arrays`."""
-        return cls(*(np.asarray(arrays[name], dtype=np.float32) for name in ("weights", "bias", "mean", "scale")))
+        return cls(*(np.asarray(arrays[name], dtype=np.float32) for name in _FIELDS))
+
+
+def mean_log_probabilities(heads: Sequence[Readout], values: FloatArray) -> FloatArray:
+    """Log of the heads' mean probability, shaped as by `Readout.log_probabilities`."""
+    if len(heads) == 1:
+        return heads[0].log_probabilities(values)
+    with np.errstate(divide="ignore"):
+        total = sum(np.exp(head.log_probabilities(values)) for head in heads) / np.float32(len(heads))
+        return np.asarray(np.log(total), dtype=np.float32)
+
+
+_WEIGHTS = ("word", "word_bias", "mix", "mix_bias", "parts", "hidden", "output", "bias")
+_FIELDS = ("mean", "scale", *_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -94,34 +134,40 @@ class Corpus:
         return len(self.starts) - 1
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """How a read-out is fitted.
+
+    hidden: units of each hidden layer, 0 for a linear read-out. decay: decoupled weight decay. dropout: share of
+    units left out of a step; feature_dropout: share of feature values left out. negatives: share of the spans that
+    are no entity that a step looks at, weighted to count as all of them. context: read the words beside a span.
+    """
+
+    hidden: int = 128
+    decay: float = 0.05
+    dropout: float = 0.4
+    feature_dropout: float = 0.3
+    negatives: float = 0.3
+    context: bool = True
+
+
 def fit_readout(
-    corpus: Corpus,
-    sentences: Sequence[int],
-    n_labels: int,
-    max_words: int,
-    strength: float,
-    *,
-    context: bool = True,
-    seed: int = 0,
+    corpus: Corpus, sentences: Sequence[int], n_labels: int, max_words: int, settings: FitSettings, seed: int = 0
 ) -> Readout:
     """Fits a read-out on some sentences of the corpus, by AdamW with a one-cycle schedule.
 
-    strength: decoupled weight decay, the L2 penalty of the fit. Deterministic for the same corpus, sentences and seed.
+    Deterministic for the same corpus, sentences, settings, seed and machine.
     """
     import torch
 
     chosen = [s for s in sentences if corpus.starts[s + 1] > corpus.starts[s]]
     mean, scale = _moments(corpus, chosen)
-    n_columns = n_labels + 1
-    weights = torch.zeros(len(PARTS), len(mean), n_columns, requires_grad=True)
-    start_bias = torch.zeros(max_words, n_columns)
-    start_bias[:, -1] = 4.0  # nearly every span is no entity
-    bias = start_bias.requires_grad_()
-    batch = int(np.clip(len(chosen) // 50, 8, 64))
+    generator = torch.Generator().manual_seed(seed)
+    net = _Net(len(mean), n_labels + 1, max_words, settings, generator)
+    batch = int(np.clip(len(chosen) // 50, 8, 32))
     per_epoch = max(1, -(-len(chosen) // batch))
-    epochs = int(np.clip(-(-640 // per_epoch), 12, 40))
-    groups = [{"params": [weights], "weight_decay": strength}, {"params": [bias], "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=_RATE)
+    epochs = int(np.clip(_VISITS // max(len(chosen), 1), 6, 40))
+    optimiser = torch.optim.AdamW(net.weights.values(), lr=_RATE, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=per_epoch * epochs, pct_start=0.1)
     rng = np.random.default_rng(seed)
     mean_t, scale_t = torch.from_numpy(mean), torch.from_numpy(scale)
@@ -130,16 +176,145 @@ def fit_readout(
         for begin in range(0, len(order), batch):
             picked = [chosen[i] for i in order[begin : begin + batch]]
             values, owner, target = _batch(corpus, picked, n_labels, max_words)
-            scores, inside = _all_spans((values - mean_t) / scale_t, owner, weights, bias, context)
-            loss = torch.nn.functional.cross_entropy(scores[inside], target[inside], reduction="sum") / len(values)
+            looked = (target < n_labels) | (torch.rand(target.shape, generator=generator) < settings.negatives)
+            first, length = (looked & _inside(owner, max_words)).nonzero(as_tuple=True)
+            scores = net.scores((values - mean_t) / scale_t, owner, first, length)
+            wanted = target[first, length]
+            weight = torch.where(wanted < n_labels, 1.0, 1.0 / settings.negatives)
+            loss = (torch.nn.functional.cross_entropy(scores, wanted, reduction="none") * weight).sum() / len(values)
             optimiser.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(list(net.weights.values()), 1.0)
             optimiser.step()
             schedule.step()
-    return Readout(weights.detach().numpy(), bias.detach().numpy(), mean, scale)
+    return net.readout(mean, scale)
 
 
-_RATE = 3e-3
+@contextmanager
+def one_thread_each() -> Iterator[Callable[[], None]]:
+    """For fits that run beside one another: torch keeps to one thread in every thread that calls what is yielded.
+
+    The products of a fit are small. Several threads gain little on them, lose much on a busy machine, where they wait
+    for one another, and would make a fit depend on their number.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield lambda: torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(before)
+
+
+_RATE = 2e-3
+_VISITS = 50_000
+"""Sentences looked at in a fit, within 6 to 40 passes over them."""
+
+
+class _Net:
+    """What is fitted, as tensors by name (shapes as in `Readout`), and its differentiable scores."""
+
+    def __init__(self, width: int, columns: int, max_words: int, settings: FitSettings, generator: Generator) -> None:
+        import torch
+
+        def draw(*shape: int) -> Tensor:
+            """Uniform within 1 / sqrt(rows), as linear layers usually start."""
+            drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) * shape[-2] ** -0.5
+            return drawn
+
+        units = settings.hidden
+        self._settings = settings
+        self._generator = generator
+        self._mask: Tensor | None = None
+        self.weights: dict[str, Tensor] = {
+            "word": draw(width, units) if units else torch.zeros(width, 0),
+            "word_bias": torch.zeros(units),
+            "mix": draw(3 * units, units) if units else torch.zeros(0, 0),
+            "mix_bias": torch.zeros(units),
+            "parts": draw(len(PARTS), units, units) if units else torch.zeros(len(PARTS), width, columns),
+            "hidden": torch.zeros(max_words, units),
+            "output": draw(units, columns) if units else torch.zeros(0, columns),
+            "bias": torch.zeros(max_words, columns),
+        }
+        self.weights["bias"][:, -1] = 4.0  # nearly every span is no entity
+        for tensor in self.weights.values():
+            tensor.requires_grad_()
+
+    def scores(self, values: Tensor, owner: Tensor, first: Tensor, length: Tensor) -> Tensor:
+        """Scores (n, C) of the spans of words first to first + length. values (T, D) standardised, owner (T,)."""
+        import torch
+
+        own = self.weights
+        seen = self._words(self._masked(values), owner)
+        n_columns = own["parts"].shape[2]
+        columns = seen @ own["parts"].permute(1, 0, 2).reshape(seen.shape[1], -1)
+        start, mean, end, left, right = columns.split(n_columns, dim=1)
+        if self._settings.context:
+            start, end = start + _shifted(left, owner, 1), end + _shifted(right, owner, -1)
+        sums = torch.cat([torch.zeros(1, n_columns), mean.cumsum(0)])
+        last = first + length
+        found = start[first] + (sums[last + 1] - sums[first]) / (length + 1)[:, None] + end[last]
+        if self._settings.hidden:
+            found = self._dropped(torch.relu(found + own["hidden"][length]), self._settings.dropout) @ own["output"]
+        scores: Tensor = found + own["bias"][length]
+        return scores
+
+    def _words(self, values: Tensor, owner: Tensor) -> Tensor:
+        import torch
+
+        if not self._settings.hidden:
+            return values
+        own = self.weights
+        word = self._dropped(torch.relu(values @ own["word"] + own["word_bias"]), self._settings.dropout)
+        around = torch.cat([_shifted(word, owner, 1), word, _shifted(word, owner, -1)], dim=1)
+        mixed: Tensor = word + self._dropped(torch.relu(around @ own["mix"] + own["mix_bias"]), self._settings.dropout)
+        return mixed
+
+    def _masked(self, values: Tensor) -> Tensor:
+        """Feature dropout. Masks are cut from one long mask: fresh numbers for every value cost as much as the fit."""
+        import torch
+
+        share = self._settings.feature_dropout
+        if not share:
+            return values
+        size = values.numel()
+        if self._mask is None or len(self._mask) < 2 * size:
+            drawn = torch.rand(max(1 << 22, 4 * size), generator=self._generator)
+            self._mask = (drawn >= share).float() / (1 - share)
+        begin = int(torch.randint(len(self._mask) - size + 1, (), generator=self._generator))
+        return values * self._mask[begin : begin + size].view_as(values)
+
+    def _dropped(self, values: Tensor, share: float) -> Tensor:
+        """Dropout with a generator of its own, so that a fit depends on nothing else in the process."""
+        import torch
+
+        if not share:
+            return values
+        kept: Tensor = values * (torch.rand(values.shape, generator=self._generator) >= share) / (1 - share)
+        return kept
+
+    def readout(self, mean: FloatArray, scale: FloatArray) -> Readout:
+        arrays = {name: tensor.detach().numpy().copy() for name, tensor in self.weights.items()}
+        if not self._settings.context:
+            arrays["parts"][3:] = 0.0
+        return Readout(mean=mean, scale=scale, **arrays)
+
+
+def _shifted(rows: Tensor, owner: Tensor, by: int) -> Tensor:
+    """Each word gets the row of the word before it (by=1) or after it (by=-1) in its own sentence, else zeros."""
+    import torch
+
+    same = (owner[1:] == owner[:-1])[:, None]
+    edge = torch.zeros(1, rows.shape[1])
+    return torch.cat([edge, rows[:-1] * same]) if by > 0 else torch.cat([rows[1:] * same, edge])
+
+
+def _inside(owner: Tensor, max_words: int) -> Tensor:
+    """Which spans stay inside their sentence: (T, N) bool."""
+    import torch
+
+    owners = torch.cat([owner, torch.full((max_words,), -1)])
+    return torch.stack([owners[n : n + len(owner)] == owner for n in range(max_words)], dim=1)
 
 
 def _moments(corpus: Corpus, chosen: Sequence[int]) -> tuple[FloatArray, FloatArray]:
@@ -161,7 +336,7 @@ def _batch(corpus: Corpus, picked: Sequence[int], n_labels: int, max_words: int)
     import torch
 
     starts = corpus.starts
-    values = np.concatenate([corpus.values[starts[s] : starts[s + 1]] for s in picked]).astype(np.float32)
+    values = np.concatenate([corpus.values[starts[s] : starts[s + 1]] for s in picked])
     lengths = [int(starts[s + 1] - starts[s]) for s in picked]
     owner = np.repeat(np.arange(len(picked)), lengths)
     target = np.full((len(values), max_words), n_labels, dtype=np.int64)
@@ -171,27 +346,4 @@ def _batch(corpus: Corpus, picked: Sequence[int], n_labels: int, max_words: int)
             if last - first < max_words:
                 target[offset + first, last - first] = label
         offset += length
-    return torch.from_numpy(values), torch.from_numpy(owner), torch.from_numpy(target)
-
-
-def _all_spans(values: Tensor, owner: Tensor, weights: Tensor, bias: Tensor, context: bool) -> tuple[Tensor, Tensor]:
-    """Scores of all spans of a batch, differentiable: (T, N, C) and which of them stay inside their sentence (T, N)."""
-    import torch
-
-    n_words, max_words, n_columns = len(values), bias.shape[0], bias.shape[1]
-    first, mean, last, left, right = torch.einsum("td,pdc->ptc", values, weights)
-    start = first
-    if context:
-        same = (owner[1:] == owner[:-1])[:, None]
-        start = start + torch.cat([torch.zeros(1, n_columns), left[:-1] * same])
-        last = last + torch.cat([right[1:] * same, torch.zeros(1, n_columns)])
-    padding = torch.zeros(max_words, n_columns)
-    last = torch.cat([last, padding])
-    sums = torch.cat([torch.zeros(1, n_columns), torch.cat([mean, padding]).cumsum(0)])
-    scores = [
-        start + (sums[n + 1 : n + 1 + n_words] - sums[:n_words]) / (n + 1) + last[n : n + n_words] + bias[n]
-        for n in range(max_words)
-    ]
-    owners = torch.cat([owner, torch.full((max_words,), -1)])
-    inside = torch.stack([owners[n : n + n_words] == owner for n in range(max_words)], dim=1)
-    return torch.stack(scores, dim=1), inside
+    return torch.from_numpy(values).float(), torch.from_numpy(owner), torch.from_numpy(target)
