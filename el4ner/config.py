@@ -56,9 +56,9 @@ class ExtractConfig(_Settings):
     noun_phrases: bool = True
     pool_strings: bool = True
     reading: bool = True
-    reading_floor: float = Field(default=0.05, gt=0, lt=1)
-    phrase_floor: float = Field(default=0.03, ge=0, lt=1)
-    string_floor: float = Field(default=0.01, ge=0, lt=1)
+    reading_floor: float = Field(default=0.02, gt=0, lt=1)
+    phrase_floor: float = Field(default=0.02, ge=0, lt=1)
+    string_floor: float = Field(default=0.005, ge=0, lt=1)
     max_new_tokens: int = Field(default=64, ge=1)
 
 
@@ -107,7 +107,7 @@ class ReadingConfig(_Settings):
     context: bool = True
     hidden: int = Field(default=128, ge=0, le=4096)
     decay: float = Field(default=0.05, ge=0)
-    dropout: float = Field(default=0.4, ge=0, lt=1)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
     feature_dropout: float = Field(default=0.3, ge=0, lt=1)
     negatives: float = Field(default=0.3, gt=0, le=1)
     heads: int = Field(default=1, ge=1, le=16)
@@ -132,8 +132,8 @@ class RetrievalConfig(_Settings):
 class StackConfig(_Settings):
     """What is estimated on the pool. Below `min_sentences` nothing is fitted and all voters count alike.
 
-    folds: parts of the pool that are left out in turn; a pool of 1,500 sentences or more gets at most 3, of 4,000 or
-    more 2, since fits are dear there and half of it is plenty.
+    folds: parts of the pool that are left out in turn; a pool of 300 sentences or more gets at most 3, of 4,000 or
+    more 2, since fits are dear there and a part of it is plenty to fit on.
     audition: pool sentences on which prompted voters are tried first; a voter that does not help there is not asked.
     sample: pool sentences on which prompted voters are stacked once they are asked.
     """

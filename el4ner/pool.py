@@ -135,7 +135,7 @@ def labels_of(sentences: Sequence[Demonstration]) -> tuple[Label, ...]:
 
 def folds_for(n_sentences: int, most: int) -> int:
     """Folds of a pool: `most` in small ones, fewer where a fit is dear and a part of the pool is plenty to fit on."""
-    return min(most, 2 if n_sentences >= 4000 else 3 if n_sentences >= 1500 else most)
+    return min(most, 2 if n_sentences >= 4000 else 3 if n_sentences >= 300 else most)
 
 
 def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -> Pool:
@@ -153,7 +153,8 @@ def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -
     if examples is None or examples == BUILTIN:
         folder = Path(__file__).parent / "data"
         labels = read_labels(labels_path or str(folder / "labels.yaml"))
-        return Pool(tuple(read_pool(str(folder / "pool.jsonl"))), labels, n_folds)
+        builtin = tuple(read_pool(str(folder / "pool.jsonl")))
+        return Pool(builtin, labels, folds_for(len(builtin), n_folds))
     sentences = tuple(read_pool(examples))
     n_folds = folds_for(len(sentences), n_folds)
     labels = read_labels(labels_path) if labels_path is not None else labels_of(sentences)
