@@ -38,22 +38,9 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
     team.members = preparation.members(team.pool, wanted)
     team.retriever = preparation.retriever(team.pool)
     team.asked = (*cheap, *(member.name for member in team.members))
-    trial = team.pool.sample(config.stack.audition)
-    if config.voters == "auto" and cheap:
-        preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
-        asked = ask(preparation, team, examined, trial)
-        gain, error = cross_validated_gain(team, asked, trial)
-        preparation.facts["audition of the members"] = {
-            "sentences": len(trial), "gain in log-probability per sentence": round(gain, 4),
-            "standard error": round(error, 4),
-        }  # fmt: skip
-        if gain <= _STANDARD_ERRORS * error:
-            team.asked = cheap
-            preparation.notes.append(
-                f"prompted members bring nothing on {len(trial)} pool sentences ({gain:+.3f} in log-probability a "
-                f"sentence, standard error {error:.3f}) and are not asked; --voters all asks them"
-            )
-            return
+    if config.voters == "auto" and cheap and not _passes(preparation, team, examined):
+        team.asked = cheap
+        return
     sample = team.pool.sample(config.stack.sample)
     preparation.progress(f"stacking the prompted members on {len(sample)} pool sentences")
     asked = ask(preparation, team, examined, sample)
@@ -66,6 +53,30 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
     if team.verifier is not None and config.verify.by == "choice":
         team.verifier_weights = fit_verifier(team, asked)
         preparation.facts["verifier's weights"] = [round(weight, 4) for weight in team.verifier_weights]
+
+
+def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
+    """Whether the members help on the audition's sentences. No gain on the first third of them ends it early."""
+    size = preparation.config.stack.audition
+    gain = error = 0.0
+    trial: list[int] = []
+    for number in sorted({max(4, size // 3), size}):
+        trial = team.pool.sample(number)
+        preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
+        gain, error = cross_validated_gain(team, ask(preparation, team, examined, trial), trial)
+        if gain <= 0:
+            break
+    preparation.facts["audition of the members"] = {
+        "sentences": len(trial), "gain in log-probability per sentence": round(gain, 4),
+        "standard error": round(error, 4),
+    }  # fmt: skip
+    if gain > _STANDARD_ERRORS * error:
+        return True
+    preparation.notes.append(
+        f"prompted members bring nothing on {len(trial)} pool sentences ({gain:+.3f} in log-probability a "
+        f"sentence, standard error {error:.3f}) and are not asked; --voters all asks them"
+    )
+    return False
 
 
 class Asked:

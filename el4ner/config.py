@@ -134,7 +134,8 @@ class StackConfig(_Settings):
 
     folds: parts of the pool that are left out in turn; a pool of 300 sentences or more gets at most 3, of 4,000 or
     more 2, since fits are dear there and a part of it is plenty to fit on.
-    audition: pool sentences on which prompted voters are tried first; a voter that does not help there is not asked.
+    audition: pool sentences on which prompted voters are tried first; those that do not help there, or on the first
+    third of them, are not asked.
     sample: pool sentences on which prompted voters are stacked once they are asked.
     """
 
