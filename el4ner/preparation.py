@@ -232,8 +232,10 @@ class Preparation:
         tables: dict[str, list[SpanTable]] = {}
         if self.wants("reading"):
             team.readers = self.readers(pool)
+            builtin = load_pool(None, None, config.stack.folds) if config.reading.builtin else None
+            beside = None if builtin is None or builtin.content == pool.content else builtin
             for voter in team.readers:
-                tables[voter.name] = voter.fit(pool, self.progress)
+                tables[voter.name] = voter.fit(pool, self.progress, beside)
                 if voter.unaligned:
                     self.notes.append(
                         f"{voter.unaligned} pool entities do not fall on word borders; reading skips them"

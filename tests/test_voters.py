@@ -23,6 +23,7 @@ from el4ner.voters.readout import (
     PARTS,
     Corpus,
     FitSettings,
+    Material,
     Readout,
     _inside,
     _Net,
@@ -143,7 +144,7 @@ def test_what_is_trained_is_what_is_scored(context: bool, hidden: int) -> None:
     owner = torch.from_numpy(np.repeat(np.arange(4), lengths))
     standard = torch.from_numpy((values - readout.mean) / readout.scale)
     settings = FitSettings(hidden=hidden, dropout=0.0, feature_dropout=0.0, context=context)
-    net = _Net(6, 3, readout.max_words, settings, torch.Generator())
+    net = _Net(6, [3], readout.max_words, settings, torch.Generator())
     for name, weight in net.weights.items():
         weight.data = torch.from_numpy(getattr(readout, name))
     valid = _inside(owner, readout.max_words)
@@ -225,7 +226,7 @@ def planted(seed: int, n_sentences: int = 120) -> Corpus:
 @pytest.mark.parametrize("settings", [FitSettings(hidden=0), FitSettings(hidden=16)])
 def test_fitting_learns_a_planted_concept_and_is_deterministic(settings: FitSettings) -> None:
     corpus = planted(0)
-    fitted = fit_readout(corpus, range(100), 2, 3, settings)
+    fitted = fit_readout(Material(corpus, range(100), 2), 3, settings)
     right = 0
     for s in range(100, 120):
         logp = fitted.log_probabilities(corpus.values[8 * s : 8 * s + 8])
@@ -234,12 +235,32 @@ def test_fitting_learns_a_planted_concept_and_is_deterministic(settings: FitSett
         right += tuple(best) == (first, last - first, label)
     assert right >= 17
     torch.rand(3)  # a fit must not depend on what else drew random numbers
-    again = fit_readout(corpus, range(100), 2, 3, settings)
+    again = fit_readout(Material(corpus, range(100), 2), 3, settings)
     assert all((a == b).all() for a, b in zip(fitted.to_arrays().values(), again.to_arrays().values(), strict=True))
-    other = fit_readout(corpus, range(100), 2, 3, settings, seed=1)
+    other = fit_readout(Material(corpus, range(100), 2), 3, settings, seed=1)
     assert (fitted.parts != other.parts).any()
-    unfitted = fit_readout(corpus, [], 2, 3, settings)
+    unfitted = fit_readout(Material(corpus, [], 2), 3, settings)
     assert np.isfinite(unfitted.log_probabilities(corpus.values[:8])[0]).all()
+
+
+def test_what_is_fitted_beside_a_corpus_helps_it_and_leaves_no_columns() -> None:
+    """The same concept under other label numbers, in many sentences beside few: the few are read better."""
+    corpus, other = planted(0), planted(1)
+    flipped = Corpus(other.values, other.starts, [[(f, last, 1 - label)] for ((f, last, label),) in other.targets])
+    settings = FitSettings(hidden=16)
+    few = Material(corpus, range(6), 2)
+    alone = fit_readout(few, 3, settings)
+    beside = fit_readout(few, 3, settings, beside=Material(flipped, range(120), 2))
+    assert {k: v.shape for k, v in beside.to_arrays().items()} == {k: v.shape for k, v in alone.to_arrays().items()}
+
+    def log_likelihood(readout: Readout) -> float:
+        total = 0.0
+        for s in range(100, 120):
+            ((first, last, label),) = corpus.targets[s]
+            total += float(readout.log_probabilities(corpus.values[8 * s : 8 * s + 8])[first, last - first, label])
+        return total
+
+    assert log_likelihood(beside) > log_likelihood(alone) + 5
 
 
 def test_fitting_on_some_of_the_negatives_keeps_their_weight() -> None:
@@ -248,7 +269,7 @@ def test_fitting_on_some_of_the_negatives_keeps_their_weight() -> None:
     shares = []
     for negatives in (1.0, 0.3):
         settings = FitSettings(hidden=16, dropout=0.0, feature_dropout=0.0, negatives=negatives)
-        fitted = fit_readout(corpus, range(100), 2, 3, settings)
+        fitted = fit_readout(Material(corpus, range(100), 2), 3, settings)
         logp = [fitted.log_probabilities(corpus.values[8 * s : 8 * s + 8]) for s in range(100, 120)]
         shares.append(sum(float(1 - np.exp(p[..., -1][np.isfinite(p[..., -1])]).mean()) for p in logp) / len(logp))
     assert shares[0] == pytest.approx(1 / 21, abs=0.02)  # one entity among 21 spans

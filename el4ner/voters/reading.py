@@ -25,6 +25,7 @@ from el4ner.voters.readout import (
     READOUT_VERSION,
     Corpus,
     FitSettings,
+    Material,
     Readout,
     fit_readout,
     mean_log_probabilities,
@@ -95,16 +96,17 @@ class ReadingVoter:
         self._known: OrderedDict[str, SpanTable] = OrderedDict()
         self.unaligned = 0
 
-    def fit(self, pool: Pool, progress: Progress) -> list[SpanTable]:
+    def fit(self, pool: Pool, progress: Progress, beside: Pool | None = None) -> list[SpanTable]:
         """Fits on the pool; returns a table per pool sentence from the fold that did not see it.
 
+        beside: a pool with labels of its own, from which the hidden layers learn too what an entity looks like.
         What was fitted is cached by content of the pool, the models and the settings.
         """
         key = content_key("reading", READOUT_VERSION, self._reader.key, pool.content, pool.n_folds, self._seed,
-                          self._config.model_dump(mode="json"))  # fmt: skip
+                          self._config.model_dump(mode="json"), beside.content if beside else "")  # fmt: skip
         stored = self._cache.get(key)
         if stored is None:
-            stored = self._fit(pool, progress)
+            stored = self._fit(pool, progress, beside)
             self._cache.put(key, stored)
         self._heads = _unpack(stored)
         self.unaligned = int(stored["unaligned"])
@@ -115,15 +117,19 @@ class ReadingVoter:
             tables.append(SpanTable(units, stored["out_of_fold"][low:high]))
         return tables
 
-    def _fit(self, pool: Pool, progress: Progress) -> dict[str, np.ndarray]:
+    def _fit(self, pool: Pool, progress: Progress, beside: Pool | None) -> dict[str, np.ndarray]:
         corpus, units, unaligned = self._corpus(pool, progress)
+        other: Material | None = None
+        if beside is not None and self._config.hidden:
+            corpus_beside, _, _ = self._corpus(beside, progress)
+            other = Material(corpus_beside, range(corpus_beside.n_sentences), len(beside.labels))
         max_words = self._config.max_words or _longest(corpus)
         everyone = range(corpus.n_sentences)
         folds = np.asarray(pool.folds)
         used = [f for f in range(pool.n_folds) if (folds == f).any() and not (folds == f).all()]
         progress(f"{self.name}: fitting, {len(used)} folds and the whole pool")
         without = [[s for s in everyone if folds[s] != fold] for fold in used]
-        *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words)
+        *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words, other)
         out_of_fold = np.zeros((len(corpus.values), max_words, len(self.labels) + 1), dtype=np.float32)
         for fold, heads in zip(used, crossed, strict=True):
             for s in np.flatnonzero(folds == fold):
@@ -135,7 +141,9 @@ class ReadingVoter:
             "unaligned": np.array(unaligned),
         }  # fmt: skip
 
-    def _fit_sets(self, corpus: Corpus, sets: Sequence[Sequence[int]], max_words: int) -> list[tuple[Readout, ...]]:
+    def _fit_sets(
+        self, corpus: Corpus, sets: Sequence[Sequence[int]], max_words: int, beside: Material | None
+    ) -> list[tuple[Readout, ...]]:
         """The heads fitted on every set of sentences, as many fits at a time as there are processors."""
         config = self._config
         settings = FitSettings(
@@ -145,7 +153,7 @@ class ReadingVoter:
         jobs = [(sentences, self._seed + 1000 * head) for sentences in sets for head in range(config.heads)]
 
         def fit(job: tuple[Sequence[int], int]) -> Readout:
-            return fit_readout(corpus, job[0], len(self.labels), max_words, settings, job[1])
+            return fit_readout(Material(corpus, job[0], len(self.labels)), max_words, settings, job[1], beside)
 
         with one_thread_each() as keep_to_one, ThreadPoolExecutor(os.cpu_count(), initializer=keep_to_one) as workers:
             fitted = list(workers.map(fit, jobs))
@@ -155,7 +163,7 @@ class ReadingVoter:
         """The pool's word features and targets, its words, and how many entities do not fall on word borders."""
         read = self._read_pool([d.text for d in pool.sentences], progress)
         starts = np.cumsum([0, *(len(features.units) for features in read)]).astype(np.int64)
-        index = {label: position for position, label in enumerate(self.labels)}
+        index = {label: position for position, label in enumerate(pool.label_names)}
         targets, unaligned = [], 0
         for demonstration, features in zip(pool.sentences, read, strict=True):
             first = {unit.start: i for i, unit in enumerate(features.units)}

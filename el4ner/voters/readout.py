@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 PARTS = ("first", "mean", "last", "left", "right")
-READOUT_VERSION = 4
+READOUT_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -151,39 +151,54 @@ class FitSettings:
     context: bool = True
 
 
-def fit_readout(
-    corpus: Corpus, sentences: Sequence[int], n_labels: int, max_words: int, settings: FitSettings, seed: int = 0
-) -> Readout:
-    """Fits a read-out on some sentences of the corpus, by AdamW with a one-cycle schedule.
+@dataclass(frozen=True)
+class Material:
+    """Some sentences of a corpus to fit on, and how many labels its targets have."""
 
-    Deterministic for the same corpus, sentences, settings, seed and machine.
+    corpus: Corpus
+    sentences: Sequence[int]
+    n_labels: int
+
+    def usable(self) -> list[int]:
+        """The sentences that have words."""
+        return [s for s in self.sentences if self.corpus.starts[s + 1] > self.corpus.starts[s]]
+
+
+def fit_readout(
+    material: Material, max_words: int, settings: FitSettings, seed: int = 0, beside: Material | None = None
+) -> Readout:
+    """Fits a read-out on some sentences of a corpus, by AdamW with a one-cycle schedule.
+
+    beside: sentences with other labels, which share the hidden layers and have an output of their own; that output is
+    not kept. Deterministic for the same material, settings and seed, and for the same machine.
     """
     import torch
 
-    chosen = [s for s in sentences if corpus.starts[s + 1] > corpus.starts[s]]
-    mean, scale = _moments(corpus, chosen)
+    tasks = [Material(m.corpus, m.usable(), m.n_labels) for m in (material, beside) if m is not None]
+    mean, scale = _moments(tasks[0].corpus, tasks[0].sentences)
+    chosen = [(task, s) for task, own in enumerate(tasks) for s in own.sentences]
     generator = torch.Generator().manual_seed(seed)
-    net = _Net(len(mean), n_labels + 1, max_words, settings, generator)
+    net = _Net(len(mean), [task.n_labels + 1 for task in tasks], max_words, settings, generator)
     batch = int(np.clip(len(chosen) // 50, 8, 32))
     per_epoch = max(1, -(-len(chosen) // batch))
-    epochs = int(np.clip(-(-_STEPS // per_epoch), 6, 40))
+    epochs = int(np.clip(-(-_STEPS // per_epoch), 6, 40)) if tasks[0].sentences else 0
     optimiser = torch.optim.AdamW(net.weights.values(), lr=_RATE, weight_decay=settings.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=per_epoch * epochs, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, max(1, per_epoch * epochs), pct_start=0.1)
     rng = np.random.default_rng(seed)
     mean_t, scale_t = torch.from_numpy(mean), torch.from_numpy(scale)
-    for _ in range(epochs if chosen else 0):
+    for _ in range(epochs):
         order = rng.permutation(len(chosen))
         for begin in range(0, len(order), batch):
-            picked = [chosen[i] for i in order[begin : begin + batch]]
-            values, owner, target = _batch(corpus, picked, n_labels, max_words)
-            looked = (target < n_labels) | (torch.rand(target.shape, generator=generator) < settings.negatives)
-            first, length = (looked & _inside(owner, max_words)).nonzero(as_tuple=True)
-            scores = net.scores((values - mean_t) / scale_t, owner, first, length)
-            wanted = target[first, length]
-            weight = torch.where(wanted < n_labels, 1.0, 1.0 / settings.negatives)
-            loss = (torch.nn.functional.cross_entropy(scores, wanted, reduction="none") * weight).sum() / len(values)
+            words = _batch(tasks, [chosen[i] for i in order[begin : begin + batch]], max_words)
+            looked = words.entity | (torch.rand(words.target.shape, generator=generator) < settings.negatives)
+            first, length = (looked & _inside(words.owner, max_words)).nonzero(as_tuple=True)
+            scores = net.scores((words.values - mean_t) / scale_t, words.owner, first, length)
+            losses = torch.nn.functional.cross_entropy(
+                scores + net.barred[words.task[first]], words.target[first, length], reduction="none"
+            )
+            weight = torch.where(words.entity[first, length], 1.0, 1.0 / settings.negatives)
             optimiser.zero_grad()
-            loss.backward()
+            ((losses * weight).sum() / len(words.values)).backward()
             torch.nn.utils.clip_grad_norm_(list(net.weights.values()), 1.0)
             optimiser.step()
             schedule.step()
@@ -214,7 +229,9 @@ _STEPS = 800
 class _Net:
     """What is fitted, as tensors by name (shapes as in `Readout`), and its differentiable scores."""
 
-    def __init__(self, width: int, columns: int, max_words: int, settings: FitSettings, generator: Generator) -> None:
+    def __init__(
+        self, width: int, task_columns: Sequence[int], max_words: int, settings: FitSettings, generator: Generator
+    ) -> None:
         import torch
 
         def draw(*shape: int) -> Tensor:
@@ -222,8 +239,14 @@ class _Net:
             drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) * shape[-2] ** -0.5
             return drawn
 
-        units = settings.hidden
+        units, columns = settings.hidden, sum(task_columns)
+        ends = np.cumsum(task_columns)
         self._settings = settings
+        self._kept = int(task_columns[0])
+        # added to the scores of a sentence of task t: the columns of the other tasks are out of question
+        self.barred = torch.full((len(task_columns), columns), -1e9)
+        for task, (size, end) in enumerate(zip(task_columns, ends, strict=True)):
+            self.barred[task, end - size : end] = 0.0
         self._generator = generator
         self._mask: Tensor | None = None
         self.weights: dict[str, Tensor] = {
@@ -236,7 +259,7 @@ class _Net:
             "output": draw(units, columns) if units else torch.zeros(0, columns),
             "bias": torch.zeros(max_words, columns),
         }
-        self.weights["bias"][:, -1] = 4.0  # nearly every span is no entity
+        self.weights["bias"][:, ends - 1] = 4.0  # nearly every span is no entity
         for tensor in self.weights.values():
             tensor.requires_grad_()
 
@@ -295,6 +318,8 @@ class _Net:
 
     def readout(self, mean: FloatArray, scale: FloatArray) -> Readout:
         arrays = {name: tensor.detach().numpy().copy() for name, tensor in self.weights.items()}
+        for name in ("bias", "output") if self._settings.hidden else ("bias", "parts"):
+            arrays[name] = np.ascontiguousarray(arrays[name][..., : self._kept])
         if not self._settings.context:
             arrays["parts"][3:] = 0.0
         return Readout(mean=mean, scale=scale, **arrays)
@@ -331,19 +356,38 @@ def _moments(corpus: Corpus, chosen: Sequence[int]) -> tuple[FloatArray, FloatAr
     return mean.astype(np.float32), (np.sqrt(variance) + 1e-3).astype(np.float32)
 
 
-def _batch(corpus: Corpus, picked: Sequence[int], n_labels: int, max_words: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (T, D), owner (T,) and target (T, N) of some sentences."""
+@dataclass(frozen=True)
+class _Words:
+    """The words of a batch: values (T, D), owner and task (T,), target and entity (T, N)."""
+
+    values: Tensor
+    owner: Tensor
+    task: Tensor
+    target: Tensor
+    entity: Tensor
+
+
+def _batch(tasks: Sequence[Material], picked: Sequence[tuple[int, int]], max_words: int) -> _Words:
+    """(task, sentence) pairs as words; targets count the columns of the tasks before."""
     import torch
 
-    starts = corpus.starts
-    values = np.concatenate([corpus.values[starts[s] : starts[s + 1]] for s in picked])
-    lengths = [int(starts[s + 1] - starts[s]) for s in picked]
-    owner = np.repeat(np.arange(len(picked)), lengths)
-    target = np.full((len(values), max_words), n_labels, dtype=np.int64)
-    offset = 0
-    for s, length in zip(picked, lengths, strict=True):
-        for first, last, label in corpus.targets[s]:
+    blocks, owner, task, targets, entities = [], [], [], [], []
+    before = np.cumsum([0, *(own.n_labels + 1 for own in tasks)])
+    for position, (number, s) in enumerate(picked):
+        own = tasks[number]
+        block = own.corpus.values[own.corpus.starts[s] : own.corpus.starts[s + 1]]
+        target = np.full((len(block), max_words), before[number] + own.n_labels, dtype=np.int64)
+        entity = np.zeros(target.shape, dtype=bool)
+        for first, last, label in own.corpus.targets[s]:
             if last - first < max_words:
-                target[offset + first, last - first] = label
-        offset += length
-    return torch.from_numpy(values).float(), torch.from_numpy(owner), torch.from_numpy(target)
+                target[first, last - first] = before[number] + label
+                entity[first, last - first] = True
+        blocks.append(block)
+        targets.append(target)
+        entities.append(entity)
+        owner += [position] * len(block)
+        task += [number] * len(block)
+    return _Words(
+        torch.from_numpy(np.concatenate(blocks)).float(), torch.tensor(owner), torch.tensor(task),
+        torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(entities)),
+    )  # fmt: skip
