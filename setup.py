@@ -37,7 +37,7 @@ def native_module() -> list[Extension]:
         Extension(
             "el4ner._native",
             sources=["csrc/module.cpp", "csrc/nanobind_runtime.cpp"],
-            depends=["csrc/vote.hpp"],
+            depends=sorted(str(path) for path in Path("csrc").glob("*.hpp")),
             include_dirs=["csrc", nanobind.include_dir(), str(source), str(source.parent / "ext/robin_map/include")],
             define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
             extra_compile_args=flags,

@@ -10,5 +10,39 @@ def vote(
     winners: NDArray[np.int64],
     scores: NDArray[np.float32],
     margins: NDArray[np.float32],
+    threads: int,
+) -> bool:
+    """logp (M, S, L), weights (M, L); writes winners, scores and margins (S,). False: a row must be refused."""
+
+def span_scores(
+    mean_part: NDArray[np.float32], last_part: NDArray[np.float32], out: NDArray[np.float32], threads: int
 ) -> None:
-    """logp (M, S, L), weights (M, L); writes winners, scores and margins (S,). All contiguous."""
+    """mean_part, last_part (T, L); writes out (T, N, L)."""
+
+def best_flat(scores: NDArray[np.float32], none_label: int, taken: NDArray[np.int64], label: NDArray[np.int64]) -> bool:
+    """scores (T, N, L); writes taken and label (T,). False: a score must be refused."""
+
+def choice_log_totals_f32(
+    hidden: NDArray[np.float32],
+    head: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    scale: float,
+    soft_cap: float,
+    log_total: NDArray[np.float64],
+    threads: int,
+) -> None:
+    """hidden (R, H), head (V, H), bias (V,); writes log_total (R,). soft_cap 0 means none."""
+
+def choice_log_totals_bf16(
+    hidden: NDArray[np.uint16],
+    head: NDArray[np.uint16],
+    bias: NDArray[np.float32] | None,
+    scale: float,
+    soft_cap: float,
+    log_total: NDArray[np.float64],
+    threads: int,
+) -> None:
+    """The same with the bits of bfloat16 numbers."""
+
+def instruction_set() -> int:
+    """0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16: what the next call will use (EL4NER_ISA narrows it)."""

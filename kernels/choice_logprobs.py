@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from el4ner.errors import ShapeError
 from el4ner.kernels import _dispatch
 from el4ner.kernels._dispatch import Array, njit
+from el4ner.kernels._threads import thread_count
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +141,38 @@ def choice_logprobs_numba(head: _Head, ids: torch.Tensor, normalise: Normalise) 
     return (chosen - torch.from_numpy(top + np.log(total))[:, None]).clamp(max=0.0)
 
 
-_dispatch.register("choice_logprobs", ref=choice_logprobs_ref, torch=choice_logprobs_torch, numba=choice_logprobs_numba)
+def choice_logprobs_native(head: _Head, ids: torch.Tensor, normalise: Normalise) -> torch.Tensor:
+    """Product and log-sum-exp fused in C++ (csrc/choice_logprobs.hpp), with float32 logits whatever the dtype.
+
+    Heads in float16 or float64 go through torch: there are no loops for them.
+    """
+    import torch
+
+    from el4ner import _native
+
+    bf16 = head.head.dtype == torch.bfloat16
+    if normalise == "choices" or not (bf16 or head.head.dtype == torch.float32):
+        return choice_logprobs_torch(head, ids, normalise)
+    chosen = _chosen(head, ids)
+    total = np.empty(len(ids), dtype=np.float64)
+    bias = None if head.bias is None else head.bias.float().contiguous().numpy()
+    hidden, weight = head.hidden.to(head.head.dtype).contiguous(), head.head.contiguous()
+    options = (bias, head.scale, head.soft_cap or 0.0, total, thread_count())
+    if bf16:  # numpy has no such type: its bits are passed
+        bits, head_bits = hidden.view(torch.uint16).numpy(), weight.view(torch.uint16).numpy()
+        _native.choice_log_totals_bf16(bits, head_bits, *options)
+    else:
+        _native.choice_log_totals_f32(hidden.numpy(), weight.numpy(), *options)
+    return (chosen - torch.from_numpy(total)[:, None]).clamp(max=0.0)
+
+
+_dispatch.register(
+    "choice_logprobs",
+    ref=choice_logprobs_ref,
+    torch=choice_logprobs_torch,
+    numba=choice_logprobs_numba,
+    native=choice_logprobs_native,
+)
 
 
 def choice_logprobs(
@@ -152,15 +184,21 @@ def choice_logprobs(
     bias: Array | None = None,
     soft_cap: float | None = None,
     scale: float = 1.0,
+    n_vocab: int | None = None,
     backend: str = "auto",
 ) -> _Floats:
     """Log-probabilities of some tokens after each hidden state (the formula is at the top of this file).
 
-    hidden (R, H), after the model's last norm; head (V, H), the output embedding without padding rows; any float
-    dtype, products are taken in the head's. token_ids (C,) i64 for all rows, or (R, C), -1 pads.
-    bias (V,) or None; soft_cap > 0 or None and scale as in the model's configuration.
+    hidden (R, H), after the model's last norm; head (V, H), the output embedding (tied or not: it is only read); any
+    float dtype, products are taken in the head's. token_ids (C,) i64 for all rows, or (R, C), -1 pads.
+    bias (V,) or None; soft_cap > 0 or None and scale as in the model's configuration. n_vocab: the tokenizer's size,
+    where the head was padded to more rows; rows from there on do not count.
     Returns (R, C) f32; -inf at padding. Raises ShapeError (a ValueError) on shapes that do not fit, ids outside the
-    vocabulary, a row without any id, NaN or infinity in hidden; KernelError if the backend cannot run.
+    vocabulary, a row without any id, NaN or infinity in hidden, NaN in head or bias; KernelError if the backend cannot
+    run.
+
+    >>> choice_logprobs(np.ones((1, 1)), np.array([[0.0], [0.0], [9.0]]), np.array([0, 1]), n_vocab=2).tolist()
+    [[-0.6931471824645996, -0.6931471824645996]]
     """
     device = _dispatch.device_of(hidden, head)
     run = _dispatch.choose("choice_logprobs", backend, device)
@@ -171,6 +209,10 @@ def choice_logprobs(
         raise ShapeError(f"normalise={normalise!r}; allowed: vocab, choices")
     if bias is not None and tuple(bias.shape) != (vocabulary,):
         raise ShapeError(f"bias has shape {tuple(bias.shape)}; ({vocabulary},) is needed")
+    if n_vocab is not None:
+        if not 0 < n_vocab <= vocabulary:
+            raise ShapeError(f"n_vocab={n_vocab} with {vocabulary} rows of head; choose 1 to {vocabulary}, or None")
+        head, bias, vocabulary = head[:n_vocab], None if bias is None else bias[:n_vocab], n_vocab
     if soft_cap is not None and not soft_cap > 0:
         raise ShapeError(f"soft_cap={soft_cap}; it must be above 0, or None for no cap")
     ids = _ids(token_ids, rows, vocabulary)
@@ -181,6 +223,8 @@ def choice_logprobs(
         raise ShapeError("hidden holds NaN or infinity; only finite numbers are allowed")
     out: torch.Tensor = run(plan, _tensor(ids, device), normalise)
     result: _Floats = out.float().cpu().numpy()
+    if np.isnan(result).any():
+        raise ShapeError("head or bias holds NaN, or a row's logits are all -inf; only numbers are allowed")
     return result
 
 

@@ -483,8 +483,8 @@ def test_a_backend_asked_for_by_name_runs_or_raises(monkeypatch: pytest.MonkeyPa
     logp, weights = np.zeros((1, 1, 2)), np.ones(1)
     with pytest.raises(KernelError, match="allowed: auto, native"):
         vote(logp, weights, backend="gpu")
-    with pytest.raises(KernelError, match="span_scores has no native implementation"):
-        span_scores(logp[0], logp[0], 1, backend="native")
+    with pytest.raises(KernelError, match="best_flat has no torch implementation"):
+        best_flat(logp, 0, backend="torch")
     with pytest.raises(KernelError, match="allowed: best_flat"):
         available_backends("nothing")
     monkeypatch.setattr(_dispatch, "_native_reason", lambda: "not built")
