@@ -15,19 +15,30 @@ Source: weighted interval scheduling (Kleinberg and Tardos, Algorithm Design, 6.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.errors import ShapeError
 from el4ner.kernels import _dispatch
-from el4ner.kernels._dispatch import Array, njit
+from el4ner.kernels._dispatch import Array, njit, triton_jit
 from el4ner.kernels._threads import thread_count
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = None
 
 _Floats = NDArray[np.float32]
 FlatSpan = tuple[int, int, int]
 """start, end (exclusive), label; start and end count tokens."""
 Taken = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(T,) number of tokens of the span taken at i in the best set of the suffix i.., 0 for none; (T,) its label."""
+
+# Starts a program handles; not tuned (no GPU was measured yet).
+_BLOCK_TOKENS = 32
 
 
 def span_scores_ref(mean_part: _Floats, last_part: _Floats, max_length: int) -> _Floats:
@@ -73,7 +84,53 @@ def span_scores_native(mean_part: _Floats, last_part: _Floats, max_length: int) 
     return out
 
 
-_dispatch.register("span_scores", ref=span_scores_ref, numba=span_scores_numba, native=span_scores_native)
+@triton_jit
+def _span_scores_kernel(  # type: ignore[no-untyped-def]  # pointers and scalars, typed by triton
+    mean_ptr,
+    last_ptr,
+    out_ptr,
+    tokens,
+    max_length,
+    labels,
+    BLOCK_T: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]  # (BLOCK_T, 1)
+    column = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)[None, :]  # (1, BLOCK_L)
+    total = tl.zeros((BLOCK_T, BLOCK_L), dtype=tl.float64)
+    for n in range(max_length):
+        inside = (i + n < tokens) & (column < labels)
+        at = (i + n) * labels + column
+        total += tl.load(mean_ptr + at, mask=inside, other=0.0).to(tl.float64)
+        score = total / (n + 1) + tl.load(last_ptr + at, mask=inside, other=0.0).to(tl.float64)
+        score = tl.where(inside, score.to(tl.float32), -float("inf"))
+        tl.store(out_ptr + (i * max_length + n) * labels + column, score, mask=(i < tokens) & (column < labels))
+
+
+def span_scores_triton(mean_part: _Floats, last_part: _Floats, max_length: int) -> _Floats:
+    """Running float64 sums from each start on: spans are short, and a scan over the text would need a second pass."""
+    import torch
+
+    tokens, labels = mean_part.shape
+    device = "cpu" if _dispatch.interpreted() else "cuda"
+    out = torch.empty((tokens, max_length, labels), device=device)
+    if out.numel():
+        mean, last = (torch.from_numpy(part).to(device) for part in (mean_part, last_part))
+        block_labels = min(64, triton.next_power_of_2(labels))
+        grid = (triton.cdiv(tokens, _BLOCK_TOKENS), triton.cdiv(labels, block_labels))
+        kernel: Any = _span_scores_kernel
+        kernel[grid](mean, last, out, tokens, max_length, labels, BLOCK_T=_BLOCK_TOKENS, BLOCK_L=block_labels)
+    scores: _Floats = out.cpu().numpy()
+    return scores
+
+
+_dispatch.register(
+    "span_scores",
+    ref=span_scores_ref,
+    numba=span_scores_numba,
+    native=span_scores_native,
+    triton=span_scores_triton,
+)
 
 
 def span_scores(mean_part: Array, last_part: Array, max_length: int, *, backend: str = "auto") -> _Floats:

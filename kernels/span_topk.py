@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from el4ner.errors import ShapeError
 from el4ner.kernels import _dispatch
 from el4ner.kernels._dispatch import Array, njit
+from el4ner.kernels.span_topk_triton import span_topk_triton
 
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int64]
@@ -213,7 +214,7 @@ def span_topk_numba(queries: _Queries, pool: SpanPool, k: int) -> TopK:
     return ids, scores
 
 
-_dispatch.register("span_topk", ref=span_topk_ref, numba=span_topk_numba)
+_dispatch.register("span_topk", ref=span_topk_ref, numba=span_topk_numba, triton=span_topk_triton)
 
 
 def _excluded(exclude: Exclude | None, queries: int, sentences: int) -> tuple[_Ints, _Ints]:
