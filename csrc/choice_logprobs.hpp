@@ -105,6 +105,7 @@ EL4NER_INLINE PartialSum reduce_chunk(const HeadCall &call, float *logit, std::i
 // Hidden states as units (R, U): float32 values, or pairs of bfloat16 where the processor multiplies these.
 inline std::vector<std::uint32_t> hidden_units(const HeadCall &call, bool pairs, std::int64_t units) {
     std::vector<std::uint32_t> out(static_cast<std::size_t>(call.rows * units), 0);
+    if (call.width == 0) return out;  // memcpy wants pointers even for nothing
     for (std::int64_t r = 0; r < call.rows; ++r) {
         std::uint32_t *to = out.data() + r * units;
         const auto *halves = static_cast<const std::uint16_t *>(call.hidden) + r * call.width;

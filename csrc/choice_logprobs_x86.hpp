@@ -154,7 +154,8 @@ using Tile = void (*)(const std::uint32_t *, const std::uint32_t *, std::int64_t
 inline void in_groups(const Tile *tiles, std::int64_t most, const std::uint32_t *hidden, const std::uint32_t *panel,
                       std::int64_t units, std::int64_t rows, float *out, const char *next, std::int64_t bytes) {
     const std::int64_t groups = (rows + most - 1) / most;
-    const Ahead share{next, bytes / (units * groups) + (bytes > 0)};
+    const std::int64_t loops = units * groups;  // 0 without rows or dimensions
+    const Ahead share{next, loops > 0 ? bytes / loops + (bytes > 0) : 0};
     for (std::int64_t group = 0; group < groups; ++group) {
         const std::int64_t begin = rows * group / groups, end = rows * (group + 1) / groups;
         const Ahead ahead{share.from + group * units * share.step, share.step};

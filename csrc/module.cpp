@@ -7,6 +7,7 @@
 #include <nanobind/stl/optional.h>
 
 #include "choice_logprobs.hpp"
+#include "peak.hpp"
 #include "span_scores.hpp"
 #include "vote.hpp"
 
@@ -92,6 +93,8 @@ NB_MODULE(_native, module) {
     module.def("choice_log_totals_bf16", &log_totals<Halves2, true>, nb::arg("hidden"), nb::arg("head"),
                nb::arg("bias").none(), nb::arg("scale"), nb::arg("soft_cap"), nb::arg("log_total").noconvert(),
                nb::arg("threads"), "The same with the bits of bfloat16 numbers, as uint16.");
+    module.def("peak_flops", &el4ner::peak_flops, nb::arg("bf16"), nb::arg("rounds"),
+               "FLOP/s of one core in registers, the best of some rounds; 0 without AVX-512 (BF16).");
     module.def("instruction_set", [] { return static_cast<int>(el4ner::instruction_set()); },
                "0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16: what the next call will use.");
 }

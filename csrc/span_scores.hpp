@@ -69,7 +69,7 @@ EL4NER_AVX512 inline void span_scores_avx512(const SpanScoresCall &call, const d
 inline void span_scores(const SpanScoresCall &call, std::int64_t threads) {
     const std::vector<double> prefix = prefix_sums(call);
     const InstructionSet set = instruction_set();
-    const std::int64_t grain = 1 + (1 << 15) / (call.max_length * call.labels + 1);
+    const std::int64_t grain = 1 + (1 << 18) / (call.max_length * call.labels + 1);
     in_parallel(call.tokens, grain, threads, [&](std::int64_t begin, std::int64_t end) {
 #if EL4NER_X86
         if (set >= InstructionSet::avx512) return span_scores_avx512(call, prefix.data(), begin, end);

@@ -96,8 +96,8 @@ def test_vote_refuses_bad_rows(instruction_set: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_threads_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(1)
-    logp = votes(random, "distributions", 4, 5000, 12)
-    mean, last = random.normal(size=(2, 3000, 9)).astype(np.float32)
+    logp = votes(random, "distributions", 4, 50_000, 12)
+    mean, last = random.normal(size=(2, 40_000, 9)).astype(np.float32)
     hidden, head = random.normal(size=(5, 48)).astype(np.float32), random.normal(size=(2100, 48)).astype(np.float32)
 
     def results() -> list[np.ndarray]:
