@@ -2,39 +2,9 @@
 #pragma once
 
 #include "choice_logprobs.hpp"
+#include "transpose.hpp"
 
 namespace el4ner {
-
-// 16 rows of 16 units -> 16 units of 16 rows.
-EL4NER_AVX512 EL4NER_INLINE void transpose_16(__m512i (&row)[16]) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-        t[2 * i] = _mm512_unpacklo_epi32(row[2 * i], row[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(row[2 * i], row[2 * i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        row[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        row[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        row[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        row[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(row[i], row[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(row[i], row[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(row[8 + i], row[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(row[8 + i], row[12 + i], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        row[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        row[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        row[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        row[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
 
 // Rows `first` on of the head as they lie in memory (Half: 2 bytes an element), transposed into a panel [U][32].
 template <bool Half>

@@ -5,6 +5,7 @@
 // is returned does not depend on the screen. Hard: maxima and counts, nothing is approximate.
 #pragma once
 
+#include "transpose.hpp"
 #include "vote_x86.hpp"
 
 namespace el4ner {
@@ -13,6 +14,7 @@ namespace el4ner {
 struct HeardWeights {
     bool usable = true;     // weights whose float32 quotients mean something
     double by_label[16][8];  // [label][member]
+    double by_member[8][16];
     float screen[8][16];     // [member][label], relative to the largest weight
     struct Heard {
         double weight[16];   // sum over the heard, members in order
@@ -31,6 +33,7 @@ struct HeardWeights {
             for (int m = 0; m < 8; ++m) {
                 const bool inside = l < call.labels && m < call.members;
                 by_label[l][m] = inside ? call.weights[m * call.labels + l] : 0.0;
+                by_member[m][l] = by_label[l][m];
                 screen[m][l] = static_cast<float>(by_label[l][m] * unit);
             }
         for (std::size_t set = 0; set < heard.size(); ++set) fill(heard[set], set, unit);
@@ -53,17 +56,15 @@ struct HeardWeights {
 
 // exp in float32, relative error below 2e-5 for -87 < x < 88; below that at most 1e-38, above it is infinite.
 EL4NER_AVX512 inline __m512 exp_screen(__m512 x) {
-    const __m512 log2e = _mm512_set1_ps(1.44269504f), magic = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23
-    x = _mm512_max_ps(x, _mm512_set1_ps(-100.0f));
-    const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(x, log2e, magic), magic);
-    const __m512 f = _mm512_fmsub_ps(x, log2e, n);
-    // 2^f for |f| <= 1/2: best polynomial of the 4th degree in relative error, off by at most 3e-6
-    __m512 p = _mm512_set1_ps(0.0095701019f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.05591786f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24024745f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69312181f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99999926f));
-    return _mm512_scalef_ps(p, n);
+    const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 f = _mm512_reduce_ps(power, 1);  // minus its floor; 0 for -infinity
+    // 2^f for 0 <= f < 1: best polynomial of the 4th degree in relative error, off by at most 3e-6
+    __m512 p = _mm512_set1_ps(0.013534168f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.05201146f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24144275f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69300383f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000026f));
+    return _mm512_scalef_ps(p, power);  // times 2 to the floor
 }
 
 // Which lanes of a row are labels, and who of the members is heard.
@@ -88,63 +89,145 @@ EL4NER_AVX512 inline HeardRows load_rows(const VoteCall &call, std::int64_t s, _
     return {heard, good};
 }
 
-// Ordered sums over members of both columns, divided by their weights: (winner's score, second's).
-template <int M>
-EL4NER_AVX512 inline __m128d exact_pair(const HeardWeights &table, const __m512 (&x)[M], unsigned heard, int winner,
-                                        int second) {
-    const __m512i lane = _mm512_inserti64x4(_mm512_set1_epi32(winner), _mm256_set1_epi32(second), 1);
-    __m512 both = _mm512_setzero_ps();  // lanes 0-7: the winner's column by member, 8-15: the second's
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-        both = _mm512_mask_permutexvar_ps(both, static_cast<__mmask16>(0x101 << m), lane, x[m]);
-    const auto members = static_cast<__mmask8>(heard);
-    const __m256 first_half = _mm512_castps512_ps256(both), second_half = _mm512_extractf32x8_ps(both, 1);
-    const __m512d w = _mm512_maskz_mul_pd(members, exp_avx512(_mm512_cvtps_pd(first_half)),
-                                          _mm512_loadu_pd(table.by_label[winner]));
-    const __m512d v = _mm512_maskz_mul_pd(members, exp_avx512(_mm512_cvtps_pd(second_half)),
-                                          _mm512_loadu_pd(table.by_label[second]));
-    const __m512d even = _mm512_unpacklo_pd(w, v), odd = _mm512_unpackhi_pd(w, v);
-    __m128d sum = _mm512_castpd512_pd128(even);
-    sum = _mm_add_pd(sum, _mm512_castpd512_pd128(odd));
-    if (M > 2) sum = _mm_add_pd(sum, _mm512_extractf64x2_pd(even, 1));
-    if (M > 3) sum = _mm_add_pd(sum, _mm512_extractf64x2_pd(odd, 1));
-    if (M > 4) sum = _mm_add_pd(sum, _mm512_extractf64x2_pd(even, 2));
-    if (M > 5) sum = _mm_add_pd(sum, _mm512_extractf64x2_pd(odd, 2));
-    if (M > 6) sum = _mm_add_pd(sum, _mm512_extractf64x2_pd(even, 3));
-    if (M > 7) sum = _mm_add_pd(sum, _mm512_extractf64x2_pd(odd, 3));
-    const double *weight = table.heard[heard].weight;
-    return _mm_div_pd(sum, _mm_set_pd(weight[second], weight[winner]));
+// 16 spans at a time. Their screening scores, and what is computed exactly, are transposed so that a lane is a span:
+// then no step waits for a reduction across a register.
+struct SpanBlock {
+    alignas(64) float score[16][16];  // [span][label]
+    alignas(64) float pair[16][16];   // [span][winner's column by member, then the second's]
+    alignas(64) std::int32_t winner[16], second[16];
+    unsigned heard[16];
+    __mmask16 heard_by[8];  // by member: which spans
+    bool good;
+};
+
+EL4NER_AVX512 inline void transpose_floats(const float (&from)[16][16], __m512 (&to)[16]) {
+    __m512i row[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(from[i]);
+    transpose_16(row);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) to[i] = _mm512_castsi512_ps(row[i]);
 }
 
-// false: the screen cannot tell, all labels have to be summed.
+// Screening scores of 16 spans; who is heard.
 template <int M>
-EL4NER_AVX512 inline bool soft_span(const VoteCall &call, const HeardWeights &table, const __m512 (&x)[M],
-                                    unsigned heard, __mmask16 lanes, std::int64_t s) {
-    __m512 sum = _mm512_setzero_ps();
+EL4NER_AVX512 inline void screen_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                       __mmask16 lanes, SpanBlock &block) {
+    block.good = true;
+    unsigned everybody = (1u << M) - 1;
+    for (int j = 0; j < 16; ++j) {
+        __m512 x[M];
+        const HeardRows rows = load_rows<M>(call, first + j, lanes, x);
+        block.good = block.good && rows.good;
+        block.heard[j] = rows.heard;
+        everybody &= rows.heard;
+        __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const auto on = static_cast<__mmask16>(0 - (rows.heard >> m & 1));
+            sum = _mm512_mask3_fmadd_ps(exp_screen(x[m]), _mm512_loadu_ps(table.screen[m]), sum, on);
+        }
+        const __m512 score = _mm512_mul_ps(sum, _mm512_loadu_ps(table.heard[rows.heard].inverse));
+        _mm512_store_ps(block.score[j], score);
+    }
+    for (int m = 0; m < M; ++m) {
+        block.heard_by[m] = 0xffff;
+        if (everybody >> m & 1) continue;
+        unsigned by = 0;
+        for (int j = 0; j < 16; ++j) by |= (block.heard[j] >> m & 1) << j;
+        block.heard_by[m] = static_cast<__mmask16>(by);
+    }
+}
+
+// Winner and second of 16 spans from their screening scores; the mask says for which spans these are certain.
+EL4NER_AVX512 inline __mmask16 choose_block(int labels, SpanBlock &block) {
+    __m512 column[16];
+    transpose_floats(block.score, column);
+    __m512 best = column[0], second = _mm512_set1_ps(-1.0f), third = second;
+    __m512i winner = _mm512_setzero_si512(), runner_up = winner;
+    for (int l = 1; l < labels; ++l) {
+        const __m512 score = column[l];
+        const __m512i label = _mm512_set1_epi32(l);
+        const __mmask16 leads = _mm512_cmp_ps_mask(score, best, _CMP_GT_OQ);
+        const __mmask16 follows = _mm512_cmp_ps_mask(score, second, _CMP_GT_OQ);
+        third = _mm512_max_ps(third, _mm512_min_ps(score, second));
+        second = _mm512_max_ps(second, _mm512_min_ps(score, best));
+        best = _mm512_max_ps(best, score);
+        runner_up = _mm512_mask_mov_epi32(runner_up, follows, label);
+        runner_up = _mm512_mask_mov_epi32(runner_up, leads, winner);
+        winner = _mm512_mask_mov_epi32(winner, leads, label);
+    }
+    _mm512_store_si512(block.winner, winner);
+    _mm512_store_si512(block.second, runner_up);
+    // Relative errors: 2e-5 of the exponentials and at most 10 roundings of 6e-8 in weights, sums and quotient. Two
+    // scores that are 1e-4 apart are therefore in the right order. Far below 1 exponentials vanish, far above 1
+    // float32 overflows.
+    const __m512 nearly = _mm512_set1_ps(0.9999f), least = _mm512_set1_ps(1e-30f), most = _mm512_set1_ps(1e30f);
+    __mmask16 certain = _mm512_cmp_ps_mask(_mm512_mul_ps(best, nearly), second, _CMP_GT_OQ);
+    certain &= _mm512_cmp_ps_mask(best, least, _CMP_GT_OQ) & _mm512_cmp_ps_mask(best, most, _CMP_LT_OQ);
+    if (labels > 1) certain &= _mm512_cmp_ps_mask(second, least, _CMP_GT_OQ);
+    if (labels > 2) certain &= _mm512_cmp_ps_mask(_mm512_mul_ps(second, nearly), third, _CMP_GT_OQ);
+    return certain;
+}
+
+// Weighted float64 sums over members, in order, of 8 spans' chosen columns, divided by the weights heard.
+template <int M>
+EL4NER_AVX512 inline __m256 exact_eight(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
+                                        const std::int32_t *label, int half) {
+    const __m512i index = _mm512_cvtepi32_epi64(_mm256_load_si256(reinterpret_cast<const __m256i *>(label + 8 * half)));
+    __m512d total = _mm512_setzero_pd(), weight = _mm512_setzero_pd();
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-        const auto on = static_cast<__mmask16>(0 - (heard >> m & 1));
-        sum = _mm512_mask3_fmadd_ps(exp_screen(x[m]), _mm512_loadu_ps(table.screen[m]), sum, on);
+        const auto heard = static_cast<__mmask8>(block.heard_by[m] >> (8 * half));
+        const __m256 x = half == 0 ? _mm512_castps512_ps256(column[m]) : _mm512_extractf32x8_ps(column[m], 1);
+        const double *by = table.by_member[m];
+        const __m512d w = _mm512_permutex2var_pd(_mm512_loadu_pd(by), index, _mm512_loadu_pd(by + 8));
+        total = _mm512_mask_add_pd(total, heard, total, _mm512_mul_pd(w, exp_avx512(_mm512_cvtps_pd(x))));
+        weight = _mm512_mask_add_pd(weight, heard, weight, w);
     }
-    // Relative errors: 2e-5 of the exponentials and at most 10 roundings of 6e-8 in weights, sums and quotient. Two
-    // scores that are 1e-4 apart are therefore in the right order.
-    const __m512 score = _mm512_mul_ps(sum, _mm512_loadu_ps(table.heard[heard].inverse));
-    const float top = _mm512_mask_reduce_max_ps(lanes, score);
-    const __mmask16 first = _mm512_mask_cmp_ps_mask(lanes, score, _mm512_set1_ps(top * 0.9999f), _CMP_GE_OQ);
-    const auto others = static_cast<__mmask16>(lanes & ~first);
-    const float next = _mm512_mask_reduce_max_ps(others, score);
-    const __mmask16 seconds = _mm512_mask_cmp_ps_mask(others, score, _mm512_set1_ps(next * 0.9999f), _CMP_GE_OQ);
-    const bool alone = others == 0;  // one label
-    // Far below 1 the clamped exponentials count, far above 1 float32 overflows.
-    const bool certain = (first & (first - 1)) == 0 && top < 1e30f && top > 1e-30f &&
-                         ((seconds & (seconds - 1)) == 0) && (alone || next > 1e-30f);
-    if (!certain) return false;
-    const int winner = __builtin_ctz(first), second = alone ? winner : __builtin_ctz(seconds);
-    const __m128 pair = _mm_cvtpd_ps(exact_pair<M>(table, x, heard, winner, second));
-    const float best = _mm_cvtss_f32(pair), runner_up = _mm_cvtss_f32(_mm_movehdup_ps(pair));
-    call.winners[s] = winner;
-    call.scores[s] = best;
-    call.margins[s] = best - (alone ? 0.0f : runner_up);
+    return _mm512_cvtpd_ps(_mm512_div_pd(total, weight));
+}
+
+template <int M>
+EL4NER_AVX512 inline __m512 exact_block(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
+                                        const std::int32_t *label) {
+    const __m256 low = exact_eight<M>(table, block, column, label, 0);
+    const __m256 high = exact_eight<M>(table, block, column, label, 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+// 16 spans of a soft vote; those that the screen cannot decide are summed in full.
+template <int M>
+EL4NER_AVX512 inline bool soft_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                     __mmask16 lanes, SpanBlock &block, VoteWork &work) {
+    screen_block<M>(call, table, first, lanes, block);
+    if (!block.good) return false;
+    const __mmask16 certain = choose_block(static_cast<int>(call.labels), block);
+    for (int j = 0; j < 16; ++j) {
+        const __m512i lane = _mm512_mask_set1_epi32(_mm512_set1_epi32(block.winner[j]), 0xff00, block.second[j]);
+        __m512 both = _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+            both = _mm512_mask_permutexvar_ps(both, static_cast<__mmask16>(0x101 << m), lane,
+                                              _mm512_maskz_loadu_ps(lanes, call.row(m, first + j)));
+        _mm512_store_ps(block.pair[j], both);
+    }
+    __m512 column[16];
+    transpose_floats(block.pair, column);
+    const __m512 best = exact_block<M>(table, block, column, block.winner);
+    const __m512 second = exact_block<M>(table, block, column + 8, block.second);
+    const __m512i winner = _mm512_load_si512(block.winner);
+    _mm512_storeu_si512(call.winners + first, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(winner)));
+    _mm512_storeu_si512(call.winners + first + 8, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(winner, 1)));
+    _mm512_storeu_ps(call.scores + first, best);
+    _mm512_storeu_ps(call.margins + first, call.labels > 1 ? _mm512_sub_ps(best, second) : best);
+    for (unsigned left = static_cast<__mmask16>(~certain); left != 0; left &= left - 1) {
+        const int j = __builtin_ctz(left);
+        if (table.heard[block.heard[j]].anyone)
+            vote_span_avx512(call, first + j, work);
+        else
+            call.nobody(first + j);
+    }
     return true;
 }
 
@@ -191,16 +274,22 @@ EL4NER_AVX512 inline bool vote_spans_of(const VoteCall &call, const HeardWeights
     VoteWork work(call);
     const auto lanes = static_cast<__mmask16>((1u << call.labels) - 1);
     bool good = true;
-    for (std::int64_t s = begin; s < end; ++s) {
+    std::int64_t s = begin;
+    SpanBlock block;
+    if (!Hard)
+        for (; s + 16 <= end; s += 16) good = soft_block<M>(call, table, s, lanes, block, work) && good;
+    for (; s < end; ++s) {
+        if (!Hard) {
+            good = vote_span_avx512(call, s, work) && good;
+            continue;
+        }
         __m512 x[M];
         const HeardRows rows = load_rows<M>(call, s, lanes, x);
         good = good && rows.good;
         if (!table.heard[rows.heard].anyone)
             call.nobody(s);
-        else if (Hard)
+        else
             hard_span<M>(call, table, x, rows.heard, lanes, s);
-        else if (!soft_span<M>(call, table, x, rows.heard, lanes, s))
-            vote_span_avx512(call, s, work);
     }
     return good;
 }
