@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include "span_topk_binding.hpp"
 #include "vote.hpp"
 
 namespace nb = nanobind;
@@ -31,4 +32,5 @@ NB_MODULE(_native, module) {
     module.def("vote", &vote, nb::arg("logp"), nb::arg("weights"), nb::arg("hard"), nb::arg("winners").noconvert(),
                nb::arg("scores").noconvert(), nb::arg("margins").noconvert(),
                "logp (M, S, L) f32, weights (M, L) f64; writes winners (S,) i64, scores (S,) f32, margins (S,) f32.");
+    el4ner::bind_span_topk(module);
 }

@@ -4,9 +4,10 @@ Inputs are numpy arrays or torch tensors; results are numpy arrays. `available_b
 """
 
 from el4ner.kernels._dispatch import available_backends, operations
+from el4ner.kernels._span_pool import SpanPool
 from el4ner.kernels.choice_logprobs import choice_logprobs
 from el4ner.kernels.span_scores import best_flat, span_scores
-from el4ner.kernels.span_topk import SpanPool, span_topk
+from el4ner.kernels.span_topk import span_topk
 from el4ner.kernels.vote import vote
 
 __all__ = [

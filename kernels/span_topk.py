@@ -13,58 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.errors import ShapeError
-from el4ner.kernels import _dispatch
+from el4ner.kernels import _dispatch, _span_native
 from el4ner.kernels._dispatch import Array, njit
+from el4ner.kernels._span_pool import SpanPool, largest_norm
 
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int64]
 _Doubles = NDArray[np.float64]
 TopK = tuple[_Ints, _Floats]
 Exclude = Sequence["int | Collection[int] | None"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 # float32 products held at a time, in numbers (64 MB): query spans x pool spans. Not tuned.
 _TILE = 1 << 24
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SpanPool:
-    """Pool sentences as span vectors. Make one with `pack`, which checks it once.
-
-    vectors (S, D) f32, contiguous; offsets (N+1,) i64: sentence n owns rows offsets[n] to offsets[n+1];
-    largest_norm: the longest vector's length, for error bounds.
-    """
-
-    vectors: _Floats
-    offsets: _Ints
-    largest_norm: float
-
-    @classmethod
-    def pack(cls, vectors: Array, offsets: Array) -> SpanPool:
-        """Check and lay out a pool. vectors (S, D) f32, of length 1 for cosines; offsets (N+1,) i64, from 0 to S.
-
-        Raises ShapeError (a ValueError) on other shapes, offsets that fall, NaN or infinity.
-        """
-        vectors_ = _dispatch.to_numpy("vectors", vectors, 2, np.float32)
-        offsets_ = _dispatch.to_numpy("offsets", offsets, 1, np.int64)
-        _dispatch.check_offsets("offsets", offsets_, len(vectors_))
-        _dispatch.check_finite("vectors", vectors_)
-        return cls(vectors_, offsets_, _largest_norm(vectors_))
-
-    @property
-    def sentences(self) -> int:
-        """N, the number of sentences, those without spans included."""
-        return len(self.offsets) - 1
-
-    @property
-    def width(self) -> int:
-        """D, the length of a vector."""
-        return int(self.vectors.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +50,6 @@ class _Queries:
     def skip(self, b: int) -> _Ints:
         """Ids that query b must not get."""
         return self.excluded[self.excluded_offsets[b] : self.excluded_offsets[b + 1]]
-
-
-def _largest_norm(vectors: _Floats) -> float:
-    return float(np.sqrt(np.einsum("sd,sd->s", vectors, vectors, dtype=np.float64).max(initial=0.0)))
 
 
 def _padding(queries: int, k: int) -> TopK:
@@ -206,14 +169,35 @@ def span_topk_numba(queries: _Queries, pool: SpanPool, k: int) -> TopK:
             spans = slice(queries.offsets[b], queries.offsets[b + 1])
             weight = queries.weights[spans].sum()
             if weight > 0:
-                error = bound * _largest_norm(queries.vectors[spans]) * pool.largest_norm
+                error = bound * largest_norm(queries.vectors[spans]) * pool.largest_norm
                 best, exact = _select(total[b - start] / weight, queries, b, pool, min(k, pool.sentences), error)
                 ids[b, : len(best)], scores[b, : len(best)] = best, exact
         start = end
     return ids, scores
 
 
-_dispatch.register("span_topk", ref=span_topk_ref, numba=span_topk_numba)
+def span_topk_native(
+    queries: _Queries, pool: SpanPool, k: int, precision: str = "auto", statistics: dict[str, Any] | None = None
+) -> TopK:
+    """C++ (csrc/span_topk.hpp): screening with one sentence per SIMD lane, then exact scores within certified bounds.
+
+    statistics: takes what screened and how many queries, candidates and exact scores there were.
+    """
+    from el4ner import _native
+
+    ids, scores = _padding(len(queries), k)
+    chosen, isa = _span_native.choose_path(precision)
+    threads = _span_native.threads()
+    done = _native.span_topk_search(
+        pool.packed(chosen, threads), pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets,
+        queries.weights, queries.excluded, queries.excluded_offsets, isa, threads, ids, scores,
+    )  # fmt: skip
+    if statistics is not None:
+        statistics.update(done, precision=chosen, isa=isa, threads=threads)
+    return ids, scores
+
+
+_dispatch.register("span_topk", ref=span_topk_ref, numba=span_topk_numba, native=span_topk_native)
 
 
 def _excluded(exclude: Exclude | None, queries: int, sentences: int) -> tuple[_Ints, _Ints]:
@@ -241,12 +225,13 @@ def span_topk(
     *,
     exclude: Exclude | None = None,
     backend: str = "auto",
-    precision: Literal["auto", "fp32"] = "auto",
+    precision: Precision = "auto",
 ) -> TopK:
     """The k pool sentences whose spans match a query's spans best (the formula is at the top of this file).
 
     queries (Q, D) f32, query_offsets (B+1,) i64, weights (Q,) f32 >= 0; exclude: for each query a pool id, several,
-    or None (its own sentence, say). precision: what screens candidates; answers are exact with either.
+    or None (its own sentence, say). precision: what screens candidates on the native backend; answers are exact with
+    each, and "auto" is the fastest. `EL4NER_ISA` and `EL4NER_THREADS` are explained in kernels/_span_native.py.
     Returns ids (B, k) i64 and scores (B, k) f32, best first, padded with -1 and -inf.
     Raises ShapeError (a ValueError) on shapes that do not fit, NaN, infinity, negative weights or k; KernelError if the
     backend asked for cannot run.
@@ -256,8 +241,8 @@ def span_topk(
     [[1]]
     """
     run = _dispatch.choose("span_topk", backend, "cpu")
-    if precision not in ("auto", "fp32"):
-        raise ShapeError(f"precision={precision!r}; allowed: auto, fp32")
+    if precision not in ("auto", *_span_native.PRECISIONS):
+        raise ShapeError(f"precision={precision!r}; allowed: auto, {', '.join(_span_native.PRECISIONS)}")
     if k < 0:
         raise ShapeError(f"k={k}; it must be 0 or more")
     vectors = _dispatch.to_numpy("queries", queries, 2, np.float32)
@@ -274,5 +259,6 @@ def span_topk(
     used = weights_ > 0  # a span of weight 0 has no say
     kept = np.concatenate([[0], np.cumsum(used)])[offsets].astype(np.int64)
     checked = _Queries(vectors[used], kept, weights_[used], ids, ids_offsets)
-    result: TopK = run(checked, pool, k)
+    # Only the native backend screens in more than one precision; the answer is the same.
+    result: TopK = run(checked, pool, k, precision) if run is span_topk_native else run(checked, pool, k)
     return result

@@ -1,0 +1,462 @@
+// span_topk: screening in tiles, candidates by certified bounds, exact scores. Defined by kernels/span_topk.py.
+//
+// Every screened score comes with a bound on its error. A sentence is dropped only if its upper bound is below the
+// k-th largest lower bound, so what is left always holds the true top k; what is left is rescored exactly. Threads,
+// blocks and the order of the pool therefore change the work, never the answer.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+#include "span_topk_pack.hpp"
+
+namespace el4ner::topk {
+
+struct Batch {
+    const float *queries;              // (Q, D)
+    const std::int64_t *offsets;       // (B+1,)
+    const double *weights;             // (Q,) > 0
+    const std::int64_t *excluded;      // ids, sorted within a query
+    const std::int64_t *excluded_offsets;  // (B+1,)
+    std::int64_t count;                // B
+    std::int64_t k;
+};
+
+struct Rows {  // the pool as it came
+    const float *vectors;         // (S, D)
+    const std::int64_t *offsets;  // (N+1,)
+    double largest_norm;
+};
+
+// What a call did, for benchmarks. certified: queries for which the screening bound, with at most k rescored sentences
+// at a time to raise the threshold, kept the candidates within their buffer.
+struct Statistics {
+    std::int64_t queries = 0, certified = 0, candidates = 0, bounded = 0, rescored = 0;
+};
+
+struct Candidate {
+    std::int32_t id;
+    float low, high;  // bounds of the score, in the units of the screen
+    bool tight;       // the bounds come from float32 products already
+    bool exact;
+    float score;      // where exact: the answer
+};
+
+constexpr double kSlack = 1e-15;                    // absolute: numbers that vanish in float32
+constexpr double kRounding = 1.0 / (1 << 24);       // unit roundoff of float32
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+inline float below(double x) {
+    return std::nextafterf(static_cast<float>(x), kLowest);
+}
+inline float above(double x) {
+    return std::nextafterf(static_cast<float>(x), std::numeric_limits<float>::infinity());
+}
+
+// One query: its error bounds and candidates. Scores of the screen are true scores / factor.
+class Query {
+  public:
+    float per_norm = 0.0f, per_error = 0.0f;  // |screened - true| <= per_norm * norm + per_error * error (of the lane)
+    float tau = kLowest;                      // no sentence below can be among the best k
+    double factor = 1.0;
+    std::vector<Candidate> found;
+    bool overflowed = false;
+
+    Query(const Batch &batch, const Rows &rows, const Kernels &kernels, std::int64_t dims, std::int64_t b)
+        : batch_(batch), rows_(rows), kernels_(kernels), dims_(dims), b_(b), start_(batch.offsets[b]),
+          spans_(batch.offsets[b + 1] - start_), limit_(std::max<std::int64_t>(128, 4 * batch.k)) {
+        double norms = 0.0, largest = 0.0, smallest = std::numeric_limits<double>::infinity();
+        for (std::int64_t i = start_; i < start_ + spans_; ++i) {
+            const double norm = std::sqrt(kernels.dot64(batch.queries + i * dims, batch.queries + i * dims, dims));
+            total_ += batch.weights[i];
+            norms += batch.weights[i] * norm;
+            largest = std::max(largest, norm);
+            smallest = std::min(smallest, norm);
+        }
+        // float32 products of such rows neither overflow nor vanish; others go to float64 at once
+        safe_ = largest < 1e15 && rows.largest_norm < 1e15 && smallest > 1e-15 && rows.largest_norm > 1e-15;
+        const double gamma = static_cast<double>(dims) * kRounding / (1.0 - static_cast<double>(dims) * kRounding);
+        gamma_ = 1.01 * gamma;
+        tight_error_ = total_ > 0.0 ? 1.01 * gamma * norms / total_ * rows.largest_norm + 1e-30 : 0.0;
+    }
+
+    std::int64_t spans() const { return spans_; }
+    bool excludes(std::int64_t id) const {
+        const std::int64_t *from = batch_.excluded + batch_.excluded_offsets[b_];
+        const std::int64_t *to = batch_.excluded + batch_.excluded_offsets[b_ + 1];
+        return from != to && std::binary_search(from, to, id);
+    }
+
+    void add(std::int32_t id, float total, float error, bool tight, Statistics &statistics) {
+        ++statistics.candidates;
+        found.push_back({id, below(static_cast<double>(total) - error), above(static_cast<double>(total) + error), tight,
+                         false, 0.0f});
+        if (static_cast<std::int64_t>(found.size()) >= limit_) shrink(statistics);
+    }
+
+    // Takes the candidates of the same query from another part of the pool.
+    void merge(Query &other) {
+        tau = std::max(tau, other.tau);
+        found.insert(found.end(), other.found.begin(), other.found.end());
+        overflowed = overflowed || other.overflowed;
+        other.found = {};
+    }
+
+    // The best k of all candidates, exactly; ids and scores (k,) are padded by the caller.
+    void finish(std::int64_t *ids, float *scores, Statistics &statistics) {
+        raise();
+        if (static_cast<std::int64_t>(found.size()) > batch_.k) {
+            tighten_best(statistics);
+            tighten_all(statistics);
+        }
+        settle(statistics);
+        ++statistics.queries;
+        statistics.certified += !overflowed;
+        for (std::size_t n = 0; n < found.size(); ++n) {
+            ids[n] = found[n].id;
+            scores[n] = found[n].score;
+        }
+    }
+
+  private:
+    const Batch &batch_;
+    const Rows &rows_;
+    const Kernels &kernels_;
+    const std::int64_t dims_, b_, start_, spans_, limit_;
+    double total_ = 0.0, gamma_ = 0.0, tight_error_ = 0.0;
+    bool safe_ = true;
+    std::vector<float> scratch_;
+
+    // Answers are rounded to float32 before they are ordered, so equal answers may differ by that much.
+    double rounding(double score) const { return 4.0 * kRounding * std::fabs(score) + 3e-45 / factor; }
+
+    // Raises tau to the k-th largest lower bound and drops whoever cannot reach it.
+    void raise() {
+        const std::int64_t k = batch_.k;
+        if (static_cast<std::int64_t>(found.size()) < k) return;
+        scratch_.clear();
+        for (const Candidate &one : found) scratch_.push_back(one.low);
+        std::nth_element(scratch_.begin(), scratch_.begin() + (k - 1), scratch_.end(), std::greater<float>());
+        const double least = scratch_[static_cast<std::size_t>(k - 1)];
+        tau = std::max(tau, below(least - rounding(least)));
+        const auto hopeless = [&](const Candidate &one) { return one.high < tau; };
+        found.erase(std::remove_if(found.begin(), found.end(), hopeless), found.end());
+    }
+
+    void shrink(Statistics &statistics) {
+        const auto size = [&] { return static_cast<std::int64_t>(found.size()); };
+        raise();
+        if (size() > limit_ / 2) tighten_best(statistics);
+        if (size() <= limit_ * 3 / 4) return;
+        overflowed = true;
+        tighten_all(statistics);
+        if (size() > limit_ * 3 / 4) settle(statistics);
+    }
+
+    // Bounds from float32 products for the k that look best: tau then lies one screening error below the k-th score.
+    void tighten_best(Statistics &statistics) {
+        const auto k = static_cast<std::ptrdiff_t>(batch_.k);
+        if (static_cast<std::ptrdiff_t>(found.size()) > k)
+            std::nth_element(found.begin(), found.begin() + k, found.end(),
+                             [](const Candidate &a, const Candidate &b) { return a.low + a.high > b.low + b.high; });
+        for (std::ptrdiff_t n = 0; n < std::min(k, static_cast<std::ptrdiff_t>(found.size())); ++n)
+            tighten(found[static_cast<std::size_t>(n)], statistics);
+        raise();
+    }
+
+    void tighten_all(Statistics &statistics) {
+        for (Candidate &one : found) tighten(one, statistics);
+        raise();
+    }
+
+    void tighten(Candidate &one, Statistics &statistics) {
+        if (one.tight || one.exact) return;
+        if (!safe_) return rescore(one, statistics);
+        ++statistics.bounded;
+        const std::int64_t length = products(one.id);
+        double score = 0.0;
+        for (std::int64_t i = 0; i < spans_; ++i) {
+            const float *row = scratch_.data() + i * length;
+            score += batch_.weights[start_ + i] * static_cast<double>(*std::max_element(row, row + length));
+        }
+        score /= total_;
+        const double error = tight_error_ + std::fabs(score) * 1e-12;
+        one.low = below((score - error) / factor);
+        one.high = above((score + error) / factor);
+        one.tight = true;
+    }
+
+    // float32 products of all spans with all spans of a sentence, to scratch_ [spans][length].
+    std::int64_t products(std::int64_t id) {
+        const std::int64_t from = rows_.offsets[id], length = rows_.offsets[id + 1] - from;
+        scratch_.resize(static_cast<std::size_t>(spans_ * length));
+        kernels_.dots32(batch_.queries + start_ * dims_, spans_, rows_.vectors + from * dims_, length, dims_,
+                        scratch_.data());
+        return length;
+    }
+
+    // The exact score. Only products that may be the largest are computed in float64; the others are smaller for sure.
+    void rescore(Candidate &one, Statistics &statistics) {
+        if (one.exact) return;
+        ++statistics.rescored;
+        const std::int64_t from = rows_.offsets[one.id], length = rows_.offsets[one.id + 1] - from;
+        const bool pruned = safe_ && length > 1;
+        if (pruned) products(one.id);
+        double score = 0.0, weight = 0.0;
+        for (std::int64_t i = 0; i < spans_; ++i) {
+            const float *query = batch_.queries + (start_ + i) * dims_, *row = scratch_.data() + i * length;
+            double least = -std::numeric_limits<double>::infinity(), top = least;
+            if (pruned) {
+                const double norm = std::sqrt(kernels_.dot64(query, query, dims_));
+                least = static_cast<double>(*std::max_element(row, row + length)) -
+                        2.01 * gamma_ * norm * rows_.largest_norm - 1e-30;
+            }
+            for (std::int64_t j = 0; j < length; ++j)
+                if (!pruned || row[j] >= least)
+                    top = std::max(top, kernels_.dot64(query, rows_.vectors + (from + j) * dims_, dims_));
+            score += batch_.weights[start_ + i] * top;
+            weight += batch_.weights[start_ + i];
+        }
+        one.score = static_cast<float>(score / weight);
+        one.exact = one.tight = true;
+        one.low = below(score / weight / factor);
+        one.high = above(score / weight / factor);
+    }
+
+    // Exact scores of all that may still be among the best k, then those k in order.
+    void settle(Statistics &statistics) {
+        std::sort(found.begin(), found.end(), [](const Candidate &a, const Candidate &b) { return a.high > b.high; });
+        const auto better = [](const Candidate &a, const Candidate &b) {
+            return a.score > b.score || (a.score == b.score && a.id < b.id);
+        };
+        std::vector<Candidate> best;  // a heap, its worst on top
+        for (Candidate &one : found) {
+            if (static_cast<std::int64_t>(best.size()) == batch_.k) {
+                const double least = best.front().score / factor;
+                if (one.high < least - rounding(least)) break;
+            }
+            rescore(one, statistics);
+            if (!(one.score > kLowest)) continue;
+            if (static_cast<std::int64_t>(best.size()) < batch_.k) {
+                best.push_back(one);
+                std::push_heap(best.begin(), best.end(), better);
+            } else if (better(one, best.front())) {
+                std::pop_heap(best.begin(), best.end(), better);
+                best.back() = one;
+                std::push_heap(best.begin(), best.end(), better);
+            }
+        }
+        std::sort_heap(best.begin(), best.end(), better);
+        found = std::move(best);
+        raise();
+    }
+};
+
+// Consecutive queries whose spans are laid out together. Equal spans share one row.
+class Block {
+  public:
+    std::vector<Query> queries;
+
+    Block(const Batch &batch, const Rows &rows, const PackedPool &pool, const Kernels &kernels, std::int64_t begin,
+          std::int64_t end)
+        : pool_(pool), kernels_(kernels) {
+        const std::int64_t dims = pool.dims;
+        const QuantiseFunction quantise = quantise_for(kernels.precision);
+        std::vector<const float *> unique;
+        std::vector<std::int64_t> row_of;  // span -> unique row
+        distinct(batch.queries + batch.offsets[begin] * dims, batch.offsets[end] - batch.offsets[begin], dims, unique,
+                 row_of);
+        std::vector<std::vector<Use>> uses(unique.size());
+        layout(static_cast<std::int64_t>(unique.size()));
+        std::vector<int> exponents(unique.size());
+        std::vector<Quantised> facts(unique.size());
+        std::vector<float> scaled(static_cast<std::size_t>(dims));
+        std::vector<std::uint32_t> row(static_cast<std::size_t>(pool.steps));
+        for (std::size_t t = 0; t + 1 < tiles_.size(); ++t)
+            for (std::int64_t u = tiles_[t]; u < tiles_[t + 1]; ++u) {
+                const float *vector = unique[static_cast<std::size_t>(u)];
+                const double norm = std::sqrt(kernels.dot64(vector, vector, dims));
+                int exponent = 0;  // a power of two brings the row's norm just below 1
+                if (norm > 0.0) std::frexp(norm * 1.001, &exponent);
+                exponents[static_cast<std::size_t>(u)] = exponent;
+                const float factor = std::ldexp(1.0f, -exponent / 2), factor2 = std::ldexp(1.0f, -exponent + exponent / 2);
+                for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
+                facts[static_cast<std::size_t>(u)] =
+                    quantise(scaled.data(), dims, pool.steps, kernels.levels, kernels.levels + 1, row.data());
+                const std::int64_t rows_here = tiles_[t + 1] - tiles_[t];
+                std::uint32_t *place = units_.data() + tiles_[t] * pool.steps + (u - tiles_[t]);
+                for (std::int64_t s = 0; s < pool.steps; ++s) place[s * rows_here] = row[s];
+            }
+        for (std::int64_t b = begin; b < end; ++b) {
+            queries.emplace_back(batch, rows, kernels, dims, b);
+            weigh(queries.back(), batch, b, batch.offsets[begin], row_of, exponents, facts, uses);
+        }
+        first_use_.push_back(0);
+        for (const std::vector<Use> &some : uses) {
+            uses_.insert(uses_.end(), some.begin(), some.end());
+            first_use_.push_back(static_cast<std::int64_t>(uses_.size()));
+        }
+    }
+
+    // Screens groups [begin, end) of the pool.
+    void screen(std::int64_t begin, std::int64_t end, Statistics &statistics) {
+        alignas(64) float best[kMostRows * kLanes];
+        std::vector<float> totals(queries.size() * kLanes);
+        const bool tight = kernels_.precision == Precision::fp32;
+        for (std::int64_t g = begin; g < end; ++g) {
+            const Group group = pool_.group(g);
+            std::fill(totals.begin(), totals.end(), 0.0f);
+            for (std::size_t t = 0; t + 1 < tiles_.size(); ++t) {
+                const auto rows = static_cast<int>(tiles_[t + 1] - tiles_[t]);
+                kernels_.tile[rows](units_.data() + tiles_[t] * pool_.steps, group, pool_.steps, best);
+                kernels_.scatter(best, rows, first_use_.data() + tiles_[t], uses_.data(), totals.data());
+            }
+            const float *norms = pool_.norms.data() + g * kLanes, *errors = pool_.errors.data() + g * kLanes;
+            for (std::size_t b = 0; b < queries.size(); ++b) {
+                Query &query = queries[b];
+                if (!query.spans()) continue;
+                const float *own = totals.data() + b * kLanes;
+                std::uint32_t lanes = kernels_.survive(own, norms, errors, query.per_norm, query.per_error, query.tau);
+                for (int lane = 0; lanes; ++lane, lanes >>= 1) {
+                    if (!(lanes & 1u)) continue;
+                    const std::int32_t id = pool_.order[static_cast<std::size_t>(g * kLanes + lane)];
+                    if (id < 0 || query.excludes(id)) continue;
+                    const float error = query.per_norm * norms[lane] + query.per_error * errors[lane];
+                    query.add(id, own[lane], error, tight, statistics);
+                }
+            }
+        }
+    }
+
+  private:
+    const PackedPool &pool_;
+    const Kernels &kernels_;
+    std::vector<std::int64_t> tiles_;      // tile -> its first row; one more at the end
+    std::vector<std::uint32_t> units_;     // [tile][step][row of the tile]
+    std::vector<std::int64_t> first_use_;  // row -> its first use; one more at the end
+    std::vector<Use> uses_;
+
+    // Rows by content. A pool of short texts asks for the same words again and again.
+    static void distinct(const float *vectors, std::int64_t count, std::int64_t dims, std::vector<const float *> &unique,
+                         std::vector<std::int64_t> &row_of) {
+        std::unordered_multimap<std::uint64_t, std::int64_t> seen;
+        const std::size_t bytes = static_cast<std::size_t>(dims) * sizeof(float);
+        for (std::int64_t i = 0; i < count; ++i) {
+            const float *vector = vectors + i * dims;
+            std::uint64_t hash = 0x9e3779b97f4a7c15u;
+            for (std::int64_t d = 0; d < dims; ++d) {
+                std::uint32_t bits;
+                std::memcpy(&bits, vector + d, sizeof bits);
+                hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
+                hash ^= hash >> 29;
+            }
+            std::int64_t row = -1;
+            const auto range = seen.equal_range(hash);
+            for (auto at = range.first; at != range.second && row < 0; ++at)
+                if (std::memcmp(unique[static_cast<std::size_t>(at->second)], vector, bytes) == 0) row = at->second;
+            if (row < 0) {
+                row = static_cast<std::int64_t>(unique.size());
+                unique.push_back(vector);
+                seen.emplace(hash, row);
+            }
+            row_of.push_back(row);
+        }
+    }
+
+    void layout(std::int64_t rows) {
+        const std::int64_t tiles = (rows + kernels_.rows - 1) / kernels_.rows;
+        for (std::int64_t t = 0; t <= tiles; ++t) tiles_.push_back(tiles ? t * rows / tiles : 0);
+        units_.resize(static_cast<std::size_t>(rows * pool_.steps));
+    }
+
+    // Weights and error bounds of one query. In the units of the screen, rows and pool vectors have norms below 1 and
+    // weights sum to 1:  sum_i w_i max_j q_i.v_j / sum_i w_i = factor * sum_i omega_i max_j q'_i.v'_j.
+    void weigh(Query &query, const Batch &batch, std::int64_t b, std::int64_t base, const std::vector<std::int64_t> &row_of,
+               const std::vector<int> &exponents, const std::vector<Quantised> &facts, std::vector<std::vector<Use>> &uses) {
+        const std::int64_t begin = batch.offsets[b], end = batch.offsets[b + 1];
+        double weight = 0.0, total = 0.0;
+        const auto row = [&](std::int64_t i) { return static_cast<std::size_t>(row_of[static_cast<std::size_t>(i - base)]); };
+        for (std::int64_t i = begin; i < end; ++i) {
+            weight += batch.weights[i];
+            total += std::ldexp(batch.weights[i], exponents[row(i)]);
+        }
+        if (!(total > 0.0)) return;
+        query.factor = total / weight * pool_.unit;
+        // |q.v - q^.v^| <= |q - q^| |v| + |q^| |v - v^|. Sums of D products in float32 are off by D u |q^| |v^| at most
+        // (Higham, Accuracy and Stability, 3.5; twice that for bf16, whose pairs may round apart), integers not at all;
+        // then a conversion, a scale, the weights and their sum: a few roundings for each span.
+        const double dims = static_cast<double>(pool_.dims);
+        double roundings = 24.0 + 2.0 * static_cast<double>(end - begin);
+        if (kernels_.precision != Precision::int8) roundings += kernels_.precision == Precision::bf16 ? 2.0 * dims : dims;
+        const double gamma = roundings * kRounding / (1.0 - roundings * kRounding);
+        double error = 0.0, norm = 0.0;
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Quantised &fact = facts[row(i)];
+            const double share = std::ldexp(batch.weights[i], exponents[row(i)]) / total;
+            error += share * fact.error;
+            norm += share * (static_cast<double>(fact.norm) + fact.error);
+            uses[row(i)].push_back({static_cast<std::int32_t>(queries.size() - 1), static_cast<float>(share * fact.scale)});
+        }
+        query.per_norm = static_cast<float>(1.0001 * (error + gamma * norm) + kSlack);
+        query.per_error = static_cast<float>(1.0001 * norm * (1.0 + gamma) + kSlack);
+    }
+};
+
+// Rows of a block: few enough for the second-level cache, many enough for the pool to be read seldom.
+inline std::int64_t rows_in_block(const PackedPool &pool, const Batch &batch, int threads) {
+    constexpr std::int64_t budget = 96 * 1024;  // units: 384 KB
+    const std::int64_t most = std::clamp<std::int64_t>(budget / std::max<std::int64_t>(pool.steps, 1), 56, 1024);
+    const std::int64_t rows = batch.offsets[batch.count];
+    std::int64_t blocks = (rows + most - 1) / most;
+    const std::int64_t even = (blocks + threads - 1) / threads * threads;  // as many for each thread
+    if (rows / std::max<std::int64_t>(even, 1) >= 56) blocks = even;
+    return std::max<std::int64_t>(1, (rows + blocks - 1) / std::max<std::int64_t>(blocks, 1));
+}
+
+// ids (B, k) and scores (B, k) come filled with -1 and minus infinity.
+inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &pool, const Kernels &kernels, int threads,
+                      std::int64_t *ids, float *scores) {
+    Statistics all;
+    if (!batch.k || !batch.count || !pool.groups) return all;
+    // Starting a thread costs about as much as a million products.
+    const double work = static_cast<double>(batch.offsets[batch.count]) * static_cast<double>(pool.first.back() * kLanes) *
+                        static_cast<double>(pool.dims);
+    threads = std::max(1, std::min(threads, static_cast<int>(std::min(work / 1e6, 1e6))));
+    const std::int64_t most = rows_in_block(pool, batch, threads);
+    std::vector<std::int64_t> blocks{0};
+    for (std::int64_t b = 1; b <= batch.count; ++b)
+        if (b == batch.count || batch.offsets[b + 1] - batch.offsets[blocks.back()] > most || b - blocks.back() >= 1024)
+            blocks.push_back(b);
+    const auto count = static_cast<std::int64_t>(blocks.size()) - 1;
+    const std::int64_t parts = std::min(pool.groups, count < threads ? (threads + count - 1) / count : std::int64_t{1});
+    std::vector<Statistics> statistics(static_cast<std::size_t>(count * parts));
+    std::vector<std::unique_ptr<Block>> open(static_cast<std::size_t>(count * parts));
+    const auto finish = [&](std::int64_t block, Statistics &own) {
+        for (std::int64_t b = blocks[block]; b < blocks[block + 1]; ++b) {
+            Query &query = open[block * parts]->queries[static_cast<std::size_t>(b - blocks[block])];
+            for (std::int64_t part = 1; part < parts; ++part)
+                query.merge(open[block * parts + part]->queries[static_cast<std::size_t>(b - blocks[block])]);
+            query.finish(ids + b * batch.k, scores + b * batch.k, own);
+        }
+        for (std::int64_t part = 0; part < parts; ++part) open[block * parts + part].reset();
+    };
+    parallel(count * parts, threads, [&](std::int64_t task) {
+        const std::int64_t block = task / parts, part = task % parts;
+        open[task] = std::make_unique<Block>(batch, rows, pool, kernels, blocks[block], blocks[block + 1]);
+        open[task]->screen(part * pool.groups / parts, (part + 1) * pool.groups / parts, statistics[task]);
+        if (parts == 1) finish(block, statistics[task]);
+    });
+    if (parts > 1) parallel(count, threads, [&](std::int64_t block) { finish(block, statistics[block * parts]); });
+    for (const Statistics &one : statistics) {
+        all.queries += one.queries;
+        all.certified += one.certified;
+        all.candidates += one.candidates;
+        all.bounded += one.bounded;
+        all.rescored += one.rescored;
+    }
+    return all;
+}
+
+}  // namespace el4ner::topk
