@@ -39,9 +39,10 @@ struct Statistics {
 struct Candidate {
     std::int32_t id;
     float low, high;  // bounds of the score, in the units of the screen
+    float score;      // where exact: the answer
+    std::int32_t hint;  // where the spans' best partners stand in hints_, -1 before they are known
     bool tight;       // the bounds come from float32 products already
     bool exact;
-    float score;      // where exact: the answer
 };
 
 constexpr double kSlack = 1e-15;                    // absolute: numbers that vanish in float32
@@ -66,19 +67,21 @@ class Query {
 
     Query(const Batch &batch, const Rows &rows, const Kernels &kernels, std::int64_t dims, std::int64_t b)
         : batch_(batch), rows_(rows), kernels_(kernels), dims_(dims), b_(b), start_(batch.offsets[b]),
-          spans_(batch.offsets[b + 1] - start_), limit_(std::max<std::int64_t>(128, 4 * batch.k)) {
+          spans_(batch.offsets[b + 1] - start_), limit_(std::max<std::int64_t>(256, 4 * batch.k)) {
         double norms = 0.0, largest = 0.0, smallest = std::numeric_limits<double>::infinity();
         for (std::int64_t i = start_; i < start_ + spans_; ++i) {
             const double norm = std::sqrt(kernels.dot64(batch.queries + i * dims, batch.queries + i * dims, dims));
             total_ += batch.weights[i];
             norms += batch.weights[i] * norm;
+            margins_.push_back(norm);
             largest = std::max(largest, norm);
             smallest = std::min(smallest, norm);
         }
         // float32 products of such rows neither overflow nor vanish; others go to float64 at once
         safe_ = largest < 1e15 && rows.largest_norm < 1e15 && smallest > 1e-15 && rows.largest_norm > 1e-15;
         const double gamma = static_cast<double>(dims) * kRounding / (1.0 - static_cast<double>(dims) * kRounding);
-        gamma_ = 1.01 * gamma;
+        // two products, each off by gamma |q| |v|
+        for (double &margin : margins_) margin = 2.02 * gamma * margin * rows.largest_norm + 1e-30;
         tight_error_ = total_ > 0.0 ? 1.01 * gamma * norms / total_ * rows.largest_norm + 1e-30 : 0.0;
     }
 
@@ -91,15 +94,18 @@ class Query {
 
     void add(std::int32_t id, float total, float error, bool tight, Statistics &statistics) {
         ++statistics.candidates;
-        found.push_back({id, below(static_cast<double>(total) - error), above(static_cast<double>(total) + error), tight,
-                         false, 0.0f});
+        found.push_back({id, below(static_cast<double>(total) - error), above(static_cast<double>(total) + error), 0.0f, -1,
+                         tight, false});
         if (static_cast<std::int64_t>(found.size()) >= limit_) shrink(statistics);
     }
 
     // Takes the candidates of the same query from another part of the pool.
     void merge(Query &other) {
         tau = std::max(tau, other.tau);
-        found.insert(found.end(), other.found.begin(), other.found.end());
+        for (Candidate one : other.found) {
+            one.hint = -1;
+            found.push_back(one);
+        }
         overflowed = overflowed || other.overflowed;
         other.found = {};
     }
@@ -125,9 +131,11 @@ class Query {
     const Rows &rows_;
     const Kernels &kernels_;
     const std::int64_t dims_, b_, start_, spans_, limit_;
-    double total_ = 0.0, gamma_ = 0.0, tight_error_ = 0.0;
+    double total_ = 0.0, tight_error_ = 0.0;
+    std::vector<double> margins_;  // span -> products that differ by more are in their true order
     bool safe_ = true;
     std::vector<float> scratch_;
+    std::vector<std::int32_t> hints_;  // [hint][span]: the partner that is the best for sure, or -1
 
     // Answers are rounded to float32 before they are ordered, so equal answers may differ by that much.
     double rounding(double score) const { return 4.0 * kRounding * std::fabs(score) + 3e-45 / factor; }
@@ -153,6 +161,19 @@ class Query {
         overflowed = true;
         tighten_all(statistics);
         if (size() > limit_ * 3 / 4) settle(statistics);
+        if (static_cast<std::int64_t>(hints_.size()) > 2 * limit_ * spans_) forget();
+    }
+
+    // Keeps the hints of those who are still candidates.
+    void forget() {
+        std::vector<std::int32_t> kept;
+        for (Candidate &one : found)
+            if (one.hint >= 0) {
+                const auto from = hints_.begin() + one.hint;
+                one.hint = static_cast<std::int32_t>(kept.size());
+                kept.insert(kept.end(), from, from + spans_);
+            }
+        hints_ = std::move(kept);
     }
 
     // Bounds from float32 products for the k that look best: tau then lies one screening error below the k-th score.
@@ -161,25 +182,47 @@ class Query {
         if (static_cast<std::ptrdiff_t>(found.size()) > k)
             std::nth_element(found.begin(), found.begin() + k, found.end(),
                              [](const Candidate &a, const Candidate &b) { return a.low + a.high > b.low + b.high; });
-        for (std::ptrdiff_t n = 0; n < std::min(k, static_cast<std::ptrdiff_t>(found.size())); ++n)
-            tighten(found[static_cast<std::size_t>(n)], statistics);
+        tighten_first(std::min(k, static_cast<std::ptrdiff_t>(found.size())), statistics);
         raise();
     }
 
     void tighten_all(Statistics &statistics) {
-        for (Candidate &one : found) tighten(one, statistics);
+        tighten_first(static_cast<std::ptrdiff_t>(found.size()), statistics);
         raise();
     }
 
+    void tighten_first(std::ptrdiff_t count, Statistics &statistics) {
+        for (std::ptrdiff_t n = 0; n < count; ++n) {
+            // Rows lie anywhere in a large pool: fetch those of the next while this one is computed.
+            if (n + 1 < count && !found[static_cast<std::size_t>(n + 1)].tight) fetch(found[static_cast<std::size_t>(n + 1)].id);
+            if (!found[static_cast<std::size_t>(n)].tight) tighten(found[static_cast<std::size_t>(n)], statistics);
+        }
+    }
+
+    void fetch(std::int64_t id) const {
+#if defined(__GNUC__) || defined(__clang__)
+        const auto *from = reinterpret_cast<const char *>(rows_.vectors + rows_.offsets[id] * dims_);
+        const auto *to = reinterpret_cast<const char *>(rows_.vectors + rows_.offsets[id + 1] * dims_);
+        for (to = std::min(to, from + 16384); from < to; from += 64) __builtin_prefetch(from);
+#else
+        (void)id;
+#endif
+    }
+
     void tighten(Candidate &one, Statistics &statistics) {
-        if (one.tight || one.exact) return;
+        if (one.hint >= 0 || one.exact) return;
         if (!safe_) return rescore(one, statistics);
         ++statistics.bounded;
         const std::int64_t length = products(one.id);
         double score = 0.0;
+        one.hint = static_cast<std::int32_t>(hints_.size());
         for (std::int64_t i = 0; i < spans_; ++i) {
-            const float *row = scratch_.data() + i * length;
-            score += batch_.weights[start_ + i] * static_cast<double>(*std::max_element(row, row + length));
+            const float *row = scratch_.data() + i * length, *best = std::max_element(row, row + length);
+            score += batch_.weights[start_ + i] * static_cast<double>(*best);
+            const double least = static_cast<double>(*best) - margins_[static_cast<std::size_t>(i)];
+            bool alone = true;
+            for (std::int64_t j = 0; j < length; ++j) alone = alone && (row[j] < least || row + j == best);
+            hints_.push_back(alone ? static_cast<std::int32_t>(best - row) : -1);
         }
         score /= total_;
         const double error = tight_error_ + std::fabs(score) * 1e-12;
@@ -201,21 +244,15 @@ class Query {
     void rescore(Candidate &one, Statistics &statistics) {
         if (one.exact) return;
         ++statistics.rescored;
+        if (safe_) tighten(one, statistics);  // for its hints
         const std::int64_t from = rows_.offsets[one.id], length = rows_.offsets[one.id + 1] - from;
-        const bool pruned = safe_ && length > 1;
-        if (pruned) products(one.id);
         double score = 0.0, weight = 0.0;
         for (std::int64_t i = 0; i < spans_; ++i) {
-            const float *query = batch_.queries + (start_ + i) * dims_, *row = scratch_.data() + i * length;
-            double least = -std::numeric_limits<double>::infinity(), top = least;
-            if (pruned) {
-                const double norm = std::sqrt(kernels_.dot64(query, query, dims_));
-                least = static_cast<double>(*std::max_element(row, row + length)) -
-                        2.01 * gamma_ * norm * rows_.largest_norm - 1e-30;
-            }
-            for (std::int64_t j = 0; j < length; ++j)
-                if (!pruned || row[j] >= least)
-                    top = std::max(top, kernels_.dot64(query, rows_.vectors + (from + j) * dims_, dims_));
+            const float *query = batch_.queries + (start_ + i) * dims_;
+            const std::int32_t only = safe_ ? hints_[static_cast<std::size_t>(one.hint + i)] : -1;
+            double top = -std::numeric_limits<double>::infinity();
+            for (std::int64_t j = only < 0 ? 0 : only; j < (only < 0 ? length : only + 1); ++j)
+                top = std::max(top, kernels_.dot64(query, rows_.vectors + (from + j) * dims_, dims_));
             score += batch_.weights[start_ + i] * top;
             weight += batch_.weights[start_ + i];
         }
@@ -232,7 +269,9 @@ class Query {
             return a.score > b.score || (a.score == b.score && a.id < b.id);
         };
         std::vector<Candidate> best;  // a heap, its worst on top
-        for (Candidate &one : found) {
+        for (std::size_t n = 0; n < found.size(); ++n) {
+            Candidate &one = found[n];
+            if (n + 1 < found.size() && found[n + 1].hint < 0) fetch(found[n + 1].id);
             if (static_cast<std::int64_t>(best.size()) == batch_.k) {
                 const double least = best.front().score / factor;
                 if (one.high < least - rounding(least)) break;

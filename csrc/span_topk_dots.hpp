@@ -131,11 +131,14 @@ EL4NER_AVX512 inline void dots32_avx512(const float *q, std::int64_t queries, co
             const std::int64_t i3 = i + 3 < queries ? i + 3 : i;
             const float *y = v + j * dims, *r0 = q + i * dims, *r1 = q + i1 * dims, *r2 = q + i2 * dims;
             const float *r3 = q + i3 * dims;
-            __m512 x = _mm512_maskz_loadu_ps(rest, y + whole);
-            __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r0 + whole), x);
-            __m512 b = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r1 + whole), x);
-            __m512 c = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r2 + whole), x);
-            __m512 e = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r3 + whole), x);
+            __m512 x, a = _mm512_setzero_ps(), b = a, c = a, e = a;
+            if (rest) {  // a load of which nothing is wanted is not free: beyond a page it costs hundreds of cycles
+                x = _mm512_maskz_loadu_ps(rest, y + whole);
+                a = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r0 + whole), x);
+                b = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r1 + whole), x);
+                c = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r2 + whole), x);
+                e = _mm512_mul_ps(_mm512_maskz_loadu_ps(rest, r3 + whole), x);
+            }
             for (std::int64_t d = 0; d < whole; d += 16) {
                 x = _mm512_loadu_ps(y + d);
                 a = _mm512_fmadd_ps(_mm512_loadu_ps(r0 + d), x, a);

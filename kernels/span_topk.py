@@ -258,7 +258,9 @@ def span_topk(
     ids, ids_offsets = _excluded(exclude, len(offsets) - 1, pool.sentences)
     used = weights_ > 0  # a span of weight 0 has no say
     kept = np.concatenate([[0], np.cumsum(used)])[offsets].astype(np.int64)
-    checked = _Queries(vectors[used], kept, weights_[used], ids, ids_offsets)
+    if not used.all():  # else no copy
+        vectors, weights_ = vectors[used], weights_[used]
+    checked = _Queries(vectors, kept, weights_, ids, ids_offsets)
     # Only the native backend screens in more than one precision; the answer is the same.
     result: TopK = run(checked, pool, k, precision) if run is span_topk_native else run(checked, pool, k)
     return result
