@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from el4ner.bench import rivals_span_topk
 from el4ner.bench._harness import interleave, machine
 from el4ner.kernels import available_backends
 from el4ner.kernels._cases import CASES, check
@@ -35,6 +36,9 @@ def measure(op: str, *, size: str, repeats: int, seed: int) -> Iterator[dict[str
 
     Timing includes argument checks, as users pay them too. Inputs are random; see kernels/_cases.py.
     """
+    if op == "span_topk":  # its rivals stand beside it
+        yield from rivals_span_topk.measure(size=size, repeats=repeats, seed=seed)
+        return
     case = CASES[op](np.random.default_rng(seed), **SIZES[size][op])
     facts = machine()
     rows: dict[str, dict[str, Any]] = {}

@@ -52,6 +52,45 @@ PackedPool *pack(Floats2 vectors, Ints1 offsets, double largest_norm, const std:
                           static_cast<std::int64_t>(vectors.shape(1)), largest_norm, chosen, threads);
 }
 
+nb::dict counts(const Statistics &done) {
+    nb::dict out;
+    out["queries"] = done.queries;
+    out["certified"] = done.certified;
+    out["candidates"] = done.candidates;
+    out["bounded"] = done.bounded;
+    out["rescored"] = done.rescored;
+    return out;
+}
+
+nb::dict choose_among(Floats2 vectors, Ints1 offsets, double largest_norm, Floats2 queries, Ints1 query_offsets,
+                      Doubles1 weights, Ints1 excluded, Ints1 excluded_offsets, Ints1 proposed, Ints1 proposed_offsets,
+                      const std::string &isa, int threads, Array<std::int64_t, nb::ndim<2>> ids,
+                      Array<float, nb::ndim<2>> scores) {
+    check_offsets(offsets, vectors.shape(0));
+    check_offsets(query_offsets, queries.shape(0));
+    check_offsets(excluded_offsets, excluded.shape(0));
+    check_offsets(proposed_offsets, proposed.shape(0));
+    const std::size_t count = query_offsets.shape(0) - 1;
+    bool fits = queries.shape(1) == vectors.shape(1) && weights.shape(0) == queries.shape(0) &&
+                excluded_offsets.shape(0) == count + 1 && proposed_offsets.shape(0) == count + 1 &&
+                ids.shape(0) == count && scores.shape(0) == count && scores.shape(1) == ids.shape(1) &&
+                offsets.shape(0) <= (std::size_t{1} << 31) - 64;
+    for (std::size_t n = 0; fits && n < proposed.shape(0); ++n)
+        fits = proposed(n) >= 0 && proposed(n) + 1 < static_cast<std::int64_t>(offsets.shape(0));
+    if (!fits) throw nb::value_error("span_topk: shapes do not match");
+    const Kernels kernels = kernels_for(Precision::fp32, isa_of(isa));
+    const Batch batch{queries.data(), query_offsets.data(), weights.data(), excluded.data(), excluded_offsets.data(),
+                      static_cast<std::int64_t>(count), static_cast<std::int64_t>(ids.shape(1))};
+    const Rows rows{vectors.data(), offsets.data(), largest_norm};
+    Statistics done;
+    {
+        nb::gil_scoped_release release;
+        done = choose(batch, rows, kernels, static_cast<std::int64_t>(vectors.shape(1)), proposed.data(),
+                      proposed_offsets.data(), threads, ids.data(), scores.data());
+    }
+    return counts(done);
+}
+
 nb::dict search(const PackedPool &packed, Floats2 vectors, Ints1 offsets, double largest_norm, Floats2 queries,
                 Ints1 query_offsets, Doubles1 weights, Ints1 excluded, Ints1 excluded_offsets, const std::string &isa,
                 int threads, Array<std::int64_t, nb::ndim<2>> ids, Array<float, nb::ndim<2>> scores) {
@@ -73,13 +112,7 @@ nb::dict search(const PackedPool &packed, Floats2 vectors, Ints1 offsets, double
         nb::gil_scoped_release release;
         done = run(batch, rows, packed, kernels, threads, ids.data(), scores.data());
     }
-    nb::dict out;
-    out["queries"] = done.queries;
-    out["certified"] = done.certified;
-    out["candidates"] = done.candidates;
-    out["bounded"] = done.bounded;
-    out["rescored"] = done.rescored;
-    return out;
+    return counts(done);
 }
 
 }  // namespace
@@ -95,6 +128,11 @@ void bind_span_topk(nb::module_ &module) {
                nb::arg("excluded"), nb::arg("excluded_offsets"), nb::arg("isa"), nb::arg("threads"),
                nb::arg("ids").noconvert(), nb::arg("scores").noconvert(),
                "Writes ids (B, k) i64 and scores (B, k) f32, which come padded; returns what was done, as counts.");
+    module.def("span_topk_choose", &choose_among, nb::arg("vectors"), nb::arg("offsets"), nb::arg("largest_norm"),
+               nb::arg("queries"), nb::arg("query_offsets"), nb::arg("weights"), nb::arg("excluded"),
+               nb::arg("excluded_offsets"), nb::arg("proposed"), nb::arg("proposed_offsets"), nb::arg("isa"),
+               nb::arg("threads"), nb::arg("ids").noconvert(), nb::arg("scores").noconvert(),
+               "Like span_topk_search among the proposed sentences of each query.");
     module.def("span_topk_supports", [](const std::string &precision, const std::string &isa) {
         return cpu_has(isa_of(isa), precision_of(precision)) &&
                (isa != "avx2" || precision != "bf16");

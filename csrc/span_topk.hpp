@@ -36,6 +36,18 @@ struct Statistics {
     std::int64_t queries = 0, certified = 0, candidates = 0, bounded = 0, rescored = 0;
 };
 
+inline Statistics sum(const std::vector<Statistics> &parts) {
+    Statistics all;
+    for (const Statistics &one : parts) {
+        all.queries += one.queries;
+        all.certified += one.certified;
+        all.candidates += one.candidates;
+        all.bounded += one.bounded;
+        all.rescored += one.rescored;
+    }
+    return all;
+}
+
 struct Candidate {
     std::int32_t id;
     float low, high;  // bounds of the score, in the units of the screen
@@ -97,6 +109,11 @@ class Query {
         found.push_back({id, below(static_cast<double>(total) - error), above(static_cast<double>(total) + error), 0.0f, -1,
                          tight, false});
         if (static_cast<std::int64_t>(found.size()) >= limit_) shrink(statistics);
+    }
+
+    // A candidate of which nothing is known; whoever adds such ones goes on to finish.
+    void propose(std::int32_t id) {
+        found.push_back({id, kLowest, -kLowest, 0.0f, -1, false, false});
     }
 
     // Takes the candidates of the same query from another part of the pool.
@@ -457,8 +474,7 @@ inline std::int64_t rows_in_block(const PackedPool &pool, const Batch &batch, in
 // ids (B, k) and scores (B, k) come filled with -1 and minus infinity.
 inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &pool, const Kernels &kernels, int threads,
                       std::int64_t *ids, float *scores) {
-    Statistics all;
-    if (!batch.k || !batch.count || !pool.groups) return all;
+    if (!batch.k || !batch.count || !pool.groups) return {};
     // Starting a thread costs about as much as a million products.
     const double work = static_cast<double>(batch.offsets[batch.count]) * static_cast<double>(pool.first.back() * kLanes) *
                         static_cast<double>(pool.dims);
@@ -488,14 +504,28 @@ inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &po
         if (parts == 1) finish(block, statistics[task]);
     });
     if (parts > 1) parallel(count, threads, [&](std::int64_t block) { finish(block, statistics[block * parts]); });
-    for (const Statistics &one : statistics) {
-        all.queries += one.queries;
-        all.certified += one.certified;
-        all.candidates += one.candidates;
-        all.bounded += one.bounded;
-        all.rescored += one.rescored;
-    }
-    return all;
+    return sum(statistics);
+}
+
+// The best k of the given sentences only: proposed [begins[b], begins[b + 1]) for query b.
+inline Statistics choose(const Batch &batch, const Rows &rows, const Kernels &kernels, std::int64_t dims,
+                         const std::int64_t *proposed, const std::int64_t *begins, int threads, std::int64_t *ids,
+                         float *scores) {
+    std::vector<Statistics> statistics(static_cast<std::size_t>(batch.count));
+    parallel(batch.k ? batch.count : 0, threads, [&](std::int64_t b) {
+        Query query(batch, rows, kernels, dims, b);
+        if (!query.spans()) return;
+        Statistics own;
+        for (std::int64_t n = begins[b]; n < begins[b + 1]; ++n) {
+            const std::int64_t id = proposed[n];
+            if (rows.offsets[id + 1] == rows.offsets[id] || query.excludes(id)) continue;
+            ++own.candidates;
+            query.propose(static_cast<std::int32_t>(id));
+        }
+        query.finish(ids + b * batch.k, scores + b * batch.k, own);
+        statistics[static_cast<std::size_t>(b)] = own;
+    });
+    return sum(statistics);
 }
 
 }  // namespace el4ner::topk

@@ -45,6 +45,24 @@ def span_topk_search(
 ) -> dict[str, int]:
     """Writes ids and scores (B, k), which come padded. Returns counts of what was done."""
 
+def span_topk_choose(
+    vectors: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    largest_norm: float,
+    queries: NDArray[np.float32],
+    query_offsets: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    excluded: NDArray[np.int64],
+    excluded_offsets: NDArray[np.int64],
+    proposed: NDArray[np.int64],
+    proposed_offsets: NDArray[np.int64],
+    isa: str,
+    threads: int,
+    ids: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> dict[str, int]:
+    """Like span_topk_search, among the proposed sentences of each query only."""
+
 def span_topk_supports(precision: str, isa: str) -> bool:
     """Whether this CPU can screen in a precision with an instruction set ("avx512", "avx2", "portable")."""
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from el4ner.errors import ShapeError
 from el4ner.kernels import _dispatch, _span_native
 from el4ner.kernels._dispatch import Array, njit
+from el4ner.kernels._span_faiss import SpanIndex
 from el4ner.kernels._span_pool import SpanPool, largest_norm
 
 _Floats = NDArray[np.float32]
@@ -197,6 +198,31 @@ def span_topk_native(
     return ids, scores
 
 
+def _among(queries: _Queries, index: SpanIndex, k: int, native: bool) -> TopK:
+    """The exact best k of the sentences that an index proposes; queries for which it proposes too few are padded."""
+    # A sentence that belongs to the best k is near in several spans: 8 k neighbours of each find it in most cases.
+    proposed, begins = index.propose(queries.vectors, queries.offsets, max(128, 8 * k))
+    ids, scores = _padding(len(queries), k)
+    pool = index.pool
+    if native:
+        from el4ner import _native
+
+        _native.span_topk_choose(
+            pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets, queries.weights,
+            queries.excluded, queries.excluded_offsets, proposed, begins, _span_native.choose_path("fp32")[1],
+            _span_native.threads(), ids, scores,
+        )  # fmt: skip
+        return ids, scores
+    for b in range(len(queries)):
+        candidates = np.setdiff1d(proposed[begins[b] : begins[b + 1]], queries.skip(b))
+        spans = slice(queries.offsets[b], queries.offsets[b + 1])
+        exact = np.empty(len(candidates), dtype=np.float32)
+        _rescore(queries.vectors[spans], queries.weights[spans], pool.vectors, pool.offsets, candidates, exact)
+        order = np.lexsort((candidates, -exact))[:k]
+        ids[b, : len(order)], scores[b, : len(order)] = candidates[order], exact[order]
+    return ids, scores
+
+
 _dispatch.register("span_topk", ref=span_topk_ref, numba=span_topk_numba, native=span_topk_native)
 
 
@@ -226,12 +252,15 @@ def span_topk(
     exclude: Exclude | None = None,
     backend: str = "auto",
     precision: Precision = "auto",
+    candidates: SpanIndex | None = None,
 ) -> TopK:
     """The k pool sentences whose spans match a query's spans best (the formula is at the top of this file).
 
     queries (Q, D) f32, query_offsets (B+1,) i64, weights (Q,) f32 >= 0; exclude: for each query a pool id, several,
     or None (its own sentence, say). precision: what screens candidates on the native backend; answers are exact with
     each, and "auto" is the fastest. `EL4NER_ISA` and `EL4NER_THREADS` are explained in kernels/_span_native.py.
+    candidates: None searches the whole pool, exactly, and that is fast up to some 200,000 spans. A `SpanIndex` of this
+    pool makes the search approximate: what FAISS proposes is scored, exactly; `span_recall` measures what is lost.
     Returns ids (B, k) i64 and scores (B, k) f32, best first, padded with -1 and -inf.
     Raises ShapeError (a ValueError) on shapes that do not fit, NaN, infinity, negative weights or k; KernelError if the
     backend asked for cannot run.
@@ -261,6 +290,31 @@ def span_topk(
     if not used.all():  # else no copy
         vectors, weights_ = vectors[used], weights_[used]
     checked = _Queries(vectors, kept, weights_, ids, ids_offsets)
+    if candidates is not None:
+        if candidates.pool is not pool:
+            raise ShapeError("candidates is an index of another pool; build one with SpanIndex.build(pool)")
+        return _among(checked, candidates, k, run is span_topk_native)
     # Only the native backend screens in more than one precision; the answer is the same.
     result: TopK = run(checked, pool, k, precision) if run is span_topk_native else run(checked, pool, k)
     return result
+
+
+def span_recall(
+    queries: Array,
+    query_offsets: Array,
+    weights: Array,
+    candidates: SpanIndex,
+    k: int,
+    *,
+    exclude: Exclude | None = None,
+) -> float:
+    """Share of the true k best sentences that an approximate search finds, over all queries; 1 if there are none.
+
+    Arguments and errors as for `span_topk`. It searches the whole pool too, so give it a sample of queries.
+    """
+    pool = candidates.pool
+    exact, _ = span_topk(queries, query_offsets, weights, pool, k, exclude=exclude)
+    found, _ = span_topk(queries, query_offsets, weights, pool, k, exclude=exclude, candidates=candidates)
+    wanted = [set(row[row >= 0].tolist()) for row in exact]
+    hits = sum(len(own & set(row.tolist())) for own, row in zip(wanted, found, strict=True))
+    return hits / max(sum(map(len, wanted)), 1) if any(wanted) else 1.0
