@@ -25,12 +25,12 @@ def group() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
 @click.pass_context
 def kernels(context: click.Context, ops: tuple[str, ...], size: str, repeats: int, seed: int) -> None:
-    """Check each kernel backend against the reference, then time them in turns.
+    """Check each kernel backend against the reference, then time them in turns; span_topk beside its rivals too.
 
     One JSON line per operation and backend. A backend that cannot run, or answers wrongly, gets its reason and no time;
     a wrong answer ends the run with exit code 1.
     """
-    from el4ner.bench.ops import measure
+    from el4ner.bench.ops import measure, summary
     from el4ner.kernels import operations
 
     unknown = sorted(set(ops) - set(operations()))
@@ -38,9 +38,12 @@ def kernels(context: click.Context, ops: tuple[str, ...], size: str, repeats: in
         raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(operations())}", param_hint="--op")
     wrong = False
     for op in ops or operations():
+        rows = []
         for row in measure(op, size=size, repeats=repeats, seed=seed):
             wrong = wrong or row["status"] == "wrong"
             click.echo(json.dumps(row, ensure_ascii=False))
+            rows.append(row)
+        click.echo(summary(op, rows), err=True, nl=False)
     if wrong:
         context.exit(1)
 

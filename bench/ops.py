@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,3 +55,11 @@ def measure(op: str, *, size: str, repeats: int, seed: int) -> Iterator[dict[str
     for backend, row in rows.items():
         timing = timings[backend].to_dict() if backend in timings else None
         yield row | {"timing": timing, "machine": facts}
+
+
+def summary(op: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of an operation as tables for people, one for each input; empty where there is none."""
+    if op != "span_topk":
+        return ""
+    names = dict.fromkeys(row["data"] for row in rows)
+    return "".join(rivals_span_topk.table([row for row in rows if row["data"] == name]) + "\n\n" for name in names)
