@@ -39,7 +39,10 @@ def native_module() -> list[Extension]:
             sources=["csrc/module.cpp", "csrc/span_topk.cpp", "csrc/nanobind_runtime.cpp"],
             depends=[
                 "csrc/vote.hpp",
-                *(f"csrc/span_topk{part}.hpp" for part in ("", "_binding", "_dots", "_pack", "_peak", "_tiles")),
+                *(
+                    f"csrc/span_topk{part}.hpp"
+                    for part in ("", "_binding", "_dots", "_pack", "_peak", "_query", "_tiles")
+                ),
             ],
             include_dirs=["csrc", nanobind.include_dir(), str(source), str(source.parent / "ext/robin_map/include")],
             define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
