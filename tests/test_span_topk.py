@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -311,3 +315,42 @@ def test_numbers_that_are_none_are_refused(backend: str, wrong: float) -> None:
         span_topk(queries, offsets, np.where(np.arange(len(weights)) == 0, wrong, weights), pool, 3, backend=backend)
     with pytest.raises(ShapeError, match="finite"):
         SpanPool.pack(np.full((1, 4), wrong), np.array([0, 1]))
+
+
+MEMORY_SCRIPT = """
+import numpy as np
+from el4ner.kernels import SpanPool, span_topk
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+random = np.random.default_rng(0)
+offsets = np.concatenate([[0], np.cumsum(random.integers(1, 10, 10000))]).astype(np.int64)
+vectors = random.standard_normal((offsets[-1], 384), dtype=np.float32)
+pool = SpanPool.pack(vectors, offsets)
+queries, query_offsets, weights = vectors[:600] + np.float32(0.1), np.arange(0, 601, 6), np.ones(600)
+for precision in ("int8", "bf16", "fp32"):
+    pool.packed(precision, 1)
+    span_topk(queries[:6], query_offsets[:2], weights[:6], pool, 20, precision=precision)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak starts anew
+    before = peak()
+    span_topk(queries, query_offsets, weights, pool, 20, precision=precision)
+    print((peak() - before) / vectors.nbytes)
+"""
+
+
+@native
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset through Linux's /proc")
+def test_memory_beyond_the_pool_is_small(tmp_path: Path) -> None:
+    """Under 5% of the pool, with random vectors, which leave the most candidates; one thread."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT],
+        env={**os.environ, "EL4NER_THREADS": "1", "PYTHONSAFEPATH": "1"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shares = [float(line) for line in done.stdout.split()]
+    assert len(shares) == 3
+    assert max(shares) < 0.05
