@@ -22,9 +22,9 @@ def group() -> None:
 @click.option("--op", "ops", multiple=True, help="Only this operation; repeatable. Default: all.")
 @click.option("--backend", "backends", multiple=True, help="Only this backend beside the rivals; repeatable.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
-@click.option("--sizes", default="small", show_default=True, help="Comma-separated: small, full, million.")
+@click.option("--sizes", default="small", show_default=True, help="Comma-separated: small, full, large, million.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed calls per side.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads, for kernels and rivals. Default: torch's.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
 @click.option(
     "--json", "out", type=click.Path(dir_okay=False, allow_dash=True), help="Append JSON lines here; - prints."
@@ -38,6 +38,7 @@ def kernels(
 
     Prints a table for each operation and size; --json keeps every row, with hardware, versions and commit. What cannot
     run, or answers wrongly, gets its reason and no time; a wrong answer of a backend ends the run with exit code 1.
+    span_topk on the CPU always takes one thread, unless --backend is given.
     """
     import torch
 

@@ -20,7 +20,7 @@ class Rival:
 
     run: gives the case's arrays, on the host. tolerance: what its answers may be off by, `why` the reason; None where
     it does less than the kernel (then nothing is compared, and `why` says what is missing).
-    unavailable: why it cannot run here.
+    unavailable: why it cannot run here. mismatches: which share of whole numbers (ids, winners) may differ.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Rival:
     tolerance: float | None
     why: str
     unavailable: str | None = None
+    mismatches: float = 1e-3
 
 
 def rivals(op: str, case: Case, device: str) -> Iterator[Rival]:

@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef EL4NER_X86
+#error "span_topk_tiles.hpp has macros of these names with other targets: keep the two in files compiled apart"
+#endif
 // Function-level targets and intrinsics as GCC and Clang know them; elsewhere only the portable code is compiled.
 #if (defined(__GNUC__) || defined(__clang__)) && (defined(__x86_64__) || defined(__amd64__))
 #define EL4NER_X86 1

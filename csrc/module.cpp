@@ -9,6 +9,7 @@
 #include "choice_logprobs.hpp"
 #include "peak.hpp"
 #include "span_scores.hpp"
+#include "span_topk_binding.hpp"
 #include "vote.hpp"
 
 namespace nb = nanobind;
@@ -97,4 +98,5 @@ NB_MODULE(_native, module) {
                "FLOP/s of one core in registers, the best of some rounds; 0 without AVX-512 (BF16).");
     module.def("instruction_set", [] { return static_cast<int>(el4ner::instruction_set()); },
                "0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16: what the next call will use.");
+    el4ner::bind_span_topk(module);
 }

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.errors import KernelError
+from el4ner.kernels._span_pool import SpanPool
 from el4ner.kernels.choice_logprobs import choice_logprobs
 from el4ner.kernels.span_scores import best_flat, span_scores
-from el4ner.kernels.span_topk import SpanPool, span_topk
+from el4ner.kernels.span_topk import span_topk
 from el4ner.kernels.vote import vote
 
 
