@@ -56,6 +56,8 @@ sanitize:  ## address and undefined-behaviour sanitizers over the C++ kernels
 	@mkdir -p build
 	$(CXX) $(SANITIZE) -Icsrc csrc/sanitize.cpp -o build/sanitize
 	build/sanitize
+	$(CXX) $(SANITIZE) -Icsrc csrc/sanitize_span_topk.cpp -o build/sanitize_span_topk
+	build/sanitize_span_topk
 
 clean:  ## remove everything that was made
 	rm -rf .venv build dist el4ner.egg-info el4ner/_native*.so $(DEMO_OUTPUT)

@@ -20,6 +20,11 @@
 #endif
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define EL4NER_X86 1
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own intrinsics leave registers undefined on purpose and are warned about where they are inlined.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include <immintrin.h>
 // Only these functions use wider instructions, so the module loads on any machine.
 #define EL4NER_AVX2 __attribute__((target("avx2,fma")))
