@@ -106,10 +106,9 @@ class _Judge:
 
         mismatches: which share of whole numbers (ids, winners) may differ.
         """
-        try:
-            result = run()
-        except KernelError as error:
-            return None, str(error)
+        result, reason = _attempt(run)
+        if result is None:
+            return None, reason
         picked = result if self._picks is None else tuple(array[self._picks] for array in result)
         gap, differ = _gap(picked, self._expected)
         if self._first is not None and self._picks is not None:
@@ -120,6 +119,16 @@ class _Judge:
             return gap, said + (f"; {differ:.2g} of its whole numbers differ" if differ else "")
         self._first = self._first or result
         return gap, None
+
+
+def _attempt(run: Run) -> tuple[Arrays | None, str | None]:
+    """The answer, or None and why there is none: memory, say, or an operator that torch lacks on this device."""
+    try:
+        return run(), None
+    except KernelError as error:
+        return None, str(error)
+    except RuntimeError as error:
+        return None, f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _gap(result: Arrays, expected: Arrays) -> tuple[float, float]:
@@ -194,6 +203,8 @@ def measure(
         if rival.unavailable is None:
             if rival.tolerance is not None:
                 row["difference"], row["reason"] = judge.check(rival.run, rival.tolerance, rival.why, rival.mismatches)
+            else:
+                row["reason"] = _attempt(rival.run)[1]
             row["status"] = "wrong" if row["reason"] else "ok"
             runs[rival.name] = rival.run
     timings = interleave({name: run for name, run in runs.items() if rows[name]["status"] == "ok"}, repeats)

@@ -53,9 +53,14 @@ def test_a_wrong_rival_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     from el4ner.bench import ops
     from el4ner.bench.rivals import Rival
 
+    def crash() -> Any:
+        raise RuntimeError("no such operator\ndetails")
+
     def wrong(op: str, case: Any, device: str) -> Any:
         yield Rival("off", lambda: tuple(a + a.dtype.type(1) for a in case.run("ref")), 1e-6, "none")
         yield Rival("less", lambda: case.run("ref")[:1], None, "gives winners only")
+        yield Rival("lacking", crash, 1e-6, "none")
+        yield Rival("lacking more", crash, None, "gives nothing")
         yield Rival("absent", lambda: (), 0.0, "", unavailable="not installed")
 
     monkeypatch.setattr(ops, "rivals", wrong)
@@ -66,8 +71,11 @@ def test_a_wrong_rival_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         "numba": ("ok", False),
         "off": ("wrong", True),
         "less": ("ok", False),
+        "lacking": ("wrong", True),
+        "lacking more": ("wrong", True),
         "absent": ("unavailable", True),
     }
+    assert rows["lacking"]["reason"] == rows["lacking more"]["reason"] == "RuntimeError: no such operator"
     assert rows["absent"]["reason"] == "not installed"
 
 

@@ -90,6 +90,8 @@ def test_a_wrong_side_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
 def test_the_command_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --backend: one thread, all sides, a wrong one of ours fails the run. With it: like other operations."""
+    monkeypatch.setenv("EL4NER_ISA", "")  # rows() sets it
+    monkeypatch.setenv("EL4NER_THREADS", "1")
     made = list(rows(small(), k=20, repeats=1, seed=1, facts=FACTS))
     monkeypatch.setattr(rivals_span_topk, "measure", lambda **_: iter(made))
     command = ["kernels", "--op", "span_topk", "--repeats", "1", "--json", "-"]
