@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO_OUTPUT := demo-output.jsonl
 
-.PHONY: help setup demo test lint types format clean
+.PHONY: help setup demo test lint types format sanitize clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -48,6 +48,16 @@ types: setup  ## mypy, strict
 	@rm -rf build/types && mkdir -p build/types/el4ner
 	@ln -s $(CURDIR)/el4ner/* $(CURDIR)/kernels $(CURDIR)/bench build/types/el4ner/
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p el4ner
+
+# -O1 with all instruction sets: sanitizers see the same loads and stores as the installed module makes.
+SANITIZE := -std=c++17 -O1 -g -ffp-contract=off -fno-strict-aliasing -fno-omit-frame-pointer -Wall -Wextra -pthread \
+  -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize:  ## address and undefined-behaviour sanitizers over the C++ kernels
+	@mkdir -p build
+	$(CXX) $(SANITIZE) -Icsrc csrc/sanitize.cpp -o build/sanitize
+	build/sanitize
+	$(CXX) $(SANITIZE) -Icsrc csrc/sanitize_span_topk.cpp -o build/sanitize_span_topk
+	build/sanitize_span_topk
 
 clean:  ## remove everything that was made
 	rm -rf .venv build dist el4ner.egg-info el4ner/_native*.so $(DEMO_OUTPUT)

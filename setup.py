@@ -36,8 +36,8 @@ def native_module() -> list[Extension]:
     return [
         Extension(
             "el4ner._native",
-            sources=["csrc/module.cpp", "csrc/nanobind_runtime.cpp"],
-            depends=["csrc/vote.hpp"],
+            sources=["csrc/module.cpp", "csrc/span_topk.cpp", "csrc/nanobind_runtime.cpp"],
+            depends=sorted(str(path) for path in Path("csrc").glob("*.hpp")),
             include_dirs=["csrc", nanobind.include_dir(), str(source), str(source.parent / "ext/robin_map/include")],
             define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
             extra_compile_args=flags,

@@ -18,16 +18,26 @@ from el4ner.doctor import diagnose_hardware
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall time of one side: median, fastest and slowest of `repeats` calls, in seconds."""
+    """Wall time of one side: median, fastest and slowest of `repeats` calls, in seconds; the process's CPU time too.
+
+    samples_s: the wall time of every call; the n-th calls of all sides follow each other.
+    """
 
     median_s: float
     min_s: float
     max_s: float
     repeats: int
+    cpu_median_s: float
+    samples_s: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return asdict(self)
+
+    def ratio_to(self, other: Timing) -> tuple[float, float, float]:
+        """How many times slower this side is than the other: median, least and most over rounds."""
+        ratios = [mine / theirs for mine, theirs in zip(self.samples_s, other.samples_s, strict=True)]
+        return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
@@ -42,14 +52,19 @@ def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: 
         for _ in range(warmup):
             run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(repeats):
         shift = turn % len(names) if names else 0
         for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             sides[name]()
             seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(statistics.median(taken), min(taken), max(taken), repeats) for name, taken in seconds.items()}
+            cpu[name].append(time.process_time() - cpu_start)
+    return {
+        name: Timing(statistics.median(s), min(s), max(s), repeats, statistics.median(cpu[name]), tuple(s))
+        for name, s in seconds.items()
+    }
 
 
 def commit() -> str | None:

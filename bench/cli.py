@@ -20,27 +20,59 @@ def group() -> None:
 
 @group.command()
 @click.option("--op", "ops", multiple=True, help="Only this operation; repeatable. Default: all.")
-@click.option("--size", type=click.Choice(["small", "full"]), default="small", show_default=True, help="Input sizes.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed calls per backend.")
+@click.option("--backend", "backends", multiple=True, help="Only this backend beside the rivals; repeatable.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
+@click.option("--sizes", default="small", show_default=True, help="Comma-separated: small, full, large, million.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed calls per side.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@click.option(
+    "--json", "out", type=click.Path(dir_okay=False, allow_dash=True), help="Append JSON lines here; - prints."
+)
 @click.pass_context
-def kernels(context: click.Context, ops: tuple[str, ...], size: str, repeats: int, seed: int) -> None:
-    """Check each kernel backend against the reference, then time them in turns.
+def kernels(
+    context: click.Context, ops: tuple[str, ...], backends: tuple[str, ...], device: str, sizes: str, repeats: int,
+    threads: int | None, seed: int, out: str | None,
+) -> None:  # fmt: skip
+    """Check each kernel backend and each rival against the reference, then time them in turns.
 
-    One JSON line per operation and backend. A backend that cannot run, or answers wrongly, gets its reason and no time;
-    a wrong answer ends the run with exit code 1.
+    Prints a table for each operation and size; --json keeps every row, with hardware, versions and commit. What cannot
+    run, or answers wrongly, gets its reason and no time; a wrong answer of a backend ends the run with exit code 1.
+    span_topk on the CPU always takes one thread, unless --backend is given.
     """
-    from el4ner.bench.ops import measure
-    from el4ner.kernels import operations
+    import torch
 
-    unknown = sorted(set(ops) - set(operations()))
-    if unknown:
-        raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(operations())}", param_hint="--op")
+    from el4ner.bench.ceilings import measure_ceilings
+    from el4ner.bench.ops import SIZES, measure, table
+    from el4ner.kernels import operations
+    from el4ner.kernels._dispatch import BACKENDS
+
+    names = [name.strip() for name in sizes.split(",") if name.strip()]
+    for given, allowed, option in (
+        (ops, operations(), "--op"),
+        (backends, BACKENDS, "--backend"),
+        (names, SIZES, "--sizes"),
+    ):
+        if unknown := sorted(set(given) - set(allowed)):
+            raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(allowed)}", param_hint=option)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("no CUDA device here; see el4ner doctor", param_hint="--device")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    ceilings = measure_ceilings(device)
     wrong = False
-    for op in ops or operations():
-        for row in measure(op, size=size, repeats=repeats, seed=seed):
-            wrong = wrong or row["status"] == "wrong"
-            click.echo(json.dumps(row, ensure_ascii=False))
+    for op, size in ((op, size) for op in ops or operations() for size in names if ops or op in SIZES[size]):
+        rows = list(
+            measure(op, size=size, repeats=repeats, seed=seed, device=device, backends=backends, ceilings=ceilings)
+        )
+        wrong = wrong or any(row["status"] == "wrong" and not row["rival"] for row in rows)
+        click.echo(table(rows) + "\n", err=out == "-")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if out == "-":
+            click.echo(lines, nl=False)
+        elif out is not None:
+            with Path(out).open("a", encoding="utf-8") as file:
+                file.write(lines)
     if wrong:
         context.exit(1)
 

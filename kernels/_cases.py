@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.errors import KernelError
+from el4ner.kernels._span_pool import SpanPool
 from el4ner.kernels.choice_logprobs import choice_logprobs
 from el4ner.kernels.span_scores import best_flat, span_scores
-from el4ner.kernels.span_topk import SpanPool, span_topk
+from el4ner.kernels.span_topk import span_topk
 from el4ner.kernels.vote import vote
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One call: `run(backend)` gives its arrays; `shape` says its size; `tolerance` is absolute, `why` its reason."""
+    """One call: `run(backend)` gives its arrays; `shape` says its size; `tolerance` is absolute, `why` its reason.
+
+    inputs: what the call is made with, for implementations from elsewhere.
+    """
 
     op: str
     shape: dict[str, int]
     run: Callable[[str], tuple[NDArray[Any], ...]]
     tolerance: float
     why: str
+    inputs: dict[str, Any] = field(default_factory=dict)
 
 
 def _unit(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
@@ -44,7 +49,14 @@ def vote_case(random: np.random.Generator, members: int = 3, spans: int = 7, lab
     logp[0, ::3] = np.nan
     weights = random.random(members)
     shape = {"members": members, "spans": spans, "labels": labels}
-    return Case("vote", shape, lambda b: vote(logp, weights, backend=b), 1.2e-7, "one rounding to float32")
+    return Case(
+        "vote",
+        shape,
+        lambda b: vote(logp, weights, backend=b),
+        1.2e-7,
+        "one rounding to float32",
+        {"logp": logp, "weights": weights},
+    )
 
 
 def span_topk_case(
@@ -63,6 +75,7 @@ def span_topk_case(
         lambda b: span_topk(vectors, query_offsets, weights, pool, k, backend=b),
         1.2e-7,
         "float64 scores rounded to float32",
+        {"queries": vectors, "query_offsets": query_offsets, "weights": weights, "pool": pool, "k": k},
     )
 
 
@@ -76,6 +89,7 @@ def span_scores_case(random: np.random.Generator, tokens: int = 9, max_length: i
         lambda b: (span_scores(mean, last, max_length, backend=b),),
         1e-6,
         "float64 sums rounded to float32, at values up to about 8",
+        {"mean_part": mean, "last_part": last, "max_length": max_length},
     )
 
 
@@ -89,26 +103,38 @@ def best_flat_case(random: np.random.Generator, tokens: int = 9, max_length: int
         lambda b: (np.array(best_flat(scores, labels - 1, backend=b), dtype=np.int64).reshape(-1, 3),),
         0.0,
         "the spans are the same",
+        {"scores": scores, "none_label": labels - 1},
     )
 
 
 def choice_logprobs_case(
-    random: np.random.Generator, rows: int = 4, width: int = 16, vocabulary: int = 50, choices: int = 3
+    random: np.random.Generator,
+    rows: int = 4,
+    width: int = 16,
+    vocabulary: int = 50,
+    choices: int = 3,
+    bf16: int = 0,
+    device: str = "cpu",
 ) -> Case:
-    """Random float32 hidden states and head, over the whole vocabulary."""
+    """Random hidden states and head, float32 or bfloat16, over the whole vocabulary."""
     import torch
 
     # The head's columns are scaled so that logits have the spread of a language model's, about 3.
     hidden = torch.from_numpy(random.normal(size=(rows, width)).astype(np.float32))
     head = torch.from_numpy((random.normal(size=(vocabulary, width)) * 3 / np.sqrt(width)).astype(np.float32))
     ids = torch.from_numpy(random.integers(0, vocabulary, (rows, choices)))
-    shape = {"rows": rows, "width": width, "vocabulary": vocabulary, "choices": choices}
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    hidden, head, ids = hidden.to(device, dtype), head.to(device, dtype), ids.to(device)
+    shape = {"rows": rows, "width": width, "vocabulary": vocabulary, "choices": choices, "bf16": bf16}
     return Case(
         "choice_logprobs",
         shape,
         lambda b: (choice_logprobs(hidden, head, ids, backend=b),),
-        5e-5,
-        "float32 dots of up to a few thousand products, against float64",
+        0.05 if bf16 else 5e-5,
+        "logits up to 16 in bfloat16 are off by up to 2^-5"
+        if bf16
+        else "float32 dots of up to a few thousand products",
+        {"hidden": hidden, "head": head, "token_ids": ids},
     )
 
 

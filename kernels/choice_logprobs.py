@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from el4ner.errors import ShapeError
 from el4ner.kernels import _dispatch
-from el4ner.kernels._dispatch import Array, njit
+from el4ner.kernels._dispatch import Array, njit, triton_jit
+from el4ner.kernels._threads import thread_count
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = None
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +36,10 @@ Normalise = Literal["vocab", "choices"]
 
 # Vocabulary rows per block: 64 rows of logits in float32 then take 2 MB, about a core's share of cache. Not tuned.
 _BLOCK = 8192
+# Rows, columns and dimensions of a block in triton; programs for each block of rows (an H100 runs 132 at a time).
+# These compile without spilling for 9.0 and 8.0 (tests/test_triton_compile.py); not timed: no GPU was at hand.
+_ROWS, _COLUMNS, _DEPTH, _SPLITS = 64, 128, 64, 132
+_WARPS, _STAGES = 8, 4
 
 
 class _Head:
@@ -140,7 +151,116 @@ def choice_logprobs_numba(head: _Head, ids: torch.Tensor, normalise: Normalise) 
     return (chosen - torch.from_numpy(top + np.log(total))[:, None]).clamp(max=0.0)
 
 
-_dispatch.register("choice_logprobs", ref=choice_logprobs_ref, torch=choice_logprobs_torch, numba=choice_logprobs_numba)
+def choice_logprobs_native(head: _Head, ids: torch.Tensor, normalise: Normalise) -> torch.Tensor:
+    """Product and log-sum-exp fused in C++ (csrc/choice_logprobs.hpp), with float32 logits whatever the dtype.
+
+    Heads in float16 or float64 go through torch: there are no loops for them.
+    """
+    import torch
+
+    from el4ner import _native
+
+    bf16 = head.head.dtype == torch.bfloat16
+    if normalise == "choices" or not (bf16 or head.head.dtype == torch.float32):
+        return choice_logprobs_torch(head, ids, normalise)
+    chosen = _chosen(head, ids)
+    total = np.empty(len(ids), dtype=np.float64)
+    bias = None if head.bias is None else head.bias.float().contiguous().numpy()
+    hidden, weight = head.hidden.to(head.head.dtype).contiguous(), head.head.contiguous()
+    options = (bias, head.scale, head.soft_cap or 0.0, total, thread_count())
+    if bf16:  # numpy has no such type: its bits are passed
+        bits, head_bits = hidden.view(torch.uint16).numpy(), weight.view(torch.uint16).numpy()
+        _native.choice_log_totals_bf16(bits, head_bits, *options)
+    else:
+        _native.choice_log_totals_f32(hidden.numpy(), weight.numpy(), *options)
+    return (chosen - torch.from_numpy(total)[:, None]).clamp(max=0.0)
+
+
+@triton_jit
+def _partial_kernel(  # type: ignore[no-untyped-def]  # descriptors, pointers and scalars, typed by triton
+    hidden_descriptor,
+    head_descriptor,
+    bias_ptr,
+    top_ptr,
+    sum_ptr,
+    rows,
+    vocabulary,
+    width,
+    blocks_each,
+    scale,
+    soft_cap,
+    HAS_BIAS: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    # One block of rows, one share of the vocabulary: its running maximum and sum of exponentials.
+    row = tl.program_id(0) * BLOCK_R
+    split = tl.program_id(1)
+    top = tl.full((BLOCK_R,), -float("inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_R,), dtype=tl.float32)
+    for block in range(split * blocks_each, (split + 1) * blocks_each):
+        column = block * BLOCK_V + tl.arange(0, BLOCK_V)
+        logit = tl.zeros((BLOCK_R, BLOCK_V), dtype=tl.float32)
+        for h in range(0, width, BLOCK_H):
+            states = hidden_descriptor.load([row, h])  # (BLOCK_R, BLOCK_H)
+            part = head_descriptor.load([block * BLOCK_V, h])  # (BLOCK_V, BLOCK_H)
+            logit = tl.dot(states, part.T, logit, input_precision="ieee")
+        logit *= scale
+        if HAS_BIAS:
+            logit += tl.load(bias_ptr + column, mask=column < vocabulary, other=0.0)[None, :]
+        if HAS_CAP:
+            logit = soft_cap * (1.0 - 2.0 / (tl.exp(2.0 * logit / soft_cap) + 1.0))
+        logit = tl.where(column[None, :] < vocabulary, logit, -float("inf"))
+        largest = tl.maximum(top, tl.max(logit, axis=1))
+        # -inf minus -inf would be NaN: as long as nothing is above -inf, sums stay 0
+        base = tl.where(largest == -float("inf"), 0.0, largest)
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(logit - base[:, None]), axis=1)
+        top = largest
+    at = row + tl.arange(0, BLOCK_R)
+    tl.store(top_ptr + split * rows + at, top, mask=at < rows)
+    tl.store(sum_ptr + split * rows + at, total, mask=at < rows)
+
+
+def choice_logprobs_triton(head: _Head, ids: torch.Tensor, normalise: Normalise) -> torch.Tensor:
+    """Product and log-sum-exp fused; shares of the vocabulary are merged in a fixed order, so runs are repeatable."""
+    import torch
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    chosen = _chosen(head, ids)
+    if normalise == "choices":
+        return chosen.log_softmax(1)
+    dtype, (vocabulary, width) = head.head.dtype, head.head.shape
+    stored = torch.float32 if _dispatch.interpreted() or dtype == torch.float64 else dtype
+    # Rows of a descriptor begin at multiples of 16 bytes.
+    padding = (0, -width % (16 // stored.itemsize))
+    operands = (head.hidden.to(dtype), head.head)
+    hidden, weight = (torch.nn.functional.pad(operand.to(stored), padding).contiguous() for operand in operands)
+    blocks = triton.cdiv(vocabulary, _COLUMNS)
+    splits = min(blocks, max(1, _SPLITS // triton.cdiv(len(ids), _ROWS)))
+    blocks_each = triton.cdiv(blocks, splits)
+    top, total = (torch.empty((splits, len(ids)), device=ids.device) for _ in range(2))
+    bias = top if head.bias is None else head.bias.float().contiguous()
+    kernel: Any = _partial_kernel
+    kernel[(triton.cdiv(len(ids), _ROWS), splits)](
+        TensorDescriptor.from_tensor(hidden, [_ROWS, _DEPTH]), TensorDescriptor.from_tensor(weight, [_COLUMNS, _DEPTH]),
+        bias, top, total, len(ids), vocabulary, width, blocks_each, head.scale, head.soft_cap or 1.0,
+        HAS_BIAS=head.bias is not None, HAS_CAP=head.soft_cap is not None,
+        BLOCK_R=_ROWS, BLOCK_V=_COLUMNS, BLOCK_H=_DEPTH, num_warps=_WARPS, num_stages=_STAGES,
+    )  # fmt: skip
+    sums = (top.double() + total.double().log()).logsumexp(0)  # (R,), in the order of the vocabulary
+    return (chosen - sums[:, None]).clamp(max=0.0)
+
+
+_dispatch.register(
+    "choice_logprobs",
+    ref=choice_logprobs_ref,
+    torch=choice_logprobs_torch,
+    numba=choice_logprobs_numba,
+    native=choice_logprobs_native,
+    triton=choice_logprobs_triton,
+)
 
 
 def choice_logprobs(
@@ -152,15 +272,21 @@ def choice_logprobs(
     bias: Array | None = None,
     soft_cap: float | None = None,
     scale: float = 1.0,
+    n_vocab: int | None = None,
     backend: str = "auto",
 ) -> _Floats:
     """Log-probabilities of some tokens after each hidden state (the formula is at the top of this file).
 
-    hidden (R, H), after the model's last norm; head (V, H), the output embedding without padding rows; any float
-    dtype, products are taken in the head's. token_ids (C,) i64 for all rows, or (R, C), -1 pads.
-    bias (V,) or None; soft_cap > 0 or None and scale as in the model's configuration.
+    hidden (R, H), after the model's last norm; head (V, H), the output embedding (tied or not: it is only read); any
+    float dtype, products are taken in the head's. token_ids (C,) i64 for all rows, or (R, C), -1 pads.
+    bias (V,) or None; soft_cap > 0 or None and scale as in the model's configuration. n_vocab: the tokenizer's size,
+    where the head was padded to more rows; rows from there on do not count.
     Returns (R, C) f32; -inf at padding. Raises ShapeError (a ValueError) on shapes that do not fit, ids outside the
-    vocabulary, a row without any id, NaN or infinity in hidden; KernelError if the backend cannot run.
+    vocabulary, a row without any id, NaN or infinity in hidden, NaN in head or bias; KernelError if the backend cannot
+    run.
+
+    >>> choice_logprobs(np.ones((1, 1)), np.array([[0.0], [0.0], [9.0]]), np.array([0, 1]), n_vocab=2).tolist()
+    [[-0.6931471824645996, -0.6931471824645996]]
     """
     device = _dispatch.device_of(hidden, head)
     run = _dispatch.choose("choice_logprobs", backend, device)
@@ -171,6 +297,10 @@ def choice_logprobs(
         raise ShapeError(f"normalise={normalise!r}; allowed: vocab, choices")
     if bias is not None and tuple(bias.shape) != (vocabulary,):
         raise ShapeError(f"bias has shape {tuple(bias.shape)}; ({vocabulary},) is needed")
+    if n_vocab is not None:
+        if not 0 < n_vocab <= vocabulary:
+            raise ShapeError(f"n_vocab={n_vocab} with {vocabulary} rows of head; choose 1 to {vocabulary}, or None")
+        head, bias, vocabulary = head[:n_vocab], None if bias is None else bias[:n_vocab], n_vocab
     if soft_cap is not None and not soft_cap > 0:
         raise ShapeError(f"soft_cap={soft_cap}; it must be above 0, or None for no cap")
     ids = _ids(token_ids, rows, vocabulary)
@@ -181,6 +311,8 @@ def choice_logprobs(
         raise ShapeError("hidden holds NaN or infinity; only finite numbers are allowed")
     out: torch.Tensor = run(plan, _tensor(ids, device), normalise)
     result: _Floats = out.float().cpu().numpy()
+    if np.isnan(result).any():
+        raise ShapeError("head or bias holds NaN, or a row's logits are all -inf; only numbers are allowed")
     return result
 
 

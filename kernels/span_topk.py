@@ -13,58 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.errors import ShapeError
-from el4ner.kernels import _dispatch
+from el4ner.kernels import _dispatch, _span_native
 from el4ner.kernels._dispatch import Array, njit
+from el4ner.kernels._span_faiss import SpanIndex
+from el4ner.kernels._span_pool import SpanPool, largest_norm
+from el4ner.kernels._threads import thread_count
+from el4ner.kernels.span_topk_triton import span_topk_triton
 
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int64]
 _Doubles = NDArray[np.float64]
 TopK = tuple[_Ints, _Floats]
 Exclude = Sequence["int | Collection[int] | None"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 # float32 products held at a time, in numbers (64 MB): query spans x pool spans. Not tuned.
 _TILE = 1 << 24
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SpanPool:
-    """Pool sentences as span vectors. Make one with `pack`, which checks it once.
-
-    vectors (S, D) f32, contiguous; offsets (N+1,) i64: sentence n owns rows offsets[n] to offsets[n+1];
-    largest_norm: the longest vector's length, for error bounds.
-    """
-
-    vectors: _Floats
-    offsets: _Ints
-    largest_norm: float
-
-    @classmethod
-    def pack(cls, vectors: Array, offsets: Array) -> SpanPool:
-        """Check and lay out a pool. vectors (S, D) f32, of length 1 for cosines; offsets (N+1,) i64, from 0 to S.
-
-        Raises ShapeError (a ValueError) on other shapes, offsets that fall, NaN or infinity.
-        """
-        vectors_ = _dispatch.to_numpy("vectors", vectors, 2, np.float32)
-        offsets_ = _dispatch.to_numpy("offsets", offsets, 1, np.int64)
-        _dispatch.check_offsets("offsets", offsets_, len(vectors_))
-        _dispatch.check_finite("vectors", vectors_)
-        return cls(vectors_, offsets_, _largest_norm(vectors_))
-
-    @property
-    def sentences(self) -> int:
-        """N, the number of sentences, those without spans included."""
-        return len(self.offsets) - 1
-
-    @property
-    def width(self) -> int:
-        """D, the length of a vector."""
-        return int(self.vectors.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +53,6 @@ class _Queries:
     def skip(self, b: int) -> _Ints:
         """Ids that query b must not get."""
         return self.excluded[self.excluded_offsets[b] : self.excluded_offsets[b + 1]]
-
-
-def _largest_norm(vectors: _Floats) -> float:
-    return float(np.sqrt(np.einsum("sd,sd->s", vectors, vectors, dtype=np.float64).max(initial=0.0)))
 
 
 def _padding(queries: int, k: int) -> TopK:
@@ -206,14 +172,62 @@ def span_topk_numba(queries: _Queries, pool: SpanPool, k: int) -> TopK:
             spans = slice(queries.offsets[b], queries.offsets[b + 1])
             weight = queries.weights[spans].sum()
             if weight > 0:
-                error = bound * _largest_norm(queries.vectors[spans]) * pool.largest_norm
+                error = bound * largest_norm(queries.vectors[spans]) * pool.largest_norm
                 best, exact = _select(total[b - start] / weight, queries, b, pool, min(k, pool.sentences), error)
                 ids[b, : len(best)], scores[b, : len(best)] = best, exact
         start = end
     return ids, scores
 
 
-_dispatch.register("span_topk", ref=span_topk_ref, numba=span_topk_numba)
+def span_topk_native(
+    queries: _Queries, pool: SpanPool, k: int, precision: str = "auto", statistics: dict[str, Any] | None = None
+) -> TopK:
+    """C++ (csrc/span_topk.hpp): screening with one sentence per SIMD lane, then exact scores within certified bounds.
+
+    statistics: takes what screened and how many queries, candidates and exact scores there were.
+    """
+    from el4ner import _native
+
+    ids, scores = _padding(len(queries), k)
+    chosen, isa = _span_native.choose_path(precision)
+    threads = thread_count()
+    done = _native.span_topk_search(
+        pool.packed(chosen, threads), pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets,
+        queries.weights, queries.excluded, queries.excluded_offsets, isa, threads, ids, scores,
+    )  # fmt: skip
+    if statistics is not None:
+        statistics.update(done, precision=chosen, isa=isa, threads=threads)
+    return ids, scores
+
+
+def _among(queries: _Queries, index: SpanIndex, k: int, native: bool) -> TopK:
+    """The exact best k of the sentences that an index proposes; queries for which it proposes too few are padded."""
+    # A sentence that belongs to the best k is near in several spans: 8 k neighbours of each find it in most cases.
+    proposed, begins = index.propose(queries.vectors, queries.offsets, max(128, 8 * k))
+    ids, scores = _padding(len(queries), k)
+    pool = index.pool
+    if native:
+        from el4ner import _native
+
+        _native.span_topk_choose(
+            pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets, queries.weights,
+            queries.excluded, queries.excluded_offsets, proposed, begins, _span_native.choose_path("fp32")[1],
+            thread_count(), ids, scores,
+        )  # fmt: skip
+        return ids, scores
+    for b in range(len(queries)):
+        candidates = np.setdiff1d(proposed[begins[b] : begins[b + 1]], queries.skip(b))
+        spans = slice(queries.offsets[b], queries.offsets[b + 1])
+        exact = np.empty(len(candidates), dtype=np.float32)
+        _rescore(queries.vectors[spans], queries.weights[spans], pool.vectors, pool.offsets, candidates, exact)
+        order = np.lexsort((candidates, -exact))[:k]
+        ids[b, : len(order)], scores[b, : len(order)] = candidates[order], exact[order]
+    return ids, scores
+
+
+_dispatch.register(
+    "span_topk", ref=span_topk_ref, numba=span_topk_numba, native=span_topk_native, triton=span_topk_triton
+)
 
 
 def _excluded(exclude: Exclude | None, queries: int, sentences: int) -> tuple[_Ints, _Ints]:
@@ -241,12 +255,16 @@ def span_topk(
     *,
     exclude: Exclude | None = None,
     backend: str = "auto",
-    precision: Literal["auto", "fp32"] = "auto",
+    precision: Precision = "auto",
+    candidates: SpanIndex | None = None,
 ) -> TopK:
     """The k pool sentences whose spans match a query's spans best (the formula is at the top of this file).
 
     queries (Q, D) f32, query_offsets (B+1,) i64, weights (Q,) f32 >= 0; exclude: for each query a pool id, several,
-    or None (its own sentence, say). precision: what screens candidates; answers are exact with either.
+    or None (its own sentence, say). precision: what screens candidates on the native backend; answers are exact with
+    each, and "auto" is the fastest. kernels/_span_native.py explains `EL4NER_ISA`, kernels/_threads.py EL4NER_THREADS.
+    candidates: None searches the whole pool, exactly, and that is fast up to some 200,000 spans. A `SpanIndex` of this
+    pool makes the search approximate: what FAISS proposes is scored, exactly; `span_recall` measures what is lost.
     Returns ids (B, k) i64 and scores (B, k) f32, best first, padded with -1 and -inf.
     Raises ShapeError (a ValueError) on shapes that do not fit, NaN, infinity, negative weights or k; KernelError if the
     backend asked for cannot run.
@@ -256,8 +274,8 @@ def span_topk(
     [[1]]
     """
     run = _dispatch.choose("span_topk", backend, "cpu")
-    if precision not in ("auto", "fp32"):
-        raise ShapeError(f"precision={precision!r}; allowed: auto, fp32")
+    if precision not in ("auto", *_span_native.PRECISIONS):
+        raise ShapeError(f"precision={precision!r}; allowed: auto, {', '.join(_span_native.PRECISIONS)}")
     if k < 0:
         raise ShapeError(f"k={k}; it must be 0 or more")
     vectors = _dispatch.to_numpy("queries", queries, 2, np.float32)
@@ -273,6 +291,34 @@ def span_topk(
     ids, ids_offsets = _excluded(exclude, len(offsets) - 1, pool.sentences)
     used = weights_ > 0  # a span of weight 0 has no say
     kept = np.concatenate([[0], np.cumsum(used)])[offsets].astype(np.int64)
-    checked = _Queries(vectors[used], kept, weights_[used], ids, ids_offsets)
-    result: TopK = run(checked, pool, k)
+    if not used.all():  # else no copy
+        vectors, weights_ = vectors[used], weights_[used]
+    checked = _Queries(vectors, kept, weights_, ids, ids_offsets)
+    if candidates is not None:
+        if candidates.pool is not pool:
+            raise ShapeError("candidates is an index of another pool; build one with SpanIndex.build(pool)")
+        return _among(checked, candidates, k, run is span_topk_native)
+    # Only the native backend screens in more than one precision; the answer is the same.
+    result: TopK = run(checked, pool, k, precision) if run is span_topk_native else run(checked, pool, k)
     return result
+
+
+def span_recall(
+    queries: Array,
+    query_offsets: Array,
+    weights: Array,
+    candidates: SpanIndex,
+    k: int,
+    *,
+    exclude: Exclude | None = None,
+) -> float:
+    """Share of the true k best sentences that an approximate search finds, over all queries; 1 if there are none.
+
+    Arguments and errors as for `span_topk`. It searches the whole pool too, so give it a sample of queries.
+    """
+    pool = candidates.pool
+    exact, _ = span_topk(queries, query_offsets, weights, pool, k, exclude=exclude)
+    found, _ = span_topk(queries, query_offsets, weights, pool, k, exclude=exclude, candidates=candidates)
+    wanted = [set(row[row >= 0].tolist()) for row in exact]
+    hits = sum(len(own & set(row.tolist())) for own, row in zip(wanted, found, strict=True))
+    return hits / max(sum(map(len, wanted)), 1) if any(wanted) else 1.0

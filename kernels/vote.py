@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from el4ner.errors import ShapeError
 from el4ner.kernels import _dispatch
 from el4ner.kernels._dispatch import Array, njit, triton_jit
+from el4ner.kernels._threads import thread_count
 
 try:
     import triton
@@ -77,9 +78,10 @@ def _vote_loop(
     margins: NDArray[np.float32],
 ) -> None:
     members, spans, labels = logp.shape
+    total, weight = np.zeros(labels), np.zeros(labels)
+    first, score = np.full(labels, members), np.zeros(labels, dtype=np.float32)
     for s in range(spans):
-        total, weight = np.zeros(labels), np.zeros(labels)
-        first = np.full(labels, members)
+        total[:], weight[:], first[:], score[:] = 0.0, 0.0, members, 0.0
         for m in range(members):
             if np.isnan(logp[m, s, 0]):
                 continue
@@ -94,7 +96,7 @@ def _vote_loop(
                 total[best] += weights[m, best]
                 if weights[m, best] > 0 and first[best] == members:
                     first[best] = m
-        winner, score = -1, np.zeros(labels, dtype=np.float32)
+        winner = -1
         for i in range(labels):
             if weight[i] > 0:
                 score[i] = total[i] / weight[i]
@@ -121,6 +123,17 @@ def _nobody(spans: int) -> Votes:
     return np.full(spans, -1, np.int64), np.zeros(spans, np.float32), np.zeros(spans, np.float32)
 
 
+def _check_rows(logp: _Logp) -> None:
+    """Raise ShapeError if a row is partly NaN or holds +inf."""
+    missing = np.isnan(logp)
+    partly = missing.any(axis=2) & ~missing.all(axis=2)
+    if partly.any():
+        m, s = (int(i) for i in np.argwhere(partly)[0])
+        raise ShapeError(f"logp[{m}, {s}] is partly NaN; a member abstains with a row of NaN or votes with numbers")
+    if (logp == np.inf).any():
+        raise ShapeError("logp holds +inf; log-probabilities are at most 0")
+
+
 def vote_numba(logp: _Logp, weights: _Weights, hard: bool) -> Votes:
     """The same sums, compiled by numba."""
     if not logp.size:
@@ -135,7 +148,9 @@ def vote_native(logp: _Logp, weights: _Weights, hard: bool) -> Votes:
     from el4ner import _native
 
     out = _outputs(logp.shape[1])
-    _native.vote(logp, weights, hard, *out)
+    # Rows are checked on the way: a pass over the log-probabilities of its own would double the memory traffic.
+    if not _native.vote(logp, weights, hard, *out, thread_count()):
+        _check_rows(logp)
     return out
 
 
@@ -233,12 +248,7 @@ def vote(logp: Array, weights: Array, *, hard: bool = False, backend: str = "aut
     _dispatch.check_weights("weights", weights_)
     if weights_.ndim == 1:
         weights_ = np.repeat(weights_[:, None], labels, axis=1)
-    missing = np.isnan(logp_)
-    partly = missing.any(axis=2) & ~missing.all(axis=2)
-    if partly.any():
-        m, s = (int(i) for i in np.argwhere(partly)[0])
-        raise ShapeError(f"logp[{m}, {s}] is partly NaN; a member abstains with a row of NaN or votes with numbers")
-    if (logp_ == np.inf).any():
-        raise ShapeError("logp holds +inf; log-probabilities are at most 0")
+    if run is not vote_native:
+        _check_rows(logp_)
     result: Votes = run(logp_, weights_, hard)
     return result

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -21,10 +23,11 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_are_complete() -> None:
-    done = CliRunner().invoke(group, ["kernels", "--op", "vote", "--repeats", "2"])
+    done = CliRunner().invoke(group, ["kernels", "--op", "vote", "--repeats", "2", "--json", "-"])
     assert done.exit_code == 0, done.output
     rows = {row["backend"]: row for row in map(json.loads, done.stdout.splitlines())}
-    assert set(rows) == set(_dispatch.BACKENDS)
+    assert {name for name, row in rows.items() if not row["rival"]} == set(_dispatch.BACKENDS)
+    assert any(row["rival"] and row["status"] == "ok" for row in rows.values())
     for row in rows.values():
         assert row["shape"] == {"members": 2, "spans": 5, "labels": 3}
         assert {"cpu", "cores", "versions", "threads", "commit"} <= set(row["machine"])
@@ -40,10 +43,81 @@ def test_a_wrong_backend_is_not_timed_and_fails_the_run(monkeypatch: pytest.Monk
         return winners + 1, scores, margins
 
     monkeypatch.setitem(_dispatch._OPERATIONS["vote"], "numba", wrong)
-    done = CliRunner().invoke(group, ["kernels", "--op", "vote", "--repeats", "1"])
+    done = CliRunner().invoke(group, ["kernels", "--op", "vote", "--repeats", "1", "--json", "-"])
     row = next(row for row in map(json.loads, done.stdout.splitlines()) if row["backend"] == "numba")
     assert (done.exit_code, row["status"], row["timing"]) == (1, "wrong", None)
     assert "differs from ref" in row["reason"]
+
+
+def test_a_wrong_rival_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from el4ner.bench import ops
+    from el4ner.bench.rivals import Rival
+
+    def crash() -> Any:
+        raise RuntimeError("no such operator\ndetails")
+
+    def wrong(op: str, case: Any, device: str) -> Any:
+        yield Rival("off", lambda: tuple(a + a.dtype.type(1) for a in case.run("ref")), 1e-6, "none")
+        yield Rival("less", lambda: case.run("ref")[:1], None, "gives winners only")
+        yield Rival("lacking", crash, 1e-6, "none")
+        yield Rival("lacking more", crash, None, "gives nothing")
+        yield Rival("absent", lambda: (), 0.0, "", unavailable="not installed")
+
+    monkeypatch.setattr(ops, "rivals", wrong)
+    done = CliRunner().invoke(group, ["kernels", "--op", "vote", "--backend", "numba", "--repeats", "1", "--json", "-"])
+    rows = {row["backend"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert done.exit_code == 0  # a rival's fault is not ours
+    assert {name: (row["status"], row["timing"] is None) for name, row in rows.items()} == {
+        "numba": ("ok", False),
+        "off": ("wrong", True),
+        "less": ("ok", False),
+        "lacking": ("wrong", True),
+        "lacking more": ("wrong", True),
+        "absent": ("unavailable", True),
+    }
+    assert rows["lacking"]["reason"] == rows["lacking more"]["reason"] == "RuntimeError: no such operator"
+    assert rows["absent"]["reason"] == "not installed"
+
+
+def test_large_sizes_are_checked_on_a_sample_and_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong span outside the sample is found, since sides are compared over the whole size."""
+    monkeypatch.setitem(ops.SAMPLED, "vote", 2)
+    rows = {row["backend"]: row for row in ops.measure("vote", size="small", repeats=1, seed=0)}
+    assert "would take minutes" in rows["ref"]["reason"]
+    assert rows["numba"]["status"] == "ok"
+
+    def off_by_one_span(*arguments: Any) -> Any:
+        winners, scores, margins = vote_ref(*arguments)
+        if len(winners) == 5:
+            scores[~np.isin(np.arange(5), ops._expected(ops.make_case("vote", "small", 0, "cpu"), 0)[0])] += 0.1
+        return winners, scores, margins
+
+    monkeypatch.setitem(_dispatch._OPERATIONS["vote"], "numba", off_by_one_span)
+    rows = {row["backend"]: row for row in ops.measure("vote", size="small", repeats=1, seed=0)}
+    if rows["native"]["status"] == "ok":  # without a compiler there is nothing to compare with
+        assert rows["numba"]["status"] == "wrong"
+    picks, expected = ops._expected(ops.make_case("span_topk", "small", 0, "cpu"), 0)
+    assert picks is None or len(picks) == len(expected[0])
+
+
+def test_tables_and_files(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    for _ in range(2):  # rows are appended
+        done = CliRunner().invoke(
+            group, ["kernels", "--op", "vote", "--threads", "1", "--repeats", "1", "--json", str(out)]
+        )
+        assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 2 * (len(_dispatch.BACKENDS) + 2)
+    assert "vote (small, cpu): members=2 spans=5 labels=3" in done.stdout
+    assert "1 threads" in done.stdout
+    timed = next(row for row in rows if row["backend"] == "ref")
+    assert timed["ratio"]["min"] <= timed["ratio"]["median"] <= timed["ratio"]["max"]
+    assert timed["roofline"]["share"] >= 0
+    for wrong in (["--sizes", "huge"], ["--backend", "gpu"]):
+        done = CliRunner().invoke(group, ["kernels", *wrong])
+        assert done.exit_code == 2
+        assert "allowed:" in done.output
 
 
 def test_unknown_operation_is_a_usage_error() -> None:

@@ -1,0 +1,43 @@
+"""What kernels are compared with. `bench/rivals_<op>.py` has a function `rivals(case, device)` that yields Rival."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.kernels._cases import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """One other way to get the same answer.
+
+    run: gives the case's arrays, on the host. tolerance: what its answers may be off by, `why` the reason; None where
+    it does less than the kernel (then nothing is compared, and `why` says what is missing).
+    unavailable: why it cannot run here. mismatches: which share of whole numbers (ids, winners) may differ.
+    """
+
+    name: str
+    run: Callable[[], tuple[NDArray[Any], ...]]
+    tolerance: float | None
+    why: str
+    unavailable: str | None = None
+    mismatches: float = 1e-3
+
+
+def rivals(op: str, case: Case, device: str) -> Iterator[Rival]:
+    """The rivals of an operation; none where nobody has written any."""
+    name = f"el4ner.bench.rivals_{op}"
+    if importlib.util.find_spec(name) is not None:
+        yield from importlib.import_module(name).rivals(case, device)
+
+
+def to_host(*arrays: Any) -> tuple[NDArray[Any], ...]:
+    """torch tensors or arrays as numpy arrays on the host; what a GPU still has to do is waited for."""
+    return tuple(a if isinstance(a, np.ndarray) else a.cpu().numpy() for a in arrays)

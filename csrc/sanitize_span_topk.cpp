@@ -1,0 +1,104 @@
+// A driver for address and undefined-behaviour sanitizers (make sanitize) over span_topk, on exactly sized heap arrays.
+// Answers do not depend on precision, instruction set, threads or where candidates come from: all are compared with one.
+#include <cstdio>
+#include <random>
+
+#include "span_topk.hpp"
+
+namespace {
+
+using namespace el4ner::topk;
+
+constexpr Precision kPrecisions[] = {Precision::fp32, Precision::bf16, Precision::int8};
+constexpr Isa kIsas[] = {Isa::portable, Isa::avx2, Isa::avx512};
+const char *const kPrecisionNames[] = {"fp32", "bf16", "int8"}, *const kIsaNames[] = {"portable", "avx2", "avx512"};
+
+std::mt19937 random_bits(0);
+
+struct Ragged {
+    std::vector<float> vectors;
+    std::vector<std::int64_t> offsets{0};
+
+    Ragged(std::int64_t count, std::int64_t dims, int longest) {  // lengths from 0 on, the longest among them
+        std::uniform_int_distribution<int> length(0, longest);
+        for (std::int64_t n = 0; n < count; ++n)
+            offsets.push_back(offsets.back() + (n == count / 2 ? longest : length(random_bits)));
+        std::normal_distribution<float> normal;
+        vectors.resize(static_cast<std::size_t>(offsets.back() * dims));
+        for (float &one : vectors) one = normal(random_bits);
+        // Spans that occur twice make ties, which the lower id wins.
+        for (std::size_t d = 0; offsets.back() > 3 && d < static_cast<std::size_t>(dims); ++d)
+            vectors[vectors.size() - 1 - d] = vectors[static_cast<std::size_t>(dims) - 1 - d];
+    }
+};
+
+struct Answer {
+    std::vector<std::int64_t> ids;
+    std::vector<float> scores;
+
+    explicit Answer(std::int64_t size)
+        : ids(static_cast<std::size_t>(size), -1), scores(static_cast<std::size_t>(size), kLowest) {}
+    bool operator==(const Answer &other) const { return ids == other.ids && scores == other.scores; }
+};
+
+int failures = 0, calls = 0;
+
+void expect(bool right, const char *what, std::size_t precision, std::size_t isa) {
+    ++calls;
+    if (right) return;
+    ++failures;
+    std::printf("FAILED: %s, %s on %s\n", what, kPrecisionNames[precision], kIsaNames[isa]);
+}
+
+void compare(const Batch &batch, const Rows &rows, std::int64_t sentences, std::int64_t dims) {
+    Answer expected(batch.count * batch.k);
+    std::vector<std::int64_t> everything, begins{0};  // all sentences proposed to each query
+    for (std::int64_t b = 0; b < batch.count; ++b) {
+        for (std::int64_t c = 0; c < sentences; ++c) everything.push_back(c);
+        begins.push_back(static_cast<std::int64_t>(everything.size()));
+    }
+    choose(batch, rows, kernels_for(Precision::fp32, Isa::portable), dims, everything.data(), begins.data(), 1,
+           expected.ids.data(), expected.scores.data());
+    for (std::size_t p = 0; p < 3; ++p)
+        for (int threads : {1, 3}) {
+            const PackedPool pool(rows.vectors, rows.offsets, sentences, dims, rows.largest_norm, kPrecisions[p], threads);
+            for (std::size_t i = 0; i < 3; ++i) {
+                if (!cpu_has(kIsas[i], kPrecisions[p])) continue;
+                const Kernels kernels = kernels_for(kPrecisions[p], kIsas[i]);
+                Answer found(batch.count * batch.k), chosen(batch.count * batch.k);
+                run(batch, rows, pool, kernels, threads, found.ids.data(), found.scores.data());
+                expect(found == expected, "search", p, i);
+                choose(batch, rows, kernels, dims, everything.data(), begins.data(), threads, chosen.ids.data(),
+                       chosen.scores.data());
+                expect(chosen == expected, "choose", p, i);
+            }
+        }
+}
+
+void cases(std::int64_t dims, std::int64_t sentences, std::int64_t count) {
+    const Ragged pool(sentences, dims, 5), queries(count, dims, 17);
+    double largest = 0.0;
+    for (std::int64_t s = 0; s < pool.offsets.back(); ++s)
+        largest = std::max(largest, dot64_portable(pool.vectors.data() + s * dims, pool.vectors.data() + s * dims, dims));
+    std::vector<double> weights(static_cast<std::size_t>(queries.offsets.back()));
+    for (std::size_t n = 0; n < weights.size(); ++n) weights[n] = 1.0 + static_cast<double>(n % 3);
+    std::vector<std::int64_t> excluded, excluded_offsets{0};
+    for (std::int64_t b = 0; b < count; ++b) {
+        if (b % 2 && sentences) excluded.push_back(b % sentences);
+        excluded_offsets.push_back(static_cast<std::int64_t>(excluded.size()));
+    }
+    for (std::int64_t k : {0, 1, 5, 80})
+        compare({queries.vectors.data(), queries.offsets.data(), weights.data(), excluded.data(), excluded_offsets.data(),
+                 count, k},
+                {pool.vectors.data(), pool.offsets.data(), std::sqrt(largest)}, sentences, dims);
+}
+
+}  // namespace
+
+int main() {
+    for (std::int64_t dims : {1, 5, 16, 33, 70})
+        for (std::int64_t sentences : {0, 1, 31, 33, 600})
+            for (std::int64_t count : {0, 1, 9}) cases(dims, sentences, count);
+    std::printf("span_topk: %d answers compared, %s\n", calls, failures == 0 ? "no findings" : "findings");
+    return failures == 0 ? 0 : 1;
+}

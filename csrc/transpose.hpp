@@ -1,0 +1,42 @@
+// 16 x 16 numbers of 4 bytes, transposed in AVX-512 registers.
+#pragma once
+
+#include "instruction_set.hpp"
+
+namespace el4ner {
+
+#if EL4NER_X86
+// 16 rows of 16 units -> 16 units of 16 rows.
+EL4NER_AVX512 inline __attribute__((always_inline)) void transpose_16(__m512i (&row)[16]) {
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        t[2 * i] = _mm512_unpacklo_epi32(row[2 * i], row[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(row[2 * i], row[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        row[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        row[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        row[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        row[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(row[i], row[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(row[i], row[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(row[8 + i], row[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(row[8 + i], row[12 + i], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        row[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        row[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        row[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        row[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+
+#endif
+
+}  // namespace el4ner

@@ -1,0 +1,320 @@
+// vote for up to 8 members and 16 labels at memory speed: one register holds a member's row.
+//
+// Soft: float32 exponentials tell who wins and who is second; where a gap is too small for their error, all labels are
+// summed in float64 (vote_span_avx512). Only the winner's and the second's scores are then computed in float64, so what
+// is returned does not depend on the screen. Hard: maxima and counts, nothing is approximate.
+#pragma once
+
+#include "transpose.hpp"
+#include "vote_x86.hpp"
+
+namespace el4ner {
+
+// Sums of weights by who is heard, computed once.
+struct HeardWeights {
+    bool usable = true;     // weights whose float32 quotients mean something
+    double by_label[16][8];  // [label][member]
+    double by_member[8][16];
+    float screen[8][16];     // [member][label], relative to the largest weight
+    struct Heard {
+        double weight[16];   // sum over the heard, members in order
+        float inverse[16];   // 1 / (weight relative to the largest), 0 where nobody is heard
+        bool anyone;
+    };
+    std::vector<Heard> heard;  // [set of members as bits]
+
+    explicit HeardWeights(const VoteCall &call) : heard(std::size_t{1} << call.members) {
+        double largest = 0.0;
+        for (std::int64_t i = 0; i < call.members * call.labels; ++i) largest = std::max(largest, call.weights[i]);
+        const double unit = largest > 0.0 ? 1.0 / largest : 0.0;
+        // Outside, products of weights and probabilities may fall below what float64 holds, where plain sums tie.
+        usable = largest == 0.0 || (largest > 1e-100 && largest < 1e100);
+        for (int l = 0; l < 16; ++l)
+            for (int m = 0; m < 8; ++m) {
+                const bool inside = l < call.labels && m < call.members;
+                by_label[l][m] = inside ? call.weights[m * call.labels + l] : 0.0;
+                by_member[m][l] = by_label[l][m];
+                screen[m][l] = static_cast<float>(by_label[l][m] * unit);
+            }
+        for (std::size_t set = 0; set < heard.size(); ++set) fill(heard[set], set, unit);
+    }
+
+  private:
+    void fill(Heard &entry, std::size_t set, double unit) {
+        entry.anyone = false;
+        for (int l = 0; l < 16; ++l) {
+            entry.weight[l] = 0.0;
+            for (int m = 0; m < 8; ++m)
+                if (set >> m & 1) entry.weight[l] += by_label[l][m];
+            const double relative = entry.weight[l] * unit;
+            entry.anyone = entry.anyone || entry.weight[l] > 0.0;
+            entry.inverse[l] = relative > 0.0 ? static_cast<float>(1.0 / relative) : 0.0f;
+            if (relative > 0.0 && relative < 1e-20) usable = false;
+        }
+    }
+};
+
+// exp in float32, relative error below 2e-5 for -87 < x < 88; below that at most 1e-38, above it is infinite.
+EL4NER_AVX512 inline __m512 exp_screen(__m512 x) {
+    const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 f = _mm512_reduce_ps(power, 1);  // minus its floor; 0 for -infinity
+    // 2^f for 0 <= f < 1: best polynomial of the 4th degree in relative error, off by at most 3e-6
+    __m512 p = _mm512_set1_ps(0.013534168f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.05201146f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24144275f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69300383f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000026f));
+    return _mm512_scalef_ps(p, power);  // times 2 to the floor
+}
+
+// Which lanes of a row are labels, and who of the members is heard.
+struct HeardRows {
+    unsigned heard;
+    bool good;
+};
+
+template <int M>
+EL4NER_AVX512 inline HeardRows load_rows(const VoteCall &call, std::int64_t s, __mmask16 lanes, __m512 (&x)[M]) {
+    unsigned heard = 0;
+    bool good = true;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        x[m] = _mm512_maskz_loadu_ps(lanes, call.row(m, s));
+        const __m512 top = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+        const __mmask16 finite = _mm512_mask_cmp_ps_mask(lanes, x[m], top, _CMP_LT_OQ);
+        heard |= static_cast<unsigned>(finite == lanes) << m;
+        if (__builtin_expect(finite != lanes, 0))
+            good = good && _mm512_mask_cmp_ps_mask(lanes, x[m], x[m], _CMP_UNORD_Q) == lanes;
+    }
+    return {heard, good};
+}
+
+// 16 spans at a time. Their screening scores, and what is computed exactly, are transposed so that a lane is a span:
+// then no step waits for a reduction across a register.
+struct SpanBlock {
+    alignas(64) float score[16][16];  // [span][label]
+    alignas(64) float pair[16][16];   // [span][winner's column by member, then the second's]
+    alignas(64) std::int32_t winner[16], second[16];
+    unsigned heard[16];
+    __mmask16 heard_by[8];  // by member: which spans
+    bool good;
+};
+
+EL4NER_AVX512 inline void transpose_floats(const float (&from)[16][16], __m512 (&to)[16]) {
+    __m512i row[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(from[i]);
+    transpose_16(row);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) to[i] = _mm512_castsi512_ps(row[i]);
+}
+
+// Screening scores of 16 spans; who is heard.
+template <int M>
+EL4NER_AVX512 inline void screen_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                       __mmask16 lanes, SpanBlock &block) {
+    block.good = true;
+    unsigned everybody = (1u << M) - 1;
+    for (int j = 0; j < 16; ++j) {
+        __m512 x[M];
+        const HeardRows rows = load_rows<M>(call, first + j, lanes, x);
+        block.good = block.good && rows.good;
+        block.heard[j] = rows.heard;
+        everybody &= rows.heard;
+        __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const auto on = static_cast<__mmask16>(0 - (rows.heard >> m & 1));
+            sum = _mm512_mask3_fmadd_ps(exp_screen(x[m]), _mm512_loadu_ps(table.screen[m]), sum, on);
+        }
+        const __m512 score = _mm512_mul_ps(sum, _mm512_loadu_ps(table.heard[rows.heard].inverse));
+        _mm512_store_ps(block.score[j], score);
+    }
+    for (int m = 0; m < M; ++m) {
+        block.heard_by[m] = 0xffff;
+        if (everybody >> m & 1) continue;
+        unsigned by = 0;
+        for (int j = 0; j < 16; ++j) by |= (block.heard[j] >> m & 1) << j;
+        block.heard_by[m] = static_cast<__mmask16>(by);
+    }
+}
+
+// Winner and second of 16 spans from their screening scores; the mask says for which spans these are certain.
+EL4NER_AVX512 inline __mmask16 choose_block(int labels, SpanBlock &block) {
+    __m512 column[16];
+    transpose_floats(block.score, column);
+    __m512 best = column[0], second = _mm512_set1_ps(-1.0f), third = second;
+    __m512i winner = _mm512_setzero_si512(), runner_up = winner;
+    for (int l = 1; l < labels; ++l) {
+        const __m512 score = column[l];
+        const __m512i label = _mm512_set1_epi32(l);
+        const __mmask16 leads = _mm512_cmp_ps_mask(score, best, _CMP_GT_OQ);
+        const __mmask16 follows = _mm512_cmp_ps_mask(score, second, _CMP_GT_OQ);
+        third = _mm512_max_ps(third, _mm512_min_ps(score, second));
+        second = _mm512_max_ps(second, _mm512_min_ps(score, best));
+        best = _mm512_max_ps(best, score);
+        runner_up = _mm512_mask_mov_epi32(runner_up, follows, label);
+        runner_up = _mm512_mask_mov_epi32(runner_up, leads, winner);
+        winner = _mm512_mask_mov_epi32(winner, leads, label);
+    }
+    _mm512_store_si512(block.winner, winner);
+    _mm512_store_si512(block.second, runner_up);
+    // Relative errors: 2e-5 of the exponentials and at most 10 roundings of 6e-8 in weights, sums and quotient. Two
+    // scores that are 1e-4 apart are therefore in the right order. Far below 1 exponentials vanish, far above 1
+    // float32 overflows.
+    const __m512 nearly = _mm512_set1_ps(0.9999f), least = _mm512_set1_ps(1e-30f), most = _mm512_set1_ps(1e30f);
+    __mmask16 certain = _mm512_cmp_ps_mask(_mm512_mul_ps(best, nearly), second, _CMP_GT_OQ);
+    certain &= _mm512_cmp_ps_mask(best, least, _CMP_GT_OQ) & _mm512_cmp_ps_mask(best, most, _CMP_LT_OQ);
+    if (labels > 1) certain &= _mm512_cmp_ps_mask(second, least, _CMP_GT_OQ);
+    if (labels > 2) certain &= _mm512_cmp_ps_mask(_mm512_mul_ps(second, nearly), third, _CMP_GT_OQ);
+    return certain;
+}
+
+// Weighted float64 sums over members, in order, of 8 spans' chosen columns, divided by the weights heard.
+template <int M>
+EL4NER_AVX512 inline __m256 exact_eight(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
+                                        const std::int32_t *label, int half) {
+    const __m512i index = _mm512_cvtepi32_epi64(_mm256_load_si256(reinterpret_cast<const __m256i *>(label + 8 * half)));
+    __m512d total = _mm512_setzero_pd(), weight = _mm512_setzero_pd();
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        const auto heard = static_cast<__mmask8>(block.heard_by[m] >> (8 * half));
+        const __m256 x = half == 0 ? _mm512_castps512_ps256(column[m]) : _mm512_extractf32x8_ps(column[m], 1);
+        const double *by = table.by_member[m];
+        const __m512d w = _mm512_permutex2var_pd(_mm512_loadu_pd(by), index, _mm512_loadu_pd(by + 8));
+        total = _mm512_mask_add_pd(total, heard, total, _mm512_mul_pd(w, exp_avx512(_mm512_cvtps_pd(x))));
+        weight = _mm512_mask_add_pd(weight, heard, weight, w);
+    }
+    return _mm512_cvtpd_ps(_mm512_div_pd(total, weight));
+}
+
+template <int M>
+EL4NER_AVX512 inline __m512 exact_block(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
+                                        const std::int32_t *label) {
+    const __m256 low = exact_eight<M>(table, block, column, label, 0);
+    const __m256 high = exact_eight<M>(table, block, column, label, 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+// 16 spans of a soft vote; those that the screen cannot decide are summed in full.
+template <int M>
+EL4NER_AVX512 inline bool soft_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                     __mmask16 lanes, SpanBlock &block, VoteWork &work) {
+    screen_block<M>(call, table, first, lanes, block);
+    if (!block.good) return false;
+    const __mmask16 certain = choose_block(static_cast<int>(call.labels), block);
+    for (int j = 0; j < 16; ++j) {
+        const __m512i lane = _mm512_mask_set1_epi32(_mm512_set1_epi32(block.winner[j]), 0xff00, block.second[j]);
+        __m512 both = _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+            both = _mm512_mask_permutexvar_ps(both, static_cast<__mmask16>(0x101 << m), lane,
+                                              _mm512_maskz_loadu_ps(lanes, call.row(m, first + j)));
+        _mm512_store_ps(block.pair[j], both);
+    }
+    __m512 column[16];
+    transpose_floats(block.pair, column);
+    const __m512 best = exact_block<M>(table, block, column, block.winner);
+    const __m512 second = exact_block<M>(table, block, column + 8, block.second);
+    const __m512i winner = _mm512_load_si512(block.winner);
+    _mm512_storeu_si512(call.winners + first, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(winner)));
+    _mm512_storeu_si512(call.winners + first + 8, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(winner, 1)));
+    _mm512_storeu_ps(call.scores + first, best);
+    _mm512_storeu_ps(call.margins + first, call.labels > 1 ? _mm512_sub_ps(best, second) : best);
+    for (unsigned left = static_cast<__mmask16>(~certain); left != 0; left &= left - 1) {
+        const int j = __builtin_ctz(left);
+        if (table.heard[block.heard[j]].anyone)
+            vote_span_avx512(call, first + j, work);
+        else
+            call.nobody(first + j);
+    }
+    return true;
+}
+
+template <int M>
+EL4NER_AVX512 inline void hard_span(const VoteCall &call, const HeardWeights &table, const __m512 (&x)[M],
+                                    unsigned heard, __mmask16 lanes, std::int64_t s) {
+    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+    unsigned votes[M];  // the label each member votes for, as a bit
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        const __m512 top = _mm512_set1_ps(_mm512_mask_reduce_max_ps(lanes, x[m]));
+        unsigned best = _mm512_mask_cmp_ps_mask(lanes, x[m], top, _CMP_EQ_OQ);
+        best = heard >> m & 1 ? best & (0 - best) : 0;
+        votes[m] = best;
+        const double w = best ? table.by_label[__builtin_ctz(best)][m] : 0.0;
+        low = _mm512_mask_add_pd(low, static_cast<__mmask8>(best), low, _mm512_set1_pd(w));
+        high = _mm512_mask_add_pd(high, static_cast<__mmask8>(best >> 8), high, _mm512_set1_pd(w));
+    }
+    const double *weight = table.heard[heard].weight;
+    const __m512d zero = _mm512_setzero_pd(), wl = _mm512_loadu_pd(weight), wh = _mm512_loadu_pd(weight + 8);
+    low = _mm512_maskz_div_pd(_mm512_cmp_pd_mask(wl, zero, _CMP_GT_OQ), low, wl);
+    high = _mm512_maskz_div_pd(_mm512_cmp_pd_mask(wh, zero, _CMP_GT_OQ), high, wh);
+    const __m512 score = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
+    const float best = _mm512_mask_reduce_max_ps(lanes, score);
+    unsigned ahead = _mm512_mask_cmp_ps_mask(lanes, score, _mm512_set1_ps(best), _CMP_EQ_OQ);
+    if (ahead & (ahead - 1)) {  // a tie: the label whose voter of positive weight comes first
+        for (int m = 0; m < M; ++m)
+            if ((votes[m] & ahead) && table.by_label[__builtin_ctz(votes[m])][m] > 0.0) {
+                ahead = votes[m];
+                break;
+            }
+    }
+    const int winner = __builtin_ctz(ahead);
+    const auto others = static_cast<__mmask16>(lanes & ~(1u << winner));
+    const float second = others ? _mm512_mask_reduce_max_ps(others, score) : 0.0f;
+    call.winners[s] = winner;
+    call.scores[s] = best;
+    call.margins[s] = best - second;
+}
+
+template <int M, bool Hard>
+EL4NER_AVX512 inline bool vote_spans_of(const VoteCall &call, const HeardWeights &table, std::int64_t begin,
+                                        std::int64_t end) {
+    VoteWork work(call);
+    const auto lanes = static_cast<__mmask16>((1u << call.labels) - 1);
+    bool good = true;
+    std::int64_t s = begin;
+    SpanBlock block;
+    if (!Hard)
+        for (; s + 16 <= end; s += 16) good = soft_block<M>(call, table, s, lanes, block, work) && good;
+    for (; s < end; ++s) {
+        if (!Hard) {
+            good = vote_span_avx512(call, s, work) && good;
+            continue;
+        }
+        __m512 x[M];
+        const HeardRows rows = load_rows<M>(call, s, lanes, x);
+        good = good && rows.good;
+        if (!table.heard[rows.heard].anyone)
+            call.nobody(s);
+        else
+            hard_span<M>(call, table, x, rows.heard, lanes, s);
+    }
+    return good;
+}
+
+template <int M>
+inline bool vote_spans_of(const VoteCall &call, const HeardWeights &table, std::int64_t begin, std::int64_t end) {
+    return call.hard ? vote_spans_of<M, true>(call, table, begin, end)
+                     : vote_spans_of<M, false>(call, table, begin, end);
+}
+
+// Spans begin to end of a call with 1 to 8 members (0 too) and 1 to 16 labels.
+inline bool vote_spans_screened(const VoteCall &call, std::int64_t begin, std::int64_t end) {
+    const HeardWeights table(call);
+    if (!table.usable) return vote_spans(call, begin, end);
+    switch (call.members) {
+        case 1: return vote_spans_of<1>(call, table, begin, end);
+        case 2: return vote_spans_of<2>(call, table, begin, end);
+        case 3: return vote_spans_of<3>(call, table, begin, end);
+        case 4: return vote_spans_of<4>(call, table, begin, end);
+        case 5: return vote_spans_of<5>(call, table, begin, end);
+        case 6: return vote_spans_of<6>(call, table, begin, end);
+        case 7: return vote_spans_of<7>(call, table, begin, end);
+        case 8: return vote_spans_of<8>(call, table, begin, end);
+        default: return vote_spans(call, begin, end);
+    }
+}
+
+}  // namespace el4ner

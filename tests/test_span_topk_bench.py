@@ -1,0 +1,132 @@
+"""span_topk beside its rivals: who answers wrongly is not timed, and rows say what was answered."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from el4ner.bench import ops, rivals_span_topk
+from el4ner.bench.cli import group
+from el4ner.bench.rivals_span_topk import SENTENCES, Side, agreement, exactly, oracle, rows, table
+from el4ner.bench.span_pools import SpanInput, real, synthetic
+from el4ner.errors import InputError
+from el4ner.kernels import SpanPool, available_backends, span_topk
+
+FACTS = {"cpu": "A CPU", "commit": None, "versions": {"torch": "2"}}
+
+
+def small(name: str = "clustered") -> SpanInput:
+    return synthetic(name, queries=6, sentences=60, width=16, seed=1)
+
+
+@pytest.mark.parametrize("name", ["clustered", "random"])
+def test_the_oracle_is_the_reference(name: str) -> None:
+    data = small(name)
+    expected = span_topk(data.queries, data.offsets, data.weights, data.pool, 20, backend="ref")
+    share, gap = exactly(oracle(data, 20), expected)
+    assert share == 1.0
+    assert gap <= 1.2e-7  # two orders of float64 sums, each rounded once
+
+
+def test_the_oracle_knows_empty_sentences_and_queries() -> None:
+    data = small()
+    offsets = np.concatenate([[0, 0], data.pool.offsets[1:], data.pool.offsets[-1:]])
+    empty = replace(data, pool=SpanPool.pack(data.pool.vectors, offsets), offsets=np.concatenate([[0], data.offsets]))
+    expected = span_topk(empty.queries, empty.offsets, empty.weights, empty.pool, 70, backend="ref")
+    assert np.array_equal(oracle(empty, 70)[0], expected[0])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
+def test_every_side_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EL4NER_ISA", "")
+    monkeypatch.setenv("EL4NER_THREADS", "1")
+    measured = list(rows(small(), k=20, repeats=1, seed=1, facts=FACTS))
+    assert [row["reason"] for row in measured] == [None] * len(measured)
+    for row in measured:
+        assert row["status"] == "ok"
+        assert row["timing"]["median_s"] > 0
+        assert row["agreement"] > 0.9
+        assert 0 < row["part_timed"] <= 1
+    names = [row["side"] for row in measured]
+    assert any("segment_reduce" in name for name in names)
+    if available_backends("span_topk")["native"] is None:
+        assert 0 <= measured[0]["certified"] <= 1
+        assert measured[0]["times_ours"] == 1
+    text = table(measured)
+    for name in names:
+        assert name in text
+    assert ops.table(measured).startswith("span_topk, clustered: queries 6")
+    both = ops.table([*measured, *({**row, "data": "random"} for row in measured)])
+    assert both.startswith(text)
+    assert "\n\nspan_topk, random: queries 6" in both
+
+
+def test_a_wrong_side_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small()
+    expected = oracle(data, 20)
+    moved = np.roll(expected[0], 1, axis=1), expected[1]
+    wrong = Side("el4ner wrong", SENTENCES, lambda: moved, lambda r: exactly(r, expected), 1.2e-7)
+    off = Side(
+        "torch off", SENTENCES, lambda: (expected[0], expected[1] + 1e-3), lambda r: agreement(r, expected), 5e-6
+    )
+    crash = Side("torch crash", SENTENCES, lambda: 1 / np.zeros(0)[1], lambda r: agreement(r, expected), 5e-6)
+    monkeypatch.setattr(rivals_span_topk, "our_sides", lambda *_: [wrong, off])
+    for name in ("torch_sides", "span_sides", "maxsim_sides"):
+        monkeypatch.setattr(rivals_span_topk, name, lambda *_: [])
+    measured = list(rows(data, k=20, repeats=1, seed=1, facts=FACTS))
+    assert [(row["status"], row["timing"]) for row in measured] == [("wrong", None)] * 2
+    assert "agreement 0.0" in measured[0]["reason"]
+    assert "scores off by 0.001" in measured[1]["reason"]
+    with pytest.raises(IndexError):
+        rivals_span_topk._check(crash)  # a mistake of ours is not hidden
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
+def test_the_command_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --backend: one thread, all sides, a wrong one of ours fails the run. With it: like other operations."""
+    monkeypatch.setenv("EL4NER_ISA", "")  # rows() sets it
+    monkeypatch.setenv("EL4NER_THREADS", "1")
+    made = list(rows(small(), k=20, repeats=1, seed=1, facts=FACTS))
+    monkeypatch.setattr(rivals_span_topk, "measure", lambda **_: iter(made))
+    command = ["kernels", "--op", "span_topk", "--repeats", "1", "--json", "-"]
+    done = CliRunner().invoke(group, command)
+    assert done.exit_code == 0, done.output
+    printed = {row["backend"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert list(printed) == [row["side"] for row in made]
+    assert {name.startswith("el4ner") == row["rival"] for name, row in printed.items()} == {False}
+    assert "span_topk, clustered: queries 6" in done.stderr
+    made[0] |= {"status": "wrong", "reason": "off", "timing": None}
+    assert CliRunner().invoke(group, command).exit_code == 1
+
+    monkeypatch.setitem(ops.SIZES["small"], "span_topk", {"queries": 3, "sentences": 30, "width": 8, "k": 4})
+    done = CliRunner().invoke(group, [*command, "--backend", "numba"])
+    assert done.exit_code == 0, done.output
+    printed = {row["backend"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert printed["numba"]["shape"]["sentences"] == 30
+    by_torch = [row for row in printed.values() if row["rival"]]
+    assert [(row["status"], row["reason"]) for row in by_torch] == [("ok", None)] * 3
+
+
+def test_real_pools_need_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EL4NER_DATA", raising=False)
+    with pytest.raises(InputError, match="EL4NER_DATA is not set"):
+        real("wnut17", queries=3, sentences=3, seed=0)
+
+
+@pytest.mark.benchmark
+@pytest.mark.embedded
+def test_real_pools(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EL4NER_DATA", str(data_dir))
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
+    data = real("wnut17", queries=4, sentences=6, seed=0)
+    assert (data.pool.sentences, len(data.offsets), data.pool.width) == (6, 5, 384)
+    assert np.allclose(np.linalg.norm(data.pool.vectors, axis=1), 1, atol=1e-5)
+    assert (data.weights > 0).all()
+    again = real("wnut17", queries=4, sentences=6, seed=0)  # from the cache
+    assert np.array_equal(again.queries, data.queries)

@@ -1,0 +1,100 @@
+"""Candidates from FAISS: exact scores, measured recall, and an explicit choice."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from el4ner.errors import KernelError, ShapeError
+from el4ner.kernels import SpanIndex, SpanPool, available_backends, span_recall, span_topk
+
+needs_faiss = pytest.mark.skipif(
+    importlib.util.find_spec("faiss") is None, reason="faiss is not installed (el4ner[cpu])"
+)
+BACKENDS = [name for name, reason in available_backends("span_topk").items() if reason is None]
+
+
+def a_case(sentences: int = 400, width: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, SpanPool]:
+    """Spans around 40 centres, empty sentences and an empty query among them."""
+    random = np.random.default_rng(sentences)
+    offsets = np.concatenate([[0], np.cumsum(random.integers(0, 6, sentences))]).astype(np.int64)
+    query_offsets = np.array([0, 3, 3, 7, 12], dtype=np.int64)
+    centres = random.normal(size=(40, width))
+
+    def vectors(count: int) -> np.ndarray:
+        out = centres[random.integers(0, 40, count)] + 0.3 * random.normal(size=(count, width))
+        return (out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
+
+    return (
+        vectors(12),
+        query_offsets,
+        random.choice([1.0, 2.0, 4.0], 12),
+        SpanPool.pack(vectors(int(offsets[-1])), offsets),
+    )
+
+
+@needs_faiss
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_index_that_probes_everything_is_exact(backend: str) -> None:
+    queries, offsets, weights, pool = a_case(40)
+    index = SpanIndex.build(pool, cells=3, probes=3)
+    exclude: list[Any] = [None, 3, [1, 2], [30]]
+    # 128 neighbours of each span are more than the pool has
+    found = span_topk(queries, offsets, weights, pool, 9, exclude=exclude, candidates=index, backend=backend)
+    expected = span_topk(queries, offsets, weights, pool, 9, exclude=exclude, backend="ref")
+    assert np.array_equal(found[0], expected[0])
+    assert np.allclose(found[1], expected[1], rtol=1.2e-7, atol=1e-15)
+    assert span_recall(queries, offsets, weights, index, 9, exclude=exclude) == 1.0
+
+
+@needs_faiss
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_found_is_scored_exactly_and_recall_says_what_is_missed(backend: str) -> None:
+    queries, offsets, weights, pool = a_case(3000)
+    index = SpanIndex.build(pool, cells=50, probes=1)
+    ids, scores = span_topk(queries, offsets, weights, pool, 20, candidates=index, backend=backend)
+    all_ids, all_scores = span_topk(queries, offsets, weights, pool, pool.sentences, backend="ref")
+    for b in range(4):
+        true = dict(zip(all_ids[b].tolist(), all_scores[b].tolist(), strict=True))
+        got = [(c, s) for c, s in zip(ids[b].tolist(), scores[b].tolist(), strict=True) if c >= 0]
+        assert [true[c] for c, _ in got] == pytest.approx([s for _, s in got], rel=1.2e-7)
+        assert got == sorted(got, key=lambda pair: (-pair[1], pair[0]))
+    recall = span_recall(queries, offsets, weights, index, 20)
+    hits = sum(len(set(ids[b].tolist()) & set(all_ids[b, :20].tolist()) - {-1}) for b in range(4))
+    assert recall == pytest.approx(hits / 60)  # three queries ask for anything
+    assert 0.1 < recall < 1.0
+
+
+@needs_faiss
+def test_more_probes_find_no_less() -> None:
+    queries, offsets, weights, pool = a_case(3000)
+    recalls = [
+        span_recall(queries, offsets, weights, SpanIndex.build(pool, cells=50, probes=probes), 20)
+        for probes in (1, 8, 50)
+    ]
+    assert recalls == sorted(recalls)
+
+
+@needs_faiss
+def test_wrong_uses_are_refused() -> None:
+    queries, offsets, weights, pool = a_case(40)
+    index = SpanIndex.build(pool)
+    with pytest.raises(ShapeError, match="index of another pool"):
+        span_topk(queries, offsets, weights, a_case(41)[3], 3, candidates=index)
+    with pytest.raises(ShapeError, match="no spans"):
+        SpanIndex.build(SpanPool.pack(np.zeros((0, 4)), np.array([0, 0])))
+    with pytest.raises(ShapeError, match="probes=9"):
+        SpanIndex.build(pool, cells=4, probes=9)
+    empty = span_topk(np.zeros((0, 24)), np.array([0, 0]), np.zeros(0), pool, 3, candidates=index)
+    assert empty[0].tolist() == [[-1, -1, -1]]
+    assert span_recall(np.zeros((0, 24)), np.array([0, 0]), np.zeros(0), index, 3) == 1.0
+
+
+def test_without_faiss_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(KernelError, match=r"install el4ner\[cpu\] or el4ner\[gpu\]"):
+        SpanIndex.build(a_case(40)[3])
