@@ -93,9 +93,10 @@ class ReadingConfig(_Settings):
     encoder_depths: layers of the sentence encoder read beside the model; empty leaves the encoder out.
     shapes: capitals, digits and the like as features. context: the words beside a span count too.
     hidden: units of the read-out's hidden layers, 0 for a linear one. On dev, strict F1 of a linear read-out of one
-    layer, of one hidden layer over it, and of these settings: CrossNER AI (100 pool sentences) 0.56, 0.57, 0.64;
-    WNUT17 0.58, 0.59, 0.63. decay: weight decay of the fit. dropout, feature_dropout: shares of hidden units and of
-    feature values left out of a fitting step. negatives: share of the non-entities that a fitting step looks at.
+    layer, of one hidden layer over it, and of one read-out with these layers and depths: CrossNER AI (100 pool
+    sentences) 0.56, 0.57, 0.64; WNUT17 0.58, 0.59, 0.63. decay: weight decay of the fit. dropout, feature_dropout:
+    shares of hidden units and of feature values left out of a fitting step. negatives: share of the non-entities that
+    a fitting step looks at.
     builtin: the built-in pool, with its own labels, is fitted beside another pool: what an entity looks like carries
     over (dev, two heads: 0.644 to 0.657 on WNUT17, 0.619 to 0.638 on CrossNER AI). heads: read-outs fitted from
     different starts, whose probabilities are averaged. max_words: longest span, None for what the pool needs (to 12).

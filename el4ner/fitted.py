@@ -34,8 +34,10 @@ def fitted_key(preparation: Preparation, team: Team) -> str:
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _UNFITTED}
     named = preparation.wants("reading") or preparation.wanted_members()
     models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
+    beside = preparation.beside(team.pool) if preparation.wants("reading") else None
     versions = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION]
     return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,
+                       beside.content if beside is not None else "",
                        preparation.encoder().source)  # fmt: skip
 
 

@@ -9,7 +9,7 @@ Everything said about a pool sentence comes from models of the other folds. What
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,6 +208,15 @@ class Preparation:
 
     # With a fit
 
+    def beside(self, pool: Pool) -> Pool | None:
+        """The built-in pool to fit beside another one, without the texts they share: those would give folds away."""
+        if not self.config.reading.builtin:
+            return None
+        builtin = load_pool(None, None, self.config.stack.folds)
+        known = {d.text for d in pool.sentences}
+        others = tuple(d for d in builtin.sentences if d.text not in known)
+        return replace(builtin, sentences=others) if others else None
+
     def readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
         """One reading voter per distinct model among the members."""
         config = self.config
@@ -232,8 +241,7 @@ class Preparation:
         tables: dict[str, list[SpanTable]] = {}
         if self.wants("reading"):
             team.readers = self.readers(pool)
-            builtin = load_pool(None, None, config.stack.folds) if config.reading.builtin else None
-            beside = None if builtin is None or builtin.content == pool.content else builtin
+            beside = self.beside(pool)
             for voter in team.readers:
                 tables[voter.name] = voter.fit(pool, self.progress, beside)
                 if voter.unaligned:

@@ -16,7 +16,8 @@ from el4ner.engines.base import Choose, Completion, Generate
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError, EngineError, UsageError
 from el4ner.pipeline import El4ner
-from el4ner.pool import Pool
+from el4ner.pool import Pool, load_pool
+from el4ner.preparation import Preparation
 from el4ner.prompts import VERDICT_CHOICES
 from el4ner.records import Demonstration, Label, Sentence
 
@@ -326,3 +327,15 @@ def test_a_pool_of_copies_fits_nothing(make: Callable[..., El4ner]) -> None:
     model = make({"a": stages.member(["Bob"], GOLD)}, pool, voters="auto")
     assert surfaces(model.predict(["Bob came."])[0]) == {"Bob": "person"}
     assert model.report()["fitted"]["calibrated"] is False
+
+
+def test_what_is_fitted_beside_a_pool_shares_no_text_with_it() -> None:
+    """A text in both would tell a read-out about a sentence of the fold that it must not have seen."""
+    builtin = load_pool(None, None)
+    some = Pool(builtin.sentences[:30], builtin.labels)
+    beside = Preparation(make_config({})).beside(some)
+    assert beside is not None
+    assert len(beside.sentences) == len(builtin.sentences) - 30
+    assert not {d.text for d in beside.sentences} & {d.text for d in some.sentences}
+    assert Preparation(make_config({})).beside(builtin) is None
+    assert Preparation(make_config({"reading": {"builtin": False}})).beside(some) is None
