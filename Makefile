@@ -27,7 +27,6 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/py
 	@touch $@
 
 demo: setup  ## find entities in examples/ with the embedded models
-	$(BIN)/el4ner pool build
 	$(BIN)/el4ner predict examples/*.jsonl -o $(DEMO_OUTPUT)
 	$(BIN)/el4ner show $(DEMO_OUTPUT)
 

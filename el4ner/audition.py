@@ -1,7 +1,9 @@
 """The audition: are prompted members worth asking? Tried on pool sentences that their demonstrations leave out.
 
-First on a few sentences; members whose votes do not make those more probable are not asked (unless all are asked for).
-Those that pass are stacked on a larger sample, beside what the cheap voters already have.
+First on a few sentences, where they vote on what the others propose: writing lists is the dearest thing that members
+do, and who labels no better than chance finds no spans that are worth it. Members whose votes do not make those
+sentences more probable are not asked (unless all are asked for). Those that pass list spans too and are stacked on a
+larger sample, beside what the cheap voters already have.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from el4ner.stages.classify import EVIDENCE, evidence_of, member_votes, worth_as
 from el4ner.stages.extract import Extracted, unite
 from el4ner.stages.retrieve import Retrieved, input_spans
 from el4ner.stages.team import Team
+from el4ner.voters.conversations import together
 from el4ner.voters.stacking import Stack, fit_stack, log_loss, start_stack
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
     for number in sorted({max(4, size // 3), size}):
         trial = team.pool.sample(number)
         preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
-        gain, error = cross_validated_gain(team, ask(preparation, team, examined, trial), trial)
+        gain, error = cross_validated_gain(team, ask(preparation, team, examined, trial, listing=False), trial)
         if gain <= 0:
             break
     preparation.facts["audition of the members"] = {
@@ -98,8 +101,13 @@ class Asked:
         return votes, np.concatenate([self.evidence[i] for i in own]), np.concatenate([self.truth[i] for i in own])
 
 
-def ask(preparation: Preparation, team: Team, examined: Examined, chosen: Sequence[int]) -> Asked:
-    """Members list and vote on pool sentences, shown demonstrations of other folds only. Replies are cached."""
+def ask(
+    preparation: Preparation, team: Team, examined: Examined, chosen: Sequence[int], *, listing: bool = True
+) -> Asked:
+    """Members list and vote on pool sentences, shown demonstrations of other folds only. Replies are cached.
+
+    listing: False lets them vote only.
+    """
     pool, config = team.pool, team.config
     sentences = pool.as_sentences(chosen)
     folds = [pool.folds[s] for s in chosen]
@@ -111,13 +119,16 @@ def ask(preparation: Preparation, team: Team, examined: Examined, chosen: Sequen
         "audition", PROMPT_VERSION, [(m.name, m.engine.source, m.variant) for m in members], pool.content, list(chosen),
         fingerprint(config, "preset", "encoder", "retrieve", "extract", "classify", "reading", "retrieval", "stack",
                     "max_prompt_tokens", "seed", "dtype", "voters"), list(team.base.voters) if team.base else [],
+        listing,
     )  # fmt: skip
     stored = preparation.cache.get(key)
     lists: dict[str, list[list[Span]]] = {}
     if stored is None:
-        for member in members:
-            replies = member.extract(sentences, shown.demonstrations) if config.extract.members else []
-            lists[member.name] = [list(reply.spans) for reply in replies] or [[] for _ in sentences]
+        listing = listing and config.extract.members
+        talks = [m.extraction(sentences, shown.demonstrations) for m in members] if listing else []
+        lists = {member.name: [[] for _ in sentences] for member in members}
+        for member, replies in zip(members, together(talks), strict=bool(talks)):
+            lists[member.name] = [list(reply.spans) for reply in replies]
     else:
         lists = {m.name: _unflatten(stored[f"{m.name} spans"], len(sentences)) for m in members}
     candidates = [
@@ -135,12 +146,17 @@ def ask(preparation: Preparation, team: Team, examined: Examined, chosen: Sequen
     else:
         borders = np.cumsum([0, *(len(own) for own in candidates)])
         prompted = {name: [stored[f"{name} votes"][a:b] for a, b in pairwise(borders)] for name in names}
+    return Asked(sentences, shown, candidates, votes | prompted, evidence, _truth(team, chosen, candidates))
+
+
+def _truth(team: Team, chosen: Sequence[int], candidates: Sequence[Sequence[Candidate]]) -> list[np.ndarray]:
+    """Per sentence the label index of every candidate, or the number of labels for none."""
     index = {label: position for position, label in enumerate(team.labels)}
     truth = []
     for s, own in zip(chosen, candidates, strict=True):
-        gold = {entity.span: index[entity.label] for entity in pool.sentences[s].entities}
+        gold = {entity.span: index[entity.label] for entity in team.pool.sentences[s].entities}
         truth.append(np.array([gold.get(c.span, len(index)) for c in own], dtype=np.int64))
-    return Asked(sentences, shown, candidates, votes | prompted, evidence, truth)
+    return truth
 
 
 def _flatten(lists: Sequence[Sequence[Span]]) -> np.ndarray:

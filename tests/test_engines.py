@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from el4ner.engines import Choose, Completion, Engine, Generate, SubstringList, TokenStates, load_engine
+from el4ner.engines.prefix_cache import PrefixRunner
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import EngineError, ModelNotFoundError
 
@@ -315,6 +316,31 @@ def test_replies_alone_equal_replies_in_a_batch_and_plain_ones(tiny: Any) -> Non
     replies = [Reply(tiny._prompts.render(r.prompt), r.max_new_tokens, tiny._grammar(r.grammar)) for r in requests]
     PlainDecoder(tiny.model, tiny.device, ReplyWriter(tiny.tokenizer, tiny._end_tokens())).write(replies)
     assert [reply.text for reply in replies] == [completion.text for completion in batched]
+
+
+def test_replies_behind_one_prefix_are_written_side_by_side_as_alone(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Ann met Bob in Rome. The end is near, Bob said."
+    shared = [("Say what it is.\n", "Rome is a place.\n"), ("Say what it is.\n", "Text: " + text)]
+    requests = [
+        Generate((*prefix, question), grammar, limit)
+        for prefix, questions in zip(shared, (["a", "a b c", "x"], ["name", "who is"]), strict=True)
+        for question in questions
+        for grammar, limit in ((None, 5), (SubstringList(text), 12), (None, 1), (None, 9))
+    ]
+    alone = [tiny.generate([request])[0] for request in requests]
+    steps: list[tuple[int, ...]] = []
+    inner = PrefixRunner.step
+
+    def step(self: Any, state: Any, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        steps.append(tuple(tokens.shape))
+        return inner(self, state, tokens, *rest)
+
+    monkeypatch.setattr(PrefixRunner, "step", step)
+    assert tiny.generate(requests) == alone
+    assert len({reply.generated_tokens for reply in alone}) > 2  # lanes end at different times
+    assert max(rows for rows, _ in steps) == 2 and max(lanes for _, lanes in steps) > 3  # noqa: PT018
 
 
 @pytest.mark.parametrize("text", DOCUMENTS)

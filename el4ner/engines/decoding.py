@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from el4ner.engines.chat import PromptTokens
+from el4ner.engines.chat import PromptTokens, TokenIds
 from el4ner.engines.grammar import RowGrammar
 from el4ner.engines.head import Head
 from el4ner.engines.prefix_cache import Chunk, Continued, PrefixRunner, Row
 from el4ner.engines.scoring import Budgets
+from el4ner.engines.token_trie import TokenTrie
 
 
 @dataclass(slots=True)
@@ -72,70 +75,148 @@ class ReplyWriter:
             reply.done = reply.truncated = True
 
 
-class BatchDecoder:
-    """Writes replies with packed prefixes. max_rows: replies written at once."""
+@dataclass(slots=True)
+class _Lanes:
+    """The replies being written behind R prefixes, up to W side by side behind each.
 
-    def __init__(self, runner: PrefixRunner, head: Head, writer: ReplyWriter, budgets: Budgets, max_rows: int) -> None:
+    table (R, W): which reply, -1 for none. tokens, positions (R, W): the token each lane takes next, and where.
+    visible (R, W, C) bool: the columns of the memory that each lane may look at.
+    """
+
+    table: NDArray[np.int64]
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    visible: torch.Tensor
+
+    def gather(self, rows: torch.Tensor, order: torch.Tensor) -> None:
+        """Keep these rows, and of each the lanes in `order` (R', W')."""
+        self.table = np.take_along_axis(self.table[rows.numpy()], order.numpy(), axis=1)
+        self.tokens = self.tokens[rows].gather(1, order)
+        self.positions = self.positions[rows].gather(1, order)
+        self.visible = self.visible[rows[:, None], order]
+
+
+class BatchDecoder:
+    """Writes replies with packed prefixes. max_replies: replies written at once.
+
+    Replies with the same prefix are lanes of one row: their prompts' ends form a trie behind it, and every step adds a
+    token to each of them, so that the prefix's keys and values lie in memory once and are read once a step.
+    """
+
+    def __init__(
+        self, runner: PrefixRunner, head: Head, writer: ReplyWriter, budgets: Budgets, max_replies: int
+    ) -> None:
         self._runner = runner
         self._head = head
         self._writer = writer
         self._budgets = budgets
-        self._max_rows = max_rows
+        self._max_replies = max_replies
 
     def write(self, replies: Sequence[Reply]) -> None:
         """Finish all replies in place."""
-        for batch in self._batches(replies):
-            prefixes = self._runner.prefixes([reply.prompt.shared for reply in batch])
-            self._write(batch, prefixes)
+        for rows in self._batches(replies):
+            prefixes = self._runner.prefixes([row[0].prompt.shared for row in rows])
+            self._write(rows, prefixes)
 
-    def _batches(self, replies: Sequence[Reply]) -> list[list[Reply]]:
-        """Replies whose prompts are of like length, within the budgets of memory and rows."""
-        batches: list[list[Reply]] = []
-        order = sorted(range(len(replies)), key=lambda i: (replies[i].prompt.length, replies[i].prompt.shared, i))
-        for index in order:
-            reply = replies[index]
-            rows = len(batches[-1]) + 1 if batches else 1
-            limit = max([reply.limit, *(other.limit for other in batches[-1])]) if batches else reply.limit
-            # prompts come in ascending length, so this one is the longest
-            size = rows * (reply.prompt.length + limit) * self._budgets.kv_bytes_per_token
-            if not batches or rows > self._max_rows or size > self._budgets.kv_bytes:
-                batches.append([])
-            batches[-1].append(reply)
+    def _batches(self, replies: Sequence[Reply]) -> list[list[list[Reply]]]:
+        """Batches of rows of replies with one prefix, of like length, within the budgets of memory and replies."""
+        by_prefix: dict[tuple[TokenIds, ...], list[Reply]] = {}
+        for reply in replies:
+            by_prefix.setdefault(reply.prompt.shared, []).append(reply)
+        size = max(1, self._max_replies)
+        rows = [own[i : i + size] for own in by_prefix.values() for i in range(0, len(own), size)]
+        batches: list[list[list[Reply]]] = []
+        for row in sorted(rows, key=lambda own: (_longest(own), own[0].prompt.shared)):
+            trial = [*batches[-1], row] if batches else [row]
+            width = max(len(own) for own in trial)
+            columns = _longest(row) + width * max(reply.limit for own in trial for reply in own)
+            memory = len(trial) * columns * self._budgets.kv_bytes_per_token
+            if not batches or len(trial) * width > self._max_replies or memory > self._budgets.kv_bytes:
+                batches.append([row])
+            else:
+                batches[-1] = trial
         return batches
 
-    def _write(self, replies: list[Reply], prefixes: Sequence[Chunk | None]) -> None:
-        rows = [Row(prefix, reply.prompt.rest) for prefix, reply in zip(prefixes, replies, strict=True)]
-        extra = max(reply.limit for reply in replies)
+    def _write(self, rows: list[list[Reply]], prefixes: Sequence[Chunk | None]) -> None:
+        replies = [reply for row in rows for reply in row]
+        width = max(len(row) for row in rows)
+        tries, ends = [], []
+        for row in rows:
+            trie = TokenTrie()
+            ends.append([trie.insert(reply.prompt.rest) for reply in row])
+            tries.append(trie)
+        inputs = [
+            Row(prefix, trie.tokens, trie.depths, trie.ancestors())
+            for prefix, trie in zip(prefixes, tries, strict=True)
+        ]
+        extra = width * max(reply.limit for reply in replies)
         with torch.inference_mode():
-            state = self._runner.forward(rows, extra=extra)
-            last = torch.tensor([len(row.tokens) - 1 for row in rows], device=state.hidden.device)
-            logits = self._head.logits(state.hidden[torch.arange(len(rows), device=last.device), last])
-            visible = _visible(rows, state, extra)
-            positions = torch.tensor([row.start + len(row.tokens) for row in rows])
-            live = list(replies)
-            while True:
-                tokens = torch.tensor(self._writer.take(logits, live))
-                going = [row for row, reply in enumerate(live) if not reply.done]
-                if not going:
+            state = self._runner.forward(inputs, extra=extra)
+            lanes = _lanes(inputs, ends, state, extra)
+            row_of = [r for r, own in enumerate(ends) for _ in own]
+            logits = self._head.logits(state.hidden[row_of, [end for own in ends for end in own]])
+            live = list(range(len(replies)))
+            while live:
+                chosen = self._writer.take(logits, [replies[i] for i in live])
+                places = {int(reply): place for place, reply in np.ndenumerate(lanes.table) if reply >= 0}
+                for reply, token in zip(live, chosen, strict=True):
+                    lanes.tokens[places[reply]] = token
+                    if replies[reply].done:
+                        lanes.table[places[reply]] = -1
+                if not (lanes.table >= 0).any():
                     return
-                # finished rows are dropped once half the batch is idle: dropping copies the memory of the others
-                if 2 * len(going) <= len(live):
-                    kept = torch.tensor(going)
-                    for layer in state.layers:
-                        layer.keep(kept.to(state.hidden.device))
-                    live = [live[row] for row in going]
-                    tokens, visible, positions = tokens[kept], visible[kept], positions[kept]
-                logits = self._head.logits(self._runner.step(state, tokens, positions, visible))
-                positions = positions + 1
+                self._tighten(lanes, state)
+                hidden = self._runner.step(state, lanes.tokens, lanes.positions, lanes.visible)
+                lanes.positions += 1
+                at = np.nonzero(lanes.table >= 0)
+                live = [int(reply) for reply in lanes.table[at]]
+                logits = self._head.logits(hidden[at])
+
+    def _tighten(self, lanes: _Lanes, state: Continued) -> None:
+        """Close the gaps that finished replies leave.
+
+        Lanes move freely. Rows are dropped once half of them are idle: dropping copies the memory of the others.
+        """
+        busy = lanes.table >= 0
+        going: NDArray[np.bool_] = np.asarray(busy.any(axis=1))
+        width = int(busy.sum(axis=1).max())
+        rows = torch.arange(len(going))
+        if 2 * int(going.sum()) <= len(going):
+            rows = torch.from_numpy(np.flatnonzero(going))
+            for layer in state.layers:
+                layer.keep(rows.to(state.hidden.device))
+        elif width == busy.shape[1]:
+            return
+        order = torch.from_numpy(np.argsort(~busy, axis=1, kind="stable")[rows.numpy(), :width])
+        lanes.gather(rows, order)
 
 
-def _visible(rows: Sequence[Row], state: Continued, extra: int) -> torch.Tensor:
-    """(B, columns) bool: what a reply's tokens may look at in the padded memory; what they write is always seen."""
-    visible = torch.ones((len(rows), state.prefix_width + state.width + extra), dtype=torch.bool)
-    for index, row in enumerate(rows):
-        visible[index, row.start : state.prefix_width] = False
-        visible[index, state.prefix_width + len(row.tokens) : state.prefix_width + state.width] = False
-    return visible
+def _longest(replies: Sequence[Reply]) -> int:
+    """Tokens of the longest prompt, and of all that is written behind the shared prefix before the replies."""
+    shared = sum(len(part) for part in replies[0].prompt.shared)
+    return shared + sum(len(reply.prompt.rest) for reply in replies)
+
+
+def _lanes(inputs: Sequence[Row], ends: Sequence[Sequence[int]], state: Continued, extra: int) -> _Lanes:
+    """The lanes after the prompts have been read; `ends` names the last node of each prompt in its row's trie."""
+    n_rows, width = len(inputs), max(len(own) for own in ends)
+    table = np.full((n_rows, width), -1, dtype=np.int64)
+    positions = torch.zeros((n_rows, width), dtype=torch.long)
+    visible = torch.zeros((n_rows, width, state.prefix_width + state.width + extra), dtype=torch.bool)
+    # a lane without a reply looks at the first column only: a softmax over nothing is NaN
+    visible[:, :, 0] = True
+    reply = 0
+    for r, (row, own) in enumerate(zip(inputs, ends, strict=True)):
+        for w, end in enumerate(own):
+            table[r, w] = reply
+            reply += 1
+            assert row.depths is not None and row.sees is not None  # noqa: PT018
+            positions[r, w] = row.start + row.depths[end] + 1
+            visible[r, w, 0] = False
+            visible[r, w, : row.start] = True
+            begin = state.prefix_width
+            visible[r, w, begin : begin + len(row.tokens)] = torch.from_numpy(row.sees[end])
+    return _Lanes(table, torch.zeros((n_rows, width), dtype=torch.long), positions, visible)
 
 
 class PlainDecoder:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from el4ner.conversion import quiet_transformers
+from el4ner.engines.attention import install
 from el4ner.errors import EngineError, ModelNotFoundError
 from el4ner.models import ResolvedModel, local_folder, resolve
 
@@ -103,6 +104,8 @@ def _load(resolved: ResolvedModel, device: torch.device, dtype: torch.dtype) -> 
             folder, dtype=dtype, use_safetensors=True, **options
         )
         model = model.to(device).eval()
+    if device.type == "cpu":
+        install(model)
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"model {resolved.name!r} has no fast tokenizer; el4ner needs one for character offsets")
     model.requires_grad_(False)

@@ -134,14 +134,17 @@ class _BufferLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new tokens behind what is there; returns all that is filled."""
+        """Write the new tokens behind what is there; returns the whole memory, what is free of it zero.
+
+        The masks cover all of it: products over a part of the columns cost more than the columns that are left out.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.filled + key_states.shape[-2]
         self.keys[:, :, self.filled : end] = key_states
         self.values[:, :, self.filled : end] = value_states
         self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         """Columns in use, padding included."""
@@ -219,7 +222,7 @@ class PrefixRunner:
         with torch.inference_mode():
             hidden = self._backbone(
                 input_ids=ids.to(self._device),
-                attention_mask=self._mask(rows, prefix_width, width),
+                attention_mask=self._mask(rows, prefix_width, width, extra),
                 position_ids=positions.to(self._device),
                 past_key_values=cache,
                 use_cache=True,
@@ -229,24 +232,27 @@ class PrefixRunner:
     def step(
         self, state: Continued, tokens: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor
     ) -> torch.Tensor:
-        """One more token per row, tokens (B,) at positions (B,) -> hidden states (B, D) after the final norm.
+        """One more token in each of W lanes per row, tokens and positions (B, W) -> hidden states (B, W, D).
 
-        visible (B, C) bool: which columns of the memory each row may look at, the new one included.
+        Hidden states after the final norm. visible (B, W, C) bool: which columns of the memory each lane may look at;
+        the column that a lane writes now is made visible to it, and stays hidden from the others.
         """
-        columns = state.layers[0].get_seq_length() + 1
+        filled = state.layers[0].get_seq_length()
+        width = tokens.shape[1]
+        visible[:, range(width), range(filled, filled + width)] = True
         with torch.inference_mode():
             hidden: torch.Tensor = self._backbone(
-                input_ids=tokens[:, None].to(self._device),
-                attention_mask=additive_mask(visible[:, None, None, :columns], self._dtype, self._device),
-                position_ids=positions[:, None].to(self._device),
+                input_ids=tokens.to(self._device),
+                attention_mask=additive_mask(visible[:, None], self._dtype, self._device),
+                position_ids=positions.to(self._device),
                 past_key_values=state.cache,
                 use_cache=True,
             ).last_hidden_state
-        return hidden[:, -1]
+        return hidden
 
-    def _mask(self, rows: Sequence[Row], prefix_width: int, width: int) -> torch.Tensor:
-        """(B, 1, N, P + N) additive: 0 where a token may look, the lowest number of the dtype elsewhere."""
-        sees = np.zeros((len(rows), width, prefix_width + width), dtype=bool)
+    def _mask(self, rows: Sequence[Row], prefix_width: int, width: int, extra: int) -> torch.Tensor:
+        """(B, 1, N, P + N + extra) additive: 0 where a token may look, the lowest number of the dtype elsewhere."""
+        sees = np.zeros((len(rows), width, prefix_width + width + extra), dtype=bool)
         for index, row in enumerate(rows):
             n = len(row.tokens)
             sees[index, :, : row.start] = True

@@ -26,7 +26,7 @@ _READ_MULTIPLE = 16
 """On a CPU texts are read in batches of fixed shapes: rows padded to a multiple of this many tokens."""
 # Padded new tokens per packed forward pass. A CPU with two cores is busy from about 256 on; larger passes pad more.
 _FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
-_DECODE_ROWS = {"cpu": 16, "cuda": 128}
+_DECODE_REPLIES = {"cpu": 96, "cuda": 256}
 _PREFIX_CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 
 
@@ -139,10 +139,10 @@ class TransformersEngine:
         pairs = [(reply, length) for reply, length in zip(replies, lengths, strict=True) if not reply.done]
         packed = [reply for reply, length in pairs if self.packing.allows(length)]
         plain = [reply for reply, length in pairs if not self.packing.allows(length)]
-        rows = _DECODE_ROWS.get(self.device.type, 16)
+        at_once = _DECODE_REPLIES.get(self.device.type, 16)
         with run_errors(self.name):
             if packed:
-                BatchDecoder(self._runner(), Head(self.model), writer, self._budgets(), rows).write(packed)
+                BatchDecoder(self._runner(), Head(self.model), writer, self._budgets(), at_once).write(packed)
             PlainDecoder(self.model, self.device, writer).write(plain)
         return [Completion(reply.text, reply.prompt.length, reply.generated, reply.truncated) for reply in replies]
 

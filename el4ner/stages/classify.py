@@ -14,6 +14,7 @@ from el4ner.records import NONE_LABEL, Candidate, Sentence, Span, Usage
 from el4ner.stages.extract import NOUN_PHRASES, POOL_STRINGS, Extracted
 from el4ner.stages.retrieve import Retrieved
 from el4ner.stages.team import Team
+from el4ner.voters.conversations import together
 
 EVIDENCE = ("noun phrase", "pool string", "words beyond the first", "share of members that listed it")
 """What the stack weighs beside the votes."""
@@ -76,9 +77,11 @@ def member_votes(
         [c.span for c, ask in zip(own, flags, strict=True) if ask]
         for own, flags in zip(extracted.candidates, worth, strict=True)
     ]
-    for member in team.asked_members:
+    members = team.asked_members
+    answers = together([member.classification(sentences, retrieved.demonstrations, asked) for member in members])
+    for member, own_answers in zip(members, answers, strict=True):
         rows = []
-        for i, found in enumerate(member.classify(sentences, retrieved.demonstrations, asked)):
+        for i, found in enumerate(own_answers):
             full = np.full((len(worth[i]), len(team.labels) + 1), np.nan, dtype=np.float32)
             full[np.array(worth[i], dtype=bool)] = found.votes
             rows.append(full)

@@ -11,6 +11,7 @@ from el4ner.records import Candidate, Sentence, Span, Usage
 from el4ner.stages.retrieve import Retrieved
 from el4ner.stages.team import Team
 from el4ner.text import noun_phrases, words
+from el4ner.voters.conversations import together
 from el4ner.voters.reading import SpanTable
 
 NOUN_PHRASES = "noun-phrases"
@@ -76,8 +77,10 @@ def extract(sentences: Sequence[Sentence], retrieved: Retrieved, team: Team) -> 
         proposals.append(proposed)
         truncated.append(min((t.truncated_at for t in own.values() if t.truncated_at is not None), default=None))
     usage = list(retrieved.usage)
-    for member in team.asked_members if config.members else ():
-        for i, listed in enumerate(member.extract(sentences, retrieved.demonstrations)):
+    members = team.asked_members if config.members else ()
+    lists = together([member.extraction(sentences, retrieved.demonstrations) for member in members])
+    for member, own_lists in zip(members, lists, strict=True):
+        for i, listed in enumerate(own_lists):
             proposals[i].append((member.name, listed.spans))
             usage[i] = usage[i] + listed.usage
             team.count(member.name, listed)

@@ -21,6 +21,7 @@ from el4ner.pool import Pool
 from el4ner.records import Demonstration, Sentence, Span, Usage
 from el4ner.stages.team import Team
 from el4ner.text import noun_phrases, pos_tags, span_weight, words
+from el4ner.voters.conversations import together
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def input_spans(sentences: Sequence[Sentence], team: Team) -> tuple[list[list[Sp
     if team.config.retrieve.spans == "members":
         spans: list[set[Span]] = [set() for _ in sentences]
         usage = [Usage()] * len(sentences)
-        for member in team.members:
-            for i, listed in enumerate(member.extract(sentences)):
+        for lists in together([member.extraction(sentences) for member in team.members]):
+            for i, listed in enumerate(lists):
                 spans[i].update(listed.spans)
                 usage[i] = usage[i] + listed.usage
         return [sorted(own) for own in spans], usage

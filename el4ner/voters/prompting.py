@@ -1,8 +1,8 @@
 """A member that is asked: extracts, classifies and verifies by prompting one engine.
 
 Default style: grounded lists and choice scoring with contextual calibration. Paper style: free generation throughout.
-Every stage makes one engine call for all sentences of a chunk. What a reply costs and what was wrong with it comes
-back beside the answer.
+Every stage makes one engine call for all sentences of a chunk, and for all members of one engine (`conversations`).
+What a reply costs and what was wrong with it comes back beside the answer.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from el4ner.prompts import (
     verification_question,
 )
 from el4ner.records import Demonstration, Label, Sentence, Span, Usage
+from el4ner.voters.conversations import Batch, Conversation, alone
 
 Style = Literal["default", "paper"]
 By = Literal["choice", "generation"]
@@ -169,12 +170,19 @@ class PromptedMember:
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations | None = None
     ) -> list[ExtractedSpans]:
         """Lists spans of N sentences, shown N lists of demonstrations (most similar first); zero-shot without."""
+        return alone(self.extraction(sentences, demonstrations))
+
+    def extraction(
+        self, sentences: Sequence[Sentence], demonstrations: Demonstrations | None = None
+    ) -> Conversation[list[ExtractedSpans]]:
+        """`extract` as a conversation, to be held beside those of other members."""
         shown = [()] * len(sentences) if demonstrations is None else demonstrations
         fitted = self._fit_paper(sentences, shown) if self.style == "paper" else self._fit(sentences, shown)
         asked = [i for i, sentence in enumerate(sentences) if fitted[i].fits and sentence.text.strip()]
         requests = [self._extraction_request(sentences[i].text, fitted[i].demonstrations) for i in asked]
         results = [ExtractedSpans((), too_long=not fit.fits, dropped_demonstrations=fit.dropped) for fit in fitted]
-        for i, completion in zip(asked, self.engine.generate(requests), strict=True):
+        completions = yield Batch(self.engine, requests)
+        for i, completion in zip(asked, completions, strict=True):
             results[i] = self._extracted(sentences[i].text, completion, fitted[i].dropped)
         return results
 
@@ -227,13 +235,18 @@ class PromptedMember:
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations, spans: Sequence[Sequence[Span]]
     ) -> list[MemberVotes]:
         """Votes with their cost, by choice scoring or by generation as the settings say."""
-        if self.settings.classify_by == "generation":
-            return self.vote_by_generation(sentences, demonstrations, spans)
-        return self.vote_by_choice(sentences, demonstrations, spans)
+        return alone(self.classification(sentences, demonstrations, spans))
 
-    def vote_by_choice(
+    def classification(
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations, spans: Sequence[Sequence[Span]]
-    ) -> list[MemberVotes]:
+    ) -> Conversation[list[MemberVotes]]:
+        """`classify` as a conversation, to be held beside those of other members."""
+        by = self._by_generation if self.settings.classify_by == "generation" else self._by_choice
+        return by(sentences, demonstrations, spans)
+
+    def _by_choice(
+        self, sentences: Sequence[Sentence], demonstrations: Demonstrations, spans: Sequence[Sequence[Span]]
+    ) -> Conversation[list[MemberVotes]]:
         """Scores all labels and "none" after each distinct surface, and once per sentence after a content-free one."""
         fitted = self._fit(sentences, demonstrations)
         surfaces: list[list[str]] = []
@@ -244,7 +257,7 @@ class PromptedMember:
             shared = self._prefix(sentence.text, fit.demonstrations)
             surfaces.append(distinct)
             prompts.append([(*shared, classification_question(surface, self.variant)) for surface in asked])
-        scores, usages = self._score(prompts, self._choices)
+        scores, usages = yield from self._score(prompts, self._choices)
         results: list[MemberVotes] = []
         for sentence, own, distinct, rows, usage in zip(sentences, spans, surfaces, scores, usages, strict=True):
             votes = np.full((len(own), len(self._choices)), np.nan, dtype=np.float32)
@@ -265,9 +278,9 @@ class PromptedMember:
         votes: FloatArray = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
         return votes
 
-    def vote_by_generation(
+    def _by_generation(
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations, spans: Sequence[Sequence[Span]]
-    ) -> list[MemberVotes]:
+    ) -> Conversation[list[MemberVotes]]:
         """One reply labels all spans of a sentence: one-hot rows; a span without a known label abstains (NaN)."""
         fitted = self._fit_paper(sentences, demonstrations, spans)
         asked = [i for i, own in enumerate(spans) if own and fitted[i].fits]
@@ -279,7 +292,8 @@ class PromptedMember:
             for i in asked
         ]
         results = [MemberVotes(np.full((len(own), len(self.labels) + 1), np.nan, dtype=np.float32)) for own in spans]
-        for i, completion in zip(asked, self.engine.generate(requests), strict=True):
+        completions = yield Batch(self.engine, requests)
+        for i, completion in zip(asked, completions, strict=True):
             results[i] = self._one_hot(sentences[i].text, spans[i], completion)
         return results
 
@@ -315,7 +329,12 @@ class PromptedMember:
     ) -> list[MemberVerdicts]:
         """Verdicts with their cost, by choice scoring or by generation as the settings say."""
         if self.settings.verify_by == "generation":
-            return self._judge_by_generation(sentences, claims)
+            return alone(self._judge_by_generation(sentences, claims))
+        return alone(self._judge_by_choice(sentences, demonstrations, claims))
+
+    def _judge_by_choice(
+        self, sentences: Sequence[Sentence], demonstrations: Demonstrations, claims: Sequence[Sequence[Claim]]
+    ) -> Conversation[list[MemberVerdicts]]:
         fitted = self._fit(sentences, demonstrations)
         keys: list[list[tuple[str, str]]] = []
         prompts: list[list[Prompt]] = []
@@ -324,7 +343,7 @@ class PromptedMember:
             shared = self._prefix(sentence.text, fit.demonstrations)
             keys.append(distinct)
             prompts.append([(*shared, verification_question(*key, self.variant)) for key in distinct])
-        scores, usages = self._score(prompts, VERDICT_CHOICES)
+        scores, usages = yield from self._score(prompts, VERDICT_CHOICES)
         results: list[MemberVerdicts] = []
         for sentence, own, distinct, rows, usage in zip(sentences, claims, keys, scores, usages, strict=True):
             yes = {key: float(np.exp(row[0] - np.logaddexp(*row))) for key, row in zip(distinct, rows, strict=True)}
@@ -334,7 +353,7 @@ class PromptedMember:
 
     def _judge_by_generation(
         self, sentences: Sequence[Sentence], claims: Sequence[Sequence[Claim]]
-    ) -> list[MemberVerdicts]:
+    ) -> Conversation[list[MemberVerdicts]]:
         """One call per distinct claim, without demonstrations: 1.0 for true, 0.0 for false, NaN for neither."""
         asked: list[tuple[int, tuple[str, str], Generate]] = []
         for i, (sentence, own) in enumerate(zip(sentences, claims, strict=True)):
@@ -346,7 +365,7 @@ class PromptedMember:
         asked = self._within_limit(asked)
         verdicts: list[dict[tuple[str, str], bool | None]] = [{} for _ in sentences]
         usages = [Usage()] * len(sentences)
-        completions = self.engine.generate([request for _, _, request in asked])
+        completions = yield Batch(self.engine, [request for _, _, request in asked])
         for (i, key, _), completion in zip(asked, completions, strict=True):
             verdicts[i][key] = parse_verdict(completion.text)
             usages[i] += Usage(completion.prompt_tokens, completion.generated_tokens)
@@ -382,10 +401,10 @@ class PromptedMember:
 
     def _score(
         self, prompts: Sequence[Sequence[Prompt]], choices: tuple[str, ...]
-    ) -> tuple[list[FloatArray], list[Usage]]:
+    ) -> Conversation[tuple[list[FloatArray], list[Usage]]]:
         """Log-probabilities (n_prompts, n_choices) f32 and usage of every sentence, by one call for all of them."""
         flat = [prompt for own in prompts for prompt in own]
-        scored = self.engine.choose([Choose(prompt, choices, "choices") for prompt in flat])
+        scored = yield Batch(self.engine, [Choose(prompt, choices, "choices") for prompt in flat])
         counts = self.engine.count_tokens(flat)
         rows: list[FloatArray] = []
         usages: list[Usage] = []

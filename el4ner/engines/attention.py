@@ -1,0 +1,63 @@
+"""Attention on a CPU for packed passes: query heads that share keys and values are multiplied together.
+
+transformers' own path copies keys and values once per query head before torch's kernel reads them; here the heads of a
+group become more rows of one product. In bfloat16 it is two batched products, 3 to 4 times as fast as torch's fused
+kernel on AVX512-BF16; scores are rounded to bfloat16, as by transformers' "eager" attention. In float32 it is torch's
+fused kernel over the grouped rows. Passes without a mask (plain causal reading) go to transformers as before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+NAME = "el4ner_grouped"
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query (B, H, N, D), key and value (B, G, C, D), additive mask (B, 1, N, C) -> (B, N, H, D), None."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    # beyond the plain case: no mask to group, a mask of booleans or by head, biases, training
+    known = kwargs.get("position_bias") is None and kwargs.get("cache") is None and not dropout
+    if attention_mask is None or not attention_mask.is_floating_point() or attention_mask.shape[1] != 1 or not known:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    rows, heads, length, width = query.shape
+    groups = key.shape[1]
+    share = heads // groups
+    scale = width**-0.5 if scaling is None else scaling
+    grouped = query.reshape(rows, groups, share * length, width)
+    mask = attention_mask[:, :, :, : key.shape[2]]
+    if length > 1:  # head by head the same queries, so the same rows of the mask
+        mask = mask.repeat(1, 1, share, 1)
+    if query.dtype == torch.bfloat16:
+        scores = torch.matmul(grouped * scale, key.transpose(2, 3)).add_(mask)
+        found = torch.matmul(scores.softmax(-1), value)
+    else:
+        found = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    return found.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def install(model: Any) -> None:
+    """Let a model on a CPU use it, where the model runs on torch's fused attention without extras of its own."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+        return
+    AttentionInterface.register(NAME, grouped_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
