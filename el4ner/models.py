@@ -7,6 +7,7 @@ metadata and checked against the sums below; the packages' Python code is never 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -136,10 +137,37 @@ def _resolve_path(source: str, path: Path) -> ResolvedModel:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"model {source!r}: the folder has no config.json; name a folder that has one")
-        return ResolvedModel("folder", str(path), source)
+        return ResolvedModel("folder", str(path), source, folder_digest(path))
     if path.suffix.lower() == ".gguf":
         return ResolvedModel("gguf", str(path), source, sha256_of(path))
     raise ModelNotFoundError(f"model {source!r}: a file, but not .gguf; name a model folder or a .gguf file")
+
+
+_SAMPLED_BYTES = 16 << 20
+_SAMPLES = 256
+
+
+def folder_digest(folder: Path) -> str:
+    """A SHA-256 sum that tells model folders apart by their content, wherever they lie and whatever they are called.
+
+    Files over 16 MiB are read at 256 places of 16 KiB, evenly spread, their last bytes among them: weights that were
+    trained on differ nearly everywhere, and reading tens of gigabytes would take minutes at every start.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".txt", ".jinja", ".model"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= _SAMPLED_BYTES:
+                digest.update(file.read())
+                continue
+            block = 16 << 10
+            for sample in range(_SAMPLES):
+                file.seek((size - block) * sample // (_SAMPLES - 1))
+                digest.update(file.read(block))
+    return digest.hexdigest()
 
 
 def _resolve_embedded(model: EmbeddedModel) -> ResolvedModel:

@@ -17,7 +17,7 @@ import torch
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import FloatArray, TokenStates
 from el4ner.engines.batches import check_layers, even_batches, length_batches
-from el4ner.engines.loading import choose_device, choose_dtype, load_errors, run_errors
+from el4ner.engines.loading import choose_device, choose_dtype, load_errors, numbers_of, run_errors
 from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
@@ -64,7 +64,8 @@ class SentenceEncoder:
         if layout is not None and implementation == "direct":
             self._limit = min(layout, self._positions)
         revision = resolved.identity or getattr(self.model.config, "_commit_hash", None)
-        self.source = f"{resolved.name}@{revision[:16]}" if revision else resolved.name
+        name = f"{resolved.name}@{revision[:16]}" if revision else resolved.name
+        self.source = numbers_of(name, self.device, self.dtype)
 
     def _load(self, folder: str, resolved: ResolvedModel) -> None:
         revision = resolved.identity if resolved.kind == "hub" else None

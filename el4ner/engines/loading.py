@@ -72,6 +72,11 @@ def _cpu_has_bfloat16(device: torch.device) -> bool:
     return any(check is not None and check() for check in checks)
 
 
+def numbers_of(source: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of what a model computes: numbers depend on the processor and the precision, and they are cached."""
+    return f"{source} ({device.type}, {str(dtype).rpartition('.')[2]})"
+
+
 def load_model(source: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     """Load a causal LM, or hand out the one already in memory for this source, device and dtype.
 

@@ -13,7 +13,7 @@ from el4ner.engines.chat import PromptRenderer
 from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
 from el4ner.engines.grammar import GrammarTokens, RowGrammar
 from el4ner.engines.head import Head
-from el4ner.engines.loading import load_model, run_errors
+from el4ner.engines.loading import load_model, numbers_of, run_errors
 from el4ner.engines.packing import Packing, check
 from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner
 from el4ner.engines.scoring import Budgets, ChoiceScorer, PlainScorer, Question
@@ -53,7 +53,7 @@ class TransformersEngine:
     ) -> None:
         self.name = name
         self._loaded = load_model(source, device, dtype)
-        self.source = self._loaded.source
+        self.source = numbers_of(self._loaded.source, self._loaded.device, self._loaded.dtype)
         self.device = self._loaded.device
         self.dtype = self._loaded.dtype
         self._config = self.model.config.get_text_config()
@@ -127,9 +127,10 @@ class TransformersEngine:
 
         Raises EngineError for a prompt that is too long or a grammar that cannot be built.
         """
+        distinct = dict.fromkeys(requests)  # members of one model may ask the same
         replies = [
             Reply(self._prompts.render(request.prompt), request.max_new_tokens, self._grammar(request.grammar))
-            for request in requests
+            for request in distinct
         ]
         lengths = [reply.prompt.length + reply.limit for reply in replies]
         self._check_lengths(lengths)
@@ -144,7 +145,11 @@ class TransformersEngine:
             if packed:
                 BatchDecoder(self._runner(), Head(self.model), writer, self._budgets(), at_once).write(packed)
             PlainDecoder(self.model, self.device, writer).write(plain)
-        return [Completion(reply.text, reply.prompt.length, reply.generated, reply.truncated) for reply in replies]
+        written = {
+            request: Completion(reply.text, reply.prompt.length, reply.generated, reply.truncated)
+            for request, reply in zip(distinct, replies, strict=True)
+        }
+        return [written[request] for request in requests]
 
     def _grammar(self, grammar: SubstringList | None) -> RowGrammar | None:
         if grammar is None:
