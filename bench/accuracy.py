@@ -16,7 +16,7 @@ from typing import Any
 
 from el4ner.bench._harness import commit, machine
 from el4ner.config import make_config
-from el4ner.engines.base import TokenStates
+from el4ner.engines.base import Choose, Completion, FloatArray, Generate, TokenStates
 from el4ner.errors import ConfigError, InputError
 from el4ner.jsonl import read_inputs, write_predictions
 from el4ner.metrics import evaluate
@@ -77,20 +77,40 @@ def _answered(engines: Mapping[str, Any], encoder: Any) -> int:
 
 
 class _Remembering:
-    """An engine or encoder whose `read` answers again from memory, so that systems share readings."""
+    """An engine or encoder that answers again from memory, so that systems share readings and replies.
+
+    Answers do not depend on the batch, so what a system gets is what it would have got alone; its time is not, and is
+    not reported. answered: how many answers came from memory.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._states: dict[tuple[str, tuple[int, ...]], TokenStates] = {}
+        self._replies: dict[Generate | Choose, Any] = {}
         self.answered = 0
+
+    def generate(self, requests: Sequence[Generate]) -> list[Completion]:
+        return self._asked(requests, self._inner.generate)
+
+    def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
+        return self._asked(requests, self._inner.choose)
+
+    def _asked(self, requests: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+        distinct = dict.fromkeys(requests)
+        missing = [request for request in distinct if request not in self._replies]
+        self.answered += len(distinct) - len(missing)
+        if missing:
+            self._replies.update(zip(missing, ask(missing), strict=True))
+        return [self._replies[request] for request in requests]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         keys = [(text, tuple(layers)) for text in texts]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._states]
-        self.answered += len(keys) - len(missing)
+        distinct = dict.fromkeys(keys)
+        missing = [key for key in distinct if key not in self._states]
+        self.answered += len(distinct) - len(missing)
         for key, states in zip(missing, self._inner.read([text for text, _ in missing], layers), strict=True):
             self._states[key] = states
         return [self._states[key] for key in keys]
@@ -120,9 +140,9 @@ def measure_accuracy(
             engines=engines,
             encoder=encoder,
         )
-        answered = _answered(engines, encoder)
         began = time.perf_counter()
         model.prepare(progress)
+        answered = _answered(engines, encoder)
         prepared = time.perf_counter()
         predictions = []
         for prediction in model.predict_iter(sentences):
@@ -142,7 +162,7 @@ def measure_accuracy(
             "asked": report["asked"], "verifier": report["verifier"], "threshold": report["threshold"],
             "fitted": report["fitted"], "notes": report["notes"], "tokens": report["tokens"],
             "preparation_s": round(prepared - began, 1), "prediction_s": round(ended - prepared, 1),
-            # no speed where a system before this one has read the sentences already
+            # no speed where a system before this one has asked the same already
             "sentences_per_s": None if _answered(engines, encoder) > answered
             else round(len(sentences) / max(ended - prepared, 1e-9), 2),
             "threads": os.environ.get("OMP_NUM_THREADS", "default"), "peak_memory_mib": report["peak memory, MiB"],
