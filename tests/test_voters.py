@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ from el4ner.voters.readout import (
     FitSettings,
     Material,
     Readout,
-    _inside,
+    _directions,
     _Net,
-    fit_readout,
+    fit_readouts,
     mean_log_probabilities,
+    one_thread_each,
 )
 from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack, fit_stack, log_loss, log_votes, start_stack
@@ -141,15 +143,16 @@ def test_what_is_trained_is_what_is_scored(context: bool, hidden: int) -> None:
     rng = np.random.default_rng(1)
     lengths = [5, 1, 3, 9]
     values = rng.normal(size=(sum(lengths), 6)).astype(np.float32)
-    owner = torch.from_numpy(np.repeat(np.arange(4), lengths))
+    left = torch.cat([torch.arange(n, 0, -1) for n in lengths])
     standard = torch.from_numpy((values - readout.mean) / readout.scale)
     settings = FitSettings(hidden=hidden, dropout=0.0, feature_dropout=0.0, context=context)
-    net = _Net(6, [3], readout.max_words, settings, torch.Generator())
+    net = _Net(2, 6, [3], readout.max_words, settings, torch.Generator())
     for name, weight in net.weights.items():
-        weight.data = torch.from_numpy(getattr(readout, name))
-    valid = _inside(owner, readout.max_words)
+        own = torch.from_numpy(getattr(readout, name))
+        weight.data[1] = torch.cat(list(own), dim=1) if name == "parts" else own
+    valid = torch.arange(readout.max_words) < left[:, None]
     first, length = valid.nonzero(as_tuple=True)
-    scores = net.scores(standard, owner, first, length).detach()
+    scores = net.scores(standard, left, first, length).detach()[1]
     trained = np.full((*valid.shape, 3), -np.inf, np.float32)
     trained[valid.numpy()] = torch.log_softmax(scores, dim=1).numpy()
     begin = 0
@@ -223,24 +226,94 @@ def planted(seed: int, n_sentences: int = 120) -> Corpus:
     return Corpus(np.concatenate(values), np.array(starts), targets)
 
 
-@pytest.mark.parametrize("settings", [FitSettings(hidden=0), FitSettings(hidden=16)])
-def test_fitting_learns_a_planted_concept_and_is_deterministic(settings: FitSettings) -> None:
-    corpus = planted(0)
-    fitted = fit_readout(Material(corpus, range(100), 2), 3, settings)
+def right_of(fitted: Readout, corpus: Corpus) -> int:
+    """In how many of the last 20 sentences the likeliest entity is the planted one."""
     right = 0
     for s in range(100, 120):
         logp = fitted.log_probabilities(corpus.values[8 * s : 8 * s + 8])
         best = np.unravel_index(np.where(np.isfinite(logp[:, :, :-1]), logp[:, :, :-1], -99).argmax(), (8, 3, 2))
-        (first, last, label) = corpus.targets[s][0]
+        ((first, last, label),) = corpus.targets[s]
         right += tuple(best) == (first, last - first, label)
-    assert right >= 17
+    return right
+
+
+@pytest.mark.parametrize("settings", [FitSettings(hidden=0), FitSettings(hidden=16)])
+def test_fitting_learns_a_planted_concept_and_is_deterministic(settings: FitSettings) -> None:
+    corpus = planted(0)
+    (fitted,) = fit_readouts(Material(corpus, range(100), 2), 3, settings)
+    assert right_of(fitted, corpus) >= 17
     torch.rand(3)  # a fit must not depend on what else drew random numbers
-    again = fit_readout(Material(corpus, range(100), 2), 3, settings)
+    (again,) = fit_readouts(Material(corpus, range(100), 2), 3, settings)
     assert all((a == b).all() for a, b in zip(fitted.to_arrays().values(), again.to_arrays().values(), strict=True))
-    other = fit_readout(Material(corpus, range(100), 2), 3, settings, seed=1)
+    (other,) = fit_readouts(Material(corpus, range(100), 2), 3, settings, seed=1)
     assert (fitted.parts != other.parts).any()
-    unfitted = fit_readout(Material(corpus, [], 2), 3, settings)
+    (unfitted,) = fit_readouts(Material(corpus, [], 2), 3, settings)
     assert np.isfinite(unfitted.log_probabilities(corpus.values[:8])[0]).all()
+
+
+def spread_out(corpus: Corpus, width: int) -> Corpus:
+    """The same concept in many features: mixtures of all but the last, faint noise of their own, and the last."""
+    rng = np.random.default_rng(5)
+    mixed = corpus.values[:, :-1] @ rng.normal(size=(corpus.values.shape[1] - 1, width))
+    mixed += rng.normal(size=mixed.shape) * 0.05
+    return Corpus(
+        np.concatenate([mixed, corpus.values[:, -1:]], axis=1, dtype=np.float32), corpus.starts, corpus.targets
+    )
+
+
+def test_directions_are_the_principal_ones_and_plain_features_stay() -> None:
+    corpus = spread_out(planted(0), 40)
+    material = Material(corpus, range(100), 2)
+    mean, scale = corpus.values[:800].mean(axis=0), corpus.values[:800].std(axis=0)
+    settings = FitSettings(hidden=16, directions=4, plain=1)
+    found = _directions(material, mean, scale, settings, torch.Generator().manual_seed(0))
+    assert found is not None
+    np.testing.assert_allclose(found.T @ found, np.eye(5), atol=1e-5)
+    assert found[-1].tolist() == [0, 0, 0, 0, 1]
+    assert (found[:-1, -1] == 0).all()
+    _, _, principal = np.linalg.svd(((corpus.values[:800] - mean) / scale)[:, :40], full_matrices=False)
+    cosines = np.linalg.svd(principal[:4] @ found[:40, :4].numpy(), compute_uv=False)
+    assert cosines.min() > 0.999
+    few = FitSettings(hidden=16, directions=40, plain=1)
+    assert _directions(material, mean, scale, few, torch.Generator()) is None
+
+
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_a_fit_along_directions_is_scored_on_the_features(hidden: int) -> None:
+    corpus = spread_out(planted(0), 40)
+    settings = FitSettings(hidden=hidden, directions=4, plain=1)
+    (fitted,) = fit_readouts(Material(corpus, range(100), 2), 3, settings)
+    assert len(fitted.mean) == 41
+    assert right_of(fitted, corpus) >= 17
+    inputs = fitted.word[:40] if hidden else fitted.parts[0, :40]
+    assert np.linalg.matrix_rank(inputs, tol=1e-4) <= 4
+
+
+def test_heads_differ_and_do_not_depend_on_fits_beside_them() -> None:
+    corpus = planted(0)
+    settings = FitSettings(hidden=16)
+    heads = fit_readouts(Material(corpus, range(60), 2), 3, settings, heads=3)
+    assert len({head.parts.tobytes() for head in heads}) == 3
+    assert all(right_of(head, corpus) >= 15 for head in heads)
+    with one_thread_each() as keep_to_one, ThreadPoolExecutor(2, initializer=keep_to_one) as workers:
+        fits = [
+            workers.submit(fit_readouts, Material(corpus, range(60), 2), 3, settings, seed, 2) for seed in (0, 1, 0)
+        ]
+        first, other, again = (fit.result() for fit in fits)
+    for one, same in zip(first, again, strict=True):
+        assert all((a == b).all() for a, b in zip(one.to_arrays().values(), same.to_arrays().values(), strict=True))
+    assert (first[0].parts != other[0].parts).any()
+
+
+def test_a_steep_gradient_of_one_head_shortens_no_other() -> None:
+    net = _Net(2, 3, [3], 2, FitSettings(hidden=0), torch.Generator())
+    for weight in net.weights.values():
+        weight.grad = torch.zeros_like(weight)
+    gradient = net.weights["bias"].grad
+    assert gradient is not None
+    gradient[0, 0, 0], gradient[1, 0, 0] = 50.0, 0.5
+    net.clip_gradients(1.0)
+    assert gradient[:, 0, 0].tolist() == pytest.approx([1.0, 0.5])
 
 
 def test_what_is_fitted_beside_a_corpus_helps_it_and_leaves_no_columns() -> None:
@@ -249,8 +322,8 @@ def test_what_is_fitted_beside_a_corpus_helps_it_and_leaves_no_columns() -> None
     flipped = Corpus(other.values, other.starts, [[(f, last, 1 - label)] for ((f, last, label),) in other.targets])
     settings = FitSettings(hidden=16)
     few = Material(corpus, range(6), 2)
-    alone = fit_readout(few, 3, settings)
-    beside = fit_readout(few, 3, settings, beside=Material(flipped, range(120), 2))
+    (alone,) = fit_readouts(few, 3, settings)
+    (beside,) = fit_readouts(few, 3, settings, beside=Material(flipped, range(120), 2))
     assert {k: v.shape for k, v in beside.to_arrays().items()} == {k: v.shape for k, v in alone.to_arrays().items()}
 
     def log_likelihood(readout: Readout) -> float:
@@ -269,7 +342,7 @@ def test_fitting_on_some_of_the_negatives_keeps_their_weight() -> None:
     shares = []
     for negatives in (1.0, 0.3):
         settings = FitSettings(hidden=16, dropout=0.0, feature_dropout=0.0, negatives=negatives)
-        fitted = fit_readout(Material(corpus, range(100), 2), 3, settings)
+        (fitted,) = fit_readouts(Material(corpus, range(100), 2), 3, settings)
         logp = [fitted.log_probabilities(corpus.values[8 * s : 8 * s + 8]) for s in range(100, 120)]
         shares.append(sum(float(1 - np.exp(p[..., -1][np.isfinite(p[..., -1])]).mean()) for p in logp) / len(logp))
     assert shares[0] == pytest.approx(1 / 21, abs=0.02)  # one entity among 21 spans

@@ -20,14 +20,14 @@ from el4ner.config import ReadingConfig
 from el4ner.engines.base import FloatArray
 from el4ner.pool import Pool
 from el4ner.records import Sentence, Span
-from el4ner.voters.features import FeatureReader, WordFeatures
+from el4ner.voters.features import SHAPE_NAMES, FeatureReader, WordFeatures
 from el4ner.voters.readout import (
     READOUT_VERSION,
     Corpus,
     FitSettings,
     Material,
     Readout,
-    fit_readout,
+    fit_readouts,
     mean_log_probabilities,
     one_thread_each,
 )
@@ -147,17 +147,17 @@ class ReadingVoter:
         """The heads fitted on every set of sentences, as many fits at a time as there are processors."""
         config = self._config
         settings = FitSettings(
-            hidden=config.hidden, decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
+            hidden=config.hidden, directions=config.directions, plain=len(SHAPE_NAMES) if config.shapes else 0,
+            decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
             negatives=config.negatives, context=config.context,
         )  # fmt: skip
-        jobs = [(sentences, self._seed + 1000 * head) for sentences in sets for head in range(config.heads)]
 
-        def fit(job: tuple[Sequence[int], int]) -> Readout:
-            return fit_readout(Material(corpus, job[0], len(self.labels)), max_words, settings, job[1], beside)
+        def fit(sentences: Sequence[int]) -> tuple[Readout, ...]:
+            own = Material(corpus, sentences, len(self.labels))
+            return fit_readouts(own, max_words, settings, self._seed, config.heads, beside)
 
         with one_thread_each() as keep_to_one, ThreadPoolExecutor(os.cpu_count(), initializer=keep_to_one) as workers:
-            fitted = list(workers.map(fit, jobs))
-        return [tuple(fitted[i : i + config.heads]) for i in range(0, len(fitted), config.heads)]
+            return list(workers.map(fit, sets))
 
     def _corpus(self, pool: Pool, progress: Progress) -> tuple[Corpus, list[tuple[Span, ...]], int]:
         """The pool's word features and targets, its words, and how many entities do not fall on word borders."""

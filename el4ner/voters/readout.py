@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 PARTS = ("first", "mean", "last", "left", "right")
-READOUT_VERSION = 5
+READOUT_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,18 @@ class Corpus:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a read-out is fitted.
+    """How read-outs are fitted.
 
-    hidden: units of each hidden layer, 0 for a linear read-out. decay: decoupled weight decay. dropout: share of
-    units left out of a step; feature_dropout: share of feature values left out. negatives: share of the spans that
-    are no entity that a step looks at, weighted to count as all of them. context: read the words beside a span.
+    hidden: units of each hidden layer, 0 for a linear read-out. directions: principal directions of the features that
+    are fitted on, 0 for all features. plain: so many features at the end are fitted on as they are, beside the
+    directions. decay: decoupled weight decay. dropout: share of units left out of a step. feature_dropout: noise on
+    the features, as large as if this share of them were left out. negatives: share of the spans that are no entity
+    that a step looks at, weighted to count as all of them. context: read the words beside a span.
     """
 
-    hidden: int = 128
+    hidden: int = 64
+    directions: int = 256
+    plain: int = 0
     decay: float = 0.05
     dropout: float = 0.2
     feature_dropout: float = 0.3
@@ -164,45 +169,63 @@ class Material:
         return [s for s in self.sentences if self.corpus.starts[s + 1] > self.corpus.starts[s]]
 
 
-def fit_readout(
-    material: Material, max_words: int, settings: FitSettings, seed: int = 0, beside: Material | None = None
-) -> Readout:
-    """Fits a read-out on some sentences of a corpus, by AdamW with a one-cycle schedule.
+def fit_readouts(
+    material: Material, max_words: int, settings: FitSettings, seed: int = 0, heads: int = 1,
+    beside: Material | None = None,
+) -> tuple[Readout, ...]:  # fmt: skip
+    """Fits read-outs on some sentences of a corpus from different starts, by AdamW with a one-cycle schedule.
 
-    beside: sentences with other labels, which share the hidden layers and have an output of their own; that output is
-    not kept. Deterministic for the same material, settings and seed, and for the same machine.
+    The heads see the same batches, each with dropout of its own. beside: sentences with other labels, which share the
+    hidden layers and have an output of their own; that output is not kept. Deterministic for the same material,
+    settings, seed and number of heads, and for the same machine.
     """
     import torch
 
     tasks = [Material(m.corpus, m.usable(), m.n_labels) for m in (material, beside) if m is not None]
     mean, scale = _moments(tasks[0].corpus, tasks[0].sentences)
-    chosen = [(task, s) for task, own in enumerate(tasks) for s in own.sentences]
     generator = torch.Generator().manual_seed(seed)
-    net = _Net(len(mean), [task.n_labels + 1 for task in tasks], max_words, settings, generator)
-    batch = int(np.clip(len(chosen) // 50, 8, 32))
-    per_epoch = max(1, -(-len(chosen) // batch))
-    epochs = int(np.clip(-(-_STEPS // per_epoch), 6, 40)) if tasks[0].sentences else 0
-    optimiser = torch.optim.AdamW(net.weights.values(), lr=_RATE, weight_decay=settings.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, max(1, per_epoch * epochs), pct_start=0.1)
-    rng = np.random.default_rng(seed)
-    mean_t, scale_t = torch.from_numpy(mean), torch.from_numpy(scale)
+    directions = _directions(tasks[0], mean, scale, settings, generator)
+    n_inputs = len(mean) if directions is None else directions.shape[1]
+    net = _Net(heads, n_inputs, [task.n_labels + 1 for task in tasks], max_words, settings, generator)
+    if tasks[0].sentences:
+        words = _gather(tasks, _Inputs(mean, scale, directions), max_words)
+        _descend(net, words, settings, np.random.default_rng(seed), generator)
+    return net.readouts(mean, scale, directions)
+
+
+def _descend(net: _Net, words: _Words, settings: FitSettings, rng: np.random.Generator, generator: Generator) -> None:
+    """Fits the net's weights to the words."""
+    import torch
+
+    n_sentences, max_words = len(words.sentences), words.target.shape[1]
+    batch = int(np.clip(n_sentences // 50, 8, 32))
+    per_epoch = -(-n_sentences // batch)
+    epochs = int(np.clip(-(-_STEPS // per_epoch), 6, 40))
+    optimiser = torch.optim.AdamW(net.weights.values(), lr=_RATE, weight_decay=settings.decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, per_epoch * epochs, pct_start=0.1)
+    spread = (settings.feature_dropout / (1 - settings.feature_dropout)) ** 0.5
+    noise = _Draws(spread * torch.randn(_N_DRAWS, generator=generator), generator)
+    lengths = torch.arange(max_words)
     for _ in range(epochs):
-        order = rng.permutation(len(chosen))
-        for begin in range(0, len(order), batch):
-            words = _batch(tasks, [chosen[i] for i in order[begin : begin + batch]], max_words)
-            looked = words.entity | (torch.rand(words.target.shape, generator=generator) < settings.negatives)
-            first, length = (looked & _inside(words.owner, max_words)).nonzero(as_tuple=True)
-            scores = net.scores((words.values - mean_t) / scale_t, words.owner, first, length)
+        order = rng.permutation(n_sentences)
+        for begin in range(0, n_sentences, batch):
+            picked = torch.cat([torch.arange(*words.sentences[i]) for i in order[begin : begin + batch]])
+            values, left, entity = words.values[picked], words.left[picked], words.entity[picked]
+            if spread:
+                values = values + noise.take(values.shape)
+            looked = entity | (torch.rand(entity.shape, generator=generator) < settings.negatives)
+            first, length = (looked & (lengths < left[:, None])).nonzero(as_tuple=True)
+            scores = net.scores(values, left, first, length) + net.barred[words.task[picked[first]]]
+            target, n_columns = words.target[picked[first], length], scores.shape[2]
             losses = torch.nn.functional.cross_entropy(
-                scores + net.barred[words.task[first]], words.target[first, length], reduction="none"
+                scores.reshape(-1, n_columns), target.repeat(net.n_heads), reduction="none"
             )
-            weight = torch.where(words.entity[first, length], 1.0, 1.0 / settings.negatives)
+            weight = torch.where(entity[first, length], 1.0, 1.0 / settings.negatives)
             optimiser.zero_grad()
-            ((losses * weight).sum() / len(words.values)).backward()
-            torch.nn.utils.clip_grad_norm_(list(net.weights.values()), 1.0)
+            ((losses.view(net.n_heads, -1) * weight).sum() / len(picked)).backward()
+            net.clip_gradients(1.0)
             optimiser.step()
             schedule.step()
-    return net.readout(mean, scale)
 
 
 @contextmanager
@@ -224,122 +247,145 @@ def one_thread_each() -> Iterator[Callable[[], None]]:
 _RATE = 2e-3
 _STEPS = 800
 """Steps of a fit, within 6 to 40 passes over the sentences: on WNUT17 twice as many changed nothing on dev."""
+_N_DRAWS = 1 << 22
+_SAMPLE = 8192
+"""Words, evenly spaced, from which the directions are found."""
+
+
+class _Draws:
+    """Random numbers (n,) drawn once, of which a random stretch is used: fresh ones cost as much as the fit."""
+
+    def __init__(self, drawn: Tensor, generator: Generator) -> None:
+        self._drawn = drawn
+        self._generator = generator
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        """Numbers of this shape."""
+        import torch
+
+        size = int(np.prod(shape))
+        while len(self._drawn) < 2 * size:
+            self._drawn = torch.cat([self._drawn, self._drawn])
+        begin = int(torch.randint(len(self._drawn) - size + 1, (), generator=self._generator))
+        return self._drawn[begin : begin + size].view(*shape)
 
 
 class _Net:
-    """What is fitted, as tensors by name (shapes as in `Readout`), and its differentiable scores."""
+    """What is fitted, as tensors by name (shapes as in `Readout` after an axis of E heads), and its scores.
+
+    The directions take the place of the features; the parts lie side by side, (E, W, 5 K): one product makes all.
+    """
 
     def __init__(
-        self, width: int, task_columns: Sequence[int], max_words: int, settings: FitSettings, generator: Generator
-    ) -> None:
+        self, heads: int, width: int, task_columns: Sequence[int], max_words: int, settings: FitSettings,
+        generator: Generator,
+    ) -> None:  # fmt: skip
         import torch
 
         def draw(*shape: int) -> Tensor:
             """Uniform within 1 / sqrt(rows), as linear layers usually start."""
-            drawn: Tensor = (torch.rand(shape, generator=generator) * 2 - 1) * shape[-2] ** -0.5
+            drawn: Tensor = (torch.rand((heads, *shape), generator=generator) * 2 - 1) * shape[-2] ** -0.5
             return drawn
 
+        zeros = partial(torch.zeros, heads)
         units, columns = settings.hidden, sum(task_columns)
         ends = np.cumsum(task_columns)
+        self.n_heads = heads
         self._settings = settings
         self._kept = int(task_columns[0])
         # added to the scores of a sentence of task t: the columns of the other tasks are out of question
         self.barred = torch.full((len(task_columns), columns), -1e9)
         for task, (size, end) in enumerate(zip(task_columns, ends, strict=True)):
             self.barred[task, end - size : end] = 0.0
-        self._generator = generator
-        self._mask: Tensor | None = None
         self.weights: dict[str, Tensor] = {
-            "word": draw(width, units) if units else torch.zeros(width, 0),
-            "word_bias": torch.zeros(units),
-            "mix": draw(3 * units, units) if units else torch.zeros(0, 0),
-            "mix_bias": torch.zeros(units),
-            "parts": draw(len(PARTS), units, units) if units else torch.zeros(len(PARTS), width, columns),
-            "hidden": torch.zeros(max_words, units),
-            "output": draw(units, columns) if units else torch.zeros(0, columns),
-            "bias": torch.zeros(max_words, columns),
+            "word": draw(width, units) if units else zeros(width, 0),
+            "word_bias": zeros(units),
+            "mix": draw(3 * units, units) if units else zeros(0, 0),
+            "mix_bias": zeros(units),
+            "parts": draw(units, len(PARTS) * units) if units else zeros(width, len(PARTS) * columns),
+            "hidden": zeros(max_words, units),
+            "output": draw(units, columns) if units else zeros(0, columns),
+            "bias": zeros(max_words, columns),
         }
-        self.weights["bias"][:, ends - 1] = 4.0  # nearly every span is no entity
+        self.weights["bias"][:, :, ends - 1] = 4.0  # nearly every span is no entity
         for tensor in self.weights.values():
             tensor.requires_grad_()
+        share = settings.dropout
+        kept = (torch.rand(_N_DRAWS, generator=generator) >= share).float() / (1 - share) if share else torch.ones(1)
+        self._masks = _Draws(kept, generator)
 
-    def scores(self, values: Tensor, owner: Tensor, first: Tensor, length: Tensor) -> Tensor:
-        """Scores (n, C) of the spans of words first to first + length. values (T, D) standardised, owner (T,)."""
+    def scores(self, values: Tensor, left: Tensor, first: Tensor, length: Tensor) -> Tensor:
+        """Scores (E, n, C) of the spans of words first to first + length.
+
+        values (T, D) f32, what `_Inputs` makes of the features; left (T,) i64, the words left of each word's
+        sentence, itself counted.
+        """
         import torch
 
         own = self.weights
-        seen = self._words(self._masked(values), owner)
-        n_columns = own["parts"].shape[2]
-        columns = seen @ own["parts"].permute(1, 0, 2).reshape(seen.shape[1], -1)
-        start, mean, end, left, right = columns.split(n_columns, dim=1)
+        seen = self._words(values.expand(self.n_heads, *values.shape), left)
+        start, mean, end, before, after = torch.bmm(seen, own["parts"]).chunk(len(PARTS), dim=2)
         if self._settings.context:
-            start, end = start + _shifted(left, owner, 1), end + _shifted(right, owner, -1)
-        sums = torch.cat([torch.zeros(1, n_columns), mean.cumsum(0)])
-        last = first + length
-        found = start[first] + (sums[last + 1] - sums[first]) / (length + 1)[:, None] + end[last]
-        if self._settings.hidden:
-            found = self._dropped(torch.relu(found + own["hidden"][length]), self._settings.dropout) @ own["output"]
-        scores: Tensor = found + own["bias"][length]
-        return scores
+            start, end = start + _shifted(before, left, 1), end + _shifted(after, left, -1)
+        sums = torch.nn.functional.pad(mean.cumsum(1), (0, 0, 1, 0))
+        start, low = torch.cat([start, sums[:, :-1]], dim=2).index_select(1, first).chunk(2, dim=2)
+        end, high = torch.cat([end, sums[:, 1:]], dim=2).index_select(1, first + length).chunk(2, dim=2)
+        found = start + end + (high - low) / (length + 1)[:, None]
+        bias = own["bias"].index_select(1, length)
+        if not self._settings.hidden:
+            return found + bias
+        hidden = self._dropped(torch.relu(found + own["hidden"].index_select(1, length)))
+        return torch.baddbmm(bias, hidden, own["output"])
 
-    def _words(self, values: Tensor, owner: Tensor) -> Tensor:
+    def _words(self, values: Tensor, left: Tensor) -> Tensor:
         import torch
 
         if not self._settings.hidden:
             return values
         own = self.weights
-        word = self._dropped(torch.relu(values @ own["word"] + own["word_bias"]), self._settings.dropout)
-        around = torch.cat([_shifted(word, owner, 1), word, _shifted(word, owner, -1)], dim=1)
-        mixed: Tensor = word + self._dropped(torch.relu(around @ own["mix"] + own["mix_bias"]), self._settings.dropout)
-        return mixed
+        word = self._dropped(torch.relu(torch.baddbmm(own["word_bias"][:, None], values, own["word"])))
+        around = torch.cat([_shifted(word, left, 1), word, _shifted(word, left, -1)], dim=2)
+        return word + self._dropped(torch.relu(torch.baddbmm(own["mix_bias"][:, None], around, own["mix"])))
 
-    def _masked(self, values: Tensor) -> Tensor:
-        """Feature dropout. Masks are cut from one long mask: fresh numbers for every value cost as much as the fit."""
-        import torch
+    def _dropped(self, values: Tensor) -> Tensor:
+        return values * self._masks.take(values.shape) if self._settings.dropout else values
 
-        share = self._settings.feature_dropout
-        if not share:
-            return values
-        size = values.numel()
-        if self._mask is None or len(self._mask) < 2 * size:
-            drawn = torch.rand(max(1 << 22, 4 * size), generator=self._generator)
-            self._mask = (drawn >= share).float() / (1 - share)
-        begin = int(torch.randint(len(self._mask) - size + 1, (), generator=self._generator))
-        return values * self._mask[begin : begin + size].view_as(values)
+    def clip_gradients(self, longest: float) -> None:
+        """Shortens the gradient of every head whose length exceeds this; no head's gradient bears on another's."""
+        gradients = [tensor.grad for tensor in self.weights.values() if tensor.grad is not None]
+        squares = sum(gradient.flatten(1).square().sum(1) for gradient in gradients)
+        factor = (longest / (squares**0.5 + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
-    def _dropped(self, values: Tensor, share: float) -> Tensor:
-        """Dropout with a generator of its own, so that a fit depends on nothing else in the process."""
-        import torch
-
-        if not share:
-            return values
-        kept: Tensor = values * (torch.rand(values.shape, generator=self._generator) >= share) / (1 - share)
-        return kept
-
-    def readout(self, mean: FloatArray, scale: FloatArray) -> Readout:
-        arrays = {name: tensor.detach().numpy().copy() for name, tensor in self.weights.items()}
-        for name in ("bias", "output") if self._settings.hidden else ("bias", "parts"):
-            arrays[name] = np.ascontiguousarray(arrays[name][..., : self._kept])
+    def readouts(self, mean: FloatArray, scale: FloatArray, directions: Tensor | None) -> tuple[Readout, ...]:
+        """The heads, with the directions multiplied into the first layer."""
+        units = self._settings.hidden
+        own = {name: tensor.detach() for name, tensor in self.weights.items()}
+        if directions is not None:
+            inputs = "word" if units else "parts"
+            own[inputs] = directions @ own[inputs]
+        n_heads, rows = own["parts"].shape[:2]
+        own["parts"] = own["parts"].view(n_heads, rows, len(PARTS), -1).transpose(1, 2)
         if not self._settings.context:
-            arrays["parts"][3:] = 0.0
-        return Readout(mean=mean, scale=scale, **arrays)
+            own["parts"] = own["parts"].clone()
+            own["parts"][:, 3:] = 0.0
+        for name in ("bias", "output") if units else ("bias", "parts"):
+            own[name] = own[name][..., : self._kept]
+        heads = [{name: tensor[e].contiguous().numpy().copy() for name, tensor in own.items()} for e in range(n_heads)]
+        return tuple(Readout(mean=mean, scale=scale, **head) for head in heads)
 
 
-def _shifted(rows: Tensor, owner: Tensor, by: int) -> Tensor:
-    """Each word gets the row of the word before it (by=1) or after it (by=-1) in its own sentence, else zeros."""
+def _shifted(rows: Tensor, left: Tensor, by: int) -> Tensor:
+    """Each word gets the row of the word before it (by=1) or after it (by=-1) in its own sentence, else zeros.
+
+    rows (E, T, W); left (T,) as in `_Net.scores`.
+    """
     import torch
 
-    same = (owner[1:] == owner[:-1])[:, None]
-    edge = torch.zeros(1, rows.shape[1])
-    return torch.cat([edge, rows[:-1] * same]) if by > 0 else torch.cat([rows[1:] * same, edge])
-
-
-def _inside(owner: Tensor, max_words: int) -> Tensor:
-    """Which spans stay inside their sentence: (T, N) bool."""
-    import torch
-
-    owners = torch.cat([owner, torch.full((max_words,), -1)])
-    return torch.stack([owners[n : n + len(owner)] == owner for n in range(max_words)], dim=1)
+    goes_on = (left[:-1] > 1)[:, None]
+    edge = torch.zeros_like(rows[:, :1])
+    return torch.cat([edge, rows[:, :-1] * goes_on] if by > 0 else [rows[:, 1:] * goes_on, edge], dim=1)
 
 
 def _moments(corpus: Corpus, chosen: Sequence[int]) -> tuple[FloatArray, FloatArray]:
@@ -356,38 +402,99 @@ def _moments(corpus: Corpus, chosen: Sequence[int]) -> tuple[FloatArray, FloatAr
     return mean.astype(np.float32), (np.sqrt(variance) + 1e-3).astype(np.float32)
 
 
+def _directions(
+    task: Material, mean: FloatArray, scale: FloatArray, settings: FitSettings, generator: Generator
+) -> Tensor | None:
+    """Orthonormal columns (D, d) f32: the principal directions of the standardised features, then the plain features.
+
+    None where there are no more features than directions. By subspace iteration: Halko, Martinsson and Tropp, Finding
+    structure with randomness (2011), algorithm 4.4. A step of the fit costs as much as its inputs are wide, and the
+    states of neighbouring layers say nearly the same.
+    """
+    import torch
+
+    wide, found = len(mean) - settings.plain, settings.directions
+    rows = _rows(task)
+    if not 0 < found < wide or not len(rows):
+        return None
+    rows = rows[:: -(-len(rows) // _SAMPLE)]
+    sample = torch.from_numpy(((task.corpus.values[rows] - mean) / scale)[:, :wide].astype(np.float32))
+    basis = torch.randn(wide, min(found + 32, wide), generator=generator)
+    for _ in range(4):
+        basis, _ = torch.linalg.qr(sample.T @ (sample @ basis))
+    _, turned = torch.linalg.eigh(torch.cov((sample @ basis).T.double()))
+    directions = torch.zeros(len(mean), found + settings.plain)
+    directions[:wide, :found] = basis @ turned.float().flip(1)[:, :found]
+    directions[wide:, found:] = torch.eye(settings.plain)
+    return directions
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a fit sees of the features: standardised, and along the directions if there are some."""
+
+    mean: FloatArray
+    scale: FloatArray
+    directions: Tensor | None
+
+    def of(self, task: Material) -> Tensor:
+        """The words of a task's sentences, in order: (T, d) f32."""
+        import torch
+
+        rows, found = _rows(task), []
+        for begin in range(0, len(rows), _SAMPLE):
+            values = task.corpus.values[rows[begin : begin + _SAMPLE]]
+            standard = torch.from_numpy((values - self.mean) / self.scale)
+            found.append(standard if self.directions is None else standard @ self.directions)
+        return torch.cat(found)
+
+
+def _rows(task: Material) -> IntArray:
+    """The words of a task's sentences, in order, as rows of its corpus."""
+    starts = task.corpus.starts
+    return np.concatenate([np.arange(0), *(np.arange(starts[s], starts[s + 1]) for s in task.sentences)])
+
+
 @dataclass(frozen=True)
 class _Words:
-    """The words of a batch: values (T, D), owner and task (T,), target and entity (T, N)."""
+    """All words of some tasks' sentences, one run.
+
+    values (T, d) f32; left (T,) i64 as in `_Net.scores`; task (T,) i64; target (T, N) i64 and entity (T, N) bool of
+    the span that begins at a word and goes on for n more; sentences: first word and the one past the last.
+    """
 
     values: Tensor
-    owner: Tensor
+    left: Tensor
     task: Tensor
     target: Tensor
     entity: Tensor
+    sentences: list[tuple[int, int]]
 
 
-def _batch(tasks: Sequence[Material], picked: Sequence[tuple[int, int]], max_words: int) -> _Words:
-    """(task, sentence) pairs as words; targets count the columns of the tasks before."""
+def _gather(tasks: Sequence[Material], inputs: _Inputs, max_words: int) -> _Words:
+    """The tasks' sentences, in order; a target counts the columns of the tasks before its own."""
     import torch
 
-    blocks, owner, task, targets, entities = [], [], [], [], []
-    before = np.cumsum([0, *(own.n_labels + 1 for own in tasks)])
-    for position, (number, s) in enumerate(picked):
-        own = tasks[number]
-        block = own.corpus.values[own.corpus.starts[s] : own.corpus.starts[s + 1]]
-        target = np.full((len(block), max_words), before[number] + own.n_labels, dtype=np.int64)
-        entity = np.zeros(target.shape, dtype=bool)
-        for first, last, label in own.corpus.targets[s]:
-            if last - first < max_words:
-                target[first, last - first] = before[number] + label
-                entity[first, last - first] = True
-        blocks.append(block)
-        targets.append(target)
-        entities.append(entity)
-        owner += [position] * len(block)
-        task += [number] * len(block)
+    left, task, targets, entities = [], [], [], []
+    values = torch.cat([inputs.of(own) for own in tasks if own.sentences])
+    sentences, n_before, n_words = [], 0, 0
+    for number, own in enumerate(tasks):
+        for s in own.sentences:
+            n_own = int(own.corpus.starts[s + 1] - own.corpus.starts[s])
+            target = np.full((n_own, max_words), n_before + own.n_labels, dtype=np.int64)
+            entity = np.zeros(target.shape, dtype=bool)
+            for first, last, label in own.corpus.targets[s]:
+                if last - first < max_words:
+                    target[first, last - first] = n_before + label
+                    entity[first, last - first] = True
+            left.append(np.arange(n_own, 0, -1))
+            task.append(np.full(n_own, number))
+            targets.append(target)
+            entities.append(entity)
+            sentences.append((n_words, n_words + n_own))
+            n_words += n_own
+        n_before += own.n_labels + 1
     return _Words(
-        torch.from_numpy(np.concatenate(blocks)).float(), torch.tensor(owner), torch.tensor(task),
-        torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(entities)),
+        values, torch.from_numpy(np.concatenate(left)), torch.from_numpy(np.concatenate(task)),
+        torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(entities)), sentences,
     )  # fmt: skip
