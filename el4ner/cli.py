@@ -5,19 +5,24 @@ Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from el4ner.cli_messages import need_stdout, say_warning, warnings_as_messages
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
 from el4ner.errors import El4nerError
+from el4ner.jsonl import json_text
+from el4ner.lines import STDIN
 
 INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says when it takes no more output."""
 
 
 def _say(message: str) -> None:
@@ -27,19 +32,29 @@ def _say(message: str) -> None:
 
 
 def _discard_stdout() -> None:
-    """The reader of stdout is gone; what Python still holds for it must not raise when the interpreter ends."""
+    """Stdout takes no more; what Python still holds for it must not raise when the interpreter ends."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # stdout is no file, as in tests: nothing is held
+    except (AttributeError, OSError, ValueError):  # stdout is closed, or no file, as in tests: nothing is held
         return
 
 
 class _Commands(click.Group):
     """A group that ends with one line on stderr and the right exit code whatever happens inside."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except KeyboardInterrupt:  # click would say "Aborted!" and end with 1
+            _say("interrupted")
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings_as_messages(say_warning):
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except El4nerError as error:
@@ -51,11 +66,21 @@ class _Commands(click.Group):
         except BrokenPipeError:
             _discard_stdout()
             ctx.exit(1)
-        except Exception as error:  # noqa: BLE001 - the last resort: a message instead of a traceback, exit code 1
-            hint = "" if os.environ.get("EL4NER_DEBUG") else "; run with EL4NER_DEBUG=1 for the traceback"
-            detail = " ".join(str(error).split()) or "no message"
-            _say(f"error: unexpected {type(error).__name__}: {detail}{hint}")
+        except OSError as error:
+            if error.errno not in _FULL:
+                self._unexpected(ctx, error)
+            _say(f"error: output cannot be written ({error.strerror}); make room, or write somewhere else")
+            _discard_stdout()
             ctx.exit(1)
+        except Exception as error:  # noqa: BLE001 - the last resort: a message instead of a traceback, exit code 1
+            self._unexpected(ctx, error)
+
+    @staticmethod
+    def _unexpected(ctx: click.Context, error: Exception) -> NoReturn:
+        hint = "" if os.environ.get("EL4NER_DEBUG") else "; run with EL4NER_DEBUG=1 for the traceback"
+        detail = " ".join(str(error).split()) or "no message"
+        _say(f"error: unexpected {type(error).__name__}: {detail}{hint}")
+        ctx.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,11 +116,14 @@ def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -
     Records are matched by id. Entities that are not in the text, second copies, and the entities of lost or extra
     records count as errors and are reported.
     """
+    need_stdout()
+    if gold == pred == STDIN:
+        raise click.UsageError("GOLD and PRED are both stdin (-), which can be read only once; name a file for one")
     from el4ner import metrics
 
     result = metrics.evaluate(metrics.read_gold(gold), metrics.read_predicted(pred), n_bootstrap, seed)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        click.echo(json_text(result.to_dict()))
         return
     from rich.console import Console
 
@@ -108,6 +136,7 @@ def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(allow_dash=True))
 def show(files: tuple[str, ...]) -> None:
     """Print predictions (or labelled sentences) readably, entities in brackets with label and score."""
+    need_stdout()
     from rich.console import Console
 
     from el4ner.metrics import iterate_predicted
@@ -122,10 +151,11 @@ def show(files: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def doctor(as_json: bool) -> None:
     """Say what is installed, what works, and why the rest does not."""
+    need_stdout()
     from el4ner.doctor import diagnose, render
 
     diagnosis = diagnose()
-    click.echo(json.dumps(diagnosis.to_dict(), ensure_ascii=False, indent=2) if as_json else render(diagnosis))
+    click.echo(json_text(diagnosis.to_dict()) if as_json else render(diagnosis))
 
 
 @main.command()
@@ -136,7 +166,3 @@ def download(what: str, from_hub: bool) -> None:
     from el4ner import models
 
     models.download(what, from_hub=from_hub, report=lambda message: click.echo(message, err=True))
-
-
-if __name__ == "__main__":
-    main()

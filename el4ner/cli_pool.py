@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from el4ner.cli_predict import given, model_options
+from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
+from el4ner.cli_predict import check_device, given, model_options
 from el4ner.errors import PoolError
 from el4ner.jsonl import scan_pool
 from el4ner.lines import display_name, visible
@@ -33,7 +34,10 @@ def build(config: str | None, quiet: bool, **options: Any) -> None:
         if not quiet:
             click.echo(f"el4ner: {message}", err=True)
 
-    El4ner.from_config(load_config(config, overrides=given(options))).prepare(progress=say)
+    settings = load_config(config, overrides=given(options))
+    check_device(settings.device)
+    with warnings_as_messages(Messages(quiet, results_on_stdout=False).warn):
+        El4ner.from_config(settings).prepare(progress=say)
     say("the pool is ready")
 
 
@@ -76,6 +80,7 @@ def _overview(sentences: list[Demonstration]) -> list[str]:
 @click.argument("path", metavar="POOL", type=click.Path(allow_dash=True))
 def check(path: str) -> None:
     """Count the sentences and labels of POOL and list what is wrong with it; exit code 1 if something is."""
+    need_stdout()
     sentences: list[Demonstration] = []
     problems: list[PoolError] = []
     for item in scan_pool(path):

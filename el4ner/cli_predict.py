@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import click
 
+from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
 from el4ner.errors import El4nerError
-from el4ner.jsonl import OutputFile, count_inputs, make_sentence, read_inputs, write_predictions
+from el4ner.jsonl import OutputFile, count_inputs, json_text, make_sentence, read_inputs, write_predictions
 from el4ner.lines import STDIN, display_name, visible
 from el4ner.records import Prediction, Sentence
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
+    from el4ner.config import Config
     from el4ner.pipeline import El4ner
 
 INCOMPLETE = 3
@@ -38,7 +37,9 @@ def _split_voters(_: click.Context, __: click.Parameter, value: str | None) -> s
 
 
 _MODEL_OPTIONS = (
-    click.option("--examples", metavar="POOL", help="Labelled sentences (JSONL); default: the built-in pool."),
+    click.option(
+        "--examples", metavar="POOL", help="Labelled sentences (JSONL or .conll); default: builtin, el4ner's own."
+    ),
     click.option("--labels", metavar="FILE", help="Label definitions (YAML or JSON); default: those of the pool."),
     click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to start from."),
     click.option("--config", metavar="FILE", help="Settings file (YAML); options given here win over it."),
@@ -66,84 +67,16 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# Messages
+def check_device(device: str) -> None:
+    """Raises click.UsageError for a CUDA device that is not there, before anything is read or loaded."""
+    if not device.startswith("cuda"):
+        return
+    import torch
 
-
-class Messages:
-    """Warnings on stderr, and a progress bar where stderr is a terminal that does not also show the results."""
-
-    def __init__(self, quiet: bool, results_on_stdout: bool) -> None:
-        self._quiet = quiet
-        self._bar_wanted = not quiet and sys.stderr.isatty() and not (results_on_stdout and sys.stdout.isatty())
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    @property
-    def counts(self) -> bool:
-        """Whether the number of records is wanted, for the time left."""
-        return self._bar_wanted
-
-    def warn(self, message: str) -> None:
-        """One warning, above the bar if there is one."""
-        if self._quiet:
-            return
-        line = f"el4ner: warning: {message}"
-        if self._progress is None:
-            click.echo(line, err=True)
-        else:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def bar(self, total: int | None) -> AbstractContextManager[object]:
-        """Shows the bar within a `with` block, if one is wanted."""
-        return _Bar(self, total) if self._bar_wanted else nullcontext()
-
-    def start(self, progress: Progress, task: TaskID) -> None:
-        """The bar is drawn from now on."""
-        self._progress, self._task = progress, task
-
-    def stop(self) -> None:
-        """The bar is gone."""
-        self._progress = self._task = None
-
-    def advance(self) -> None:
-        """One more record is finished."""
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task)
-
-
-class _Bar:
-    """Records done, rate and time left, drawn by rich on stderr."""
-
-    def __init__(self, messages: Messages, total: int | None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-        from rich.text import Text
-
-        class Rate(ProgressColumn):
-            def render(self, task: Task) -> Text:
-                return Text("-/s" if task.speed is None else f"{task.speed:.1f}/s")
-
-        self._messages = messages
-        # stdout stays untouched: results are written to its bytes.
-        self._progress = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=Console(stderr=True),
-            redirect_stdout=False,
-        )
-        self._task = self._progress.add_task("records", total=total)
-
-    def __enter__(self) -> None:
-        self._progress.start()
-        self._messages.start(self._progress, self._task)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._messages.stop()
-        self._progress.stop()
+    count = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        remedy = f"choose {f'one below {count}, ' if count else ''}auto or cpu; `el4ner doctor` says what is here"
+        raise click.UsageError(f"--device {device}: {count} CUDA devices found; {remedy}")
 
 
 # The command
@@ -154,13 +87,44 @@ def _typed_sentences(texts: Iterable[str]) -> Iterator[Sentence]:
         yield make_sentence(text, f"--text {number}", str(number))
 
 
-def _output_file(option: str, path: str | None, inputs: tuple[str, ...]) -> OutputFile | None:
-    """A checked output; None for stdout. Raises click.UsageError if it would replace an input."""
-    if path is None or path == STDIN:
-        return None
-    if os.path.realpath(path) in {os.path.realpath(name) for name in inputs if name != STDIN}:
-        raise click.UsageError(f"{option} {visible(path)} is also an input; choose another name")
-    return OutputFile(path)
+def _is_same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one regular file, by whatever links; also where none of them exists yet."""
+    try:
+        return Path(one).samefile(other) and Path(one).is_file()
+    except (OSError, ValueError):  # one of them is not there, or cannot be a path
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _files_read(inputs: Sequence[str], config_path: str | None, settings: Config) -> list[tuple[str, str]]:
+    """(what it is, path) of every file a run reads."""
+    from el4ner.pool import BUILTIN
+
+    read = [("an input", path) for path in inputs if path != STDIN]
+    # the built-in pool has a name but no path here; a file of that name is ./builtin
+    examples = None if settings.examples == BUILTIN else settings.examples
+    named = {"the pool (--examples)": examples, "the labels file (--labels)": settings.labels}
+    read += [(what, path) for what, path in named.items() if path is not None]
+    read += [("the settings file (--config)", config_path)] if config_path is not None else []
+    return read + [(f"the model of member {member.name}", member.source) for member in settings.members]
+
+
+def _outputs(
+    output: str | None, report: str | None, read: Sequence[tuple[str, str]]
+) -> tuple[OutputFile | None, OutputFile | None]:
+    """Where records and report go, checked; None for stdout, and for no report.
+
+    Raises click.UsageError if one of them would replace a file that is read, or the other one.
+    """
+    if report == STDIN:
+        raise click.UsageError("--report -: stdout belongs to the records; name a file")
+    output = None if output == STDIN else output
+    for option, path in (("--output", output), ("--report", report)):
+        for what, name in read if path is not None else ():
+            if _is_same_file(path or "", name):
+                raise click.UsageError(f"{option} {visible(path or '')} is also {what}; choose another name")
+    if output is not None and report is not None and _is_same_file(output, report):
+        raise click.UsageError(f"--report {visible(report)} is also --output; choose another name")
+    return OutputFile(output) if output else None, OutputFile(report) if report else None
 
 
 def _finished(predictions: Iterable[Prediction], messages: Messages) -> Iterator[Prediction]:
@@ -185,7 +149,7 @@ class _Counted:
 def _stream(output: OutputFile | None) -> AbstractContextManager[BinaryIO]:
     if output is not None:
         return output
-    return nullcontext(sys.stdout.buffer)
+    return nullcontext(cast(BinaryIO, sys.stdout.buffer))
 
 
 def _run(
@@ -245,24 +209,27 @@ def predict(
         raise click.UsageError("INPUT and --text exclude each other; give one of them")
     if not inputs and not texts:
         raise click.UsageError("no input; name a file, - for stdin, or give --text")
+    if output is None or output == STDIN:
+        need_stdout("open it, or name a file with -o")
     from el4ner.config import load_config
 
     settings = load_config(config, overrides=given(options))
+    check_device(settings.device)
     messages = Messages(quiet, results_on_stdout=output is None or output == STDIN)
+    target, report_file = _outputs(output, report_path, _files_read(inputs, config, settings))
     sentences = read_inputs(inputs, limit, messages.warn) if inputs else _typed_sentences(texts[:limit])
-    target = _output_file("--output", output, inputs)
-    report_file = _output_file("--report", report_path, inputs)
     total = None
     if messages.counts:
         total = count_inputs(inputs, limit) if inputs else len(texts[:limit])
 
     from el4ner.pipeline import El4ner
 
-    model = El4ner.from_config(settings)
-    statuses = _run(model, sentences, target, messages, total)
-    if report_file is not None:
-        with report_file as stream:
-            stream.write(json.dumps(model.report(), ensure_ascii=False, indent=2).encode() + b"\n")
+    with warnings_as_messages(messages.warn):
+        model = El4ner.from_config(settings)
+        statuses = _run(model, sentences, target, messages, total)
+        if report_file is not None:
+            with report_file as stream:
+                stream.write(json_text(model.report()).encode() + b"\n")
     if set(statuses) - {"ok"}:
         click.echo(f"el4ner: {_summary(statuses)}", err=True)
         click.get_current_context().exit(INCOMPLETE)

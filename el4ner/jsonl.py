@@ -21,8 +21,8 @@ from el4ner.lines import (
     STDIN,
     DamagedError,
     LineError,
+    check_beginning,
     check_encodable,
-    check_readable,
     decode_line,
     display_name,
     excerpt,
@@ -93,18 +93,19 @@ def _is_plain(path: str | Path) -> bool:
     return str(path).endswith((".txt", ".txt.gz"))
 
 
-def _file_sentences(path: str | Path) -> Iterator[tuple[int, Sentence]]:
+def _file_sentences(path: str | Path, others: bool) -> Iterator[tuple[int, Sentence]]:
+    """The records of one file. What breaks off is one more record if there are others, else an error."""
     name = display_name(path)
     plain = _is_plain(path)
-    any_line = False
     try:
         for line, raw in numbered_lines(path):
-            any_line = True
+            others = True
             yield line, _line_sentence(raw, f"{name}:{line}", line, plain)
-    except DamagedError as error:
-        if not any_line:
+    except InputError as error:
+        if not others:
             raise
-        yield error.line, Sentence(str(error.line), "", {}, str(error))
+        broken = error.line if isinstance(error, DamagedError) else 1
+        yield broken, Sentence(str(broken), "", {}, str(error))
 
 
 class _Repeats:
@@ -143,15 +144,16 @@ def read_inputs(
     object a line with `text` (or `tokens`, joined by one space) and optionally `id`; what else it holds is carried in
     `extra`. A missing id is the line number. Repeated ids are kept and reported to `warn`. An unusable line becomes a
     sentence with `error`.
-    Raises InputError at once if a file is missing, empty, a folder or not readable, and while reading if it holds
-    only blank lines or nothing of it can be unzipped.
+    Raises InputError at once if a file is missing, a folder or not readable, if it holds no line that is not blank, or
+    if its first such line cannot be unzipped or is UTF-16; for stdin and pipes, which can be read only once, when they
+    are read. What turns bad after records have been read gives one more record, with an error, and the next file.
     """
     if not paths:
         raise InputError("no input; name a file, or - for stdin")
     if [str(path) for path in paths].count(STDIN) > 1:
         raise InputError("stdin (-) is named twice; it can be read only once")
     for path in paths:
-        check_readable(path)
+        check_beginning(path)
     return _sentences(paths, limit, warn)
 
 
@@ -164,7 +166,7 @@ def _sentences(
         name = display_name(path)
         if limit is not None and count >= limit:
             break
-        for line, sentence in _file_sentences(path):
+        for line, sentence in _file_sentences(path, others=count > 0):
             repeats.add(sentence.id, f"{name}:{line}")
             yield sentence
             count += 1
@@ -184,7 +186,7 @@ def count_inputs(paths: Sequence[str | Path], limit: int | None = None) -> int |
                 count += 1
                 if count == limit:
                     return count
-        except DamagedError:
+        except InputError:  # a record that says so
             count += 1
     return count
 
@@ -312,6 +314,16 @@ def read_pool(path: str | Path) -> list[Demonstration]:
 # Writing
 
 
+def json_text(value: Any) -> str:
+    """A value as indented JSON that UTF-8 can hold: lone surrogates are written as escapes, which JSON allows."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, ensure_ascii=True, indent=2)
+    return text
+
+
 def dump_line(record: Mapping[str, Any]) -> bytes:
     """One record as a line of UTF-8 JSON. Lone surrogates are written as escapes, which JSON allows and UTF-8 not."""
     try:
@@ -328,27 +340,37 @@ class OutputFile:
     with an exception, the part that was written stays under that name (`partial`), or is removed if it is empty.
     A name that ends in .gz is zipped, without a time stamp, so that equal records give equal bytes. Devices and pipes
     are written directly.
-    Raises UsageError on construction if the place cannot be written to.
+    Raises UsageError on construction if the place cannot be written to, which is tried.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(os.path.realpath(path))
-        name = display_name(path)
+        self._name = display_name(path)
         if self.path.is_dir():
-            raise UsageError(f"{name}: is a folder; name a file in it")
+            raise UsageError(f"{self._name}: is a folder; name a file in it")
         if not self.path.parent.is_dir():
-            raise UsageError(f"{name}: the folder {visible(str(self.path.parent))} does not exist; create it first")
+            folder = visible(str(self.path.parent))
+            raise UsageError(f"{self._name}: the folder {folder} does not exist; create it first")
         direct = self.path.exists() and not self.path.is_file()
-        if not direct and not os.access(self.path.parent, os.W_OK):
-            raise UsageError(f"{name}: the folder {visible(str(self.path.parent))} is not writable; choose another")
         self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
         self._written_to = self.path if direct else self.partial
         self._file: BinaryIO | None = None
         self._stream: BinaryIO | None = None
+        if direct and not os.access(self.path, os.W_OK):
+            raise UsageError(f"{self._name}: permission denied; choose another file")
+        if not direct:
+            self._open().close()
+            self.partial.unlink()
+
+    def _open(self) -> BinaryIO:
+        mode: Literal["wb", "xb"] = "wb" if self._written_to is self.path else "xb"
+        try:
+            return cast(BinaryIO, self._written_to.open(mode))
+        except OSError as error:
+            raise UsageError(f"{self._name}: cannot be written ({error.strerror}); choose another place") from None
 
     def __enter__(self) -> BinaryIO:
-        mode: Literal["wb", "xb"] = "wb" if self._written_to is self.path else "xb"
-        file = cast(BinaryIO, self._written_to.open(mode))
+        file = self._open()
         self._file = self._stream = file
         if self.path.name.endswith(".gz"):
             self._stream = cast(BinaryIO, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
@@ -360,8 +382,10 @@ class OutputFile:
         assert self._stream is not None, "left before it was entered"
         assert self._file is not None
         empty = self._written_to is self.partial and self._stream.tell() == 0
-        self._stream.close()
-        self._file.close()
+        try:
+            self._stream.close()  # may find the disk full
+        finally:
+            self._file.close()
         if self._written_to is self.path:
             return
         if kind is None:

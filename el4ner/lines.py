@@ -14,8 +14,8 @@ import stat
 import sys
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -104,6 +104,8 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
     """The bytes of a file (unzipped if its name ends in .gz) or of stdin, which is left open."""
     check_readable(path, may_be_empty=True)
     if str(path) == STDIN:
+        if sys.stdin is None:
+            raise InputError("stdin: is closed; name a file, or give it an input")
         yield sys.stdin.buffer
         return
     try:
@@ -115,14 +117,14 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, stream)
 
 
-def _check_beginning(beginning: bytes, name: str) -> None:
+def _check_encoding(beginning: bytes, name: str) -> None:
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{name}: is UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)")
     if beginning.startswith(b"\x1f\x8b"):
         raise InputError(f"{name}: is gzip data; let its name end in .gz, or unzip it first (zcat)")
 
 
-def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: str | Path) -> Generator[tuple[int, bytes], None, None]:
     """The lines of a file that are not blank, each with its number (from 1), without line end or byte-order mark.
 
     Raises InputError if the file cannot be read, holds no line that is not blank, is UTF-16 or misnamed gzip data;
@@ -135,7 +137,7 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
         try:
             for number, raw in enumerate(stream, start=1):
                 if number == 1:
-                    _check_beginning(raw[:2], name)
+                    _check_encoding(raw[:2], name)
                     raw = raw.removeprefix(_BOM)
                 if raw.strip():
                     found = True
@@ -148,6 +150,17 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{name}: is empty; expected one record a line")
 
 
+def check_beginning(path: str | Path) -> None:
+    """Raises InputError if a file cannot be read up to its first line that is not blank, as `numbered_lines` would.
+
+    Stdin and pipes are only looked at from outside, since they can be read only once.
+    """
+    check_readable(path)
+    if str(path) != STDIN and Path(path).is_file():
+        with closing(numbered_lines(path)) as lines:
+            next(lines, None)
+
+
 def read_text(path: str | Path) -> str:
     """A whole UTF-8 file, without byte-order mark. Raises InputError if it cannot be read or decoded."""
     name = display_name(path)
@@ -156,7 +169,7 @@ def read_text(path: str | Path) -> str:
             raw = stream.read()
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{name}: cannot be read ({error}); fetch or write the file again") from None
-    _check_beginning(raw[:2], name)
+    _check_encoding(raw[:2], name)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from el4ner.errors import InputError, UsageError
 from el4ner.jsonl import read_pool, read_records
-from el4ner.lines import LineError, display_name, id_of, kind
+from el4ner.lines import LineError, display_name, excerpt, id_of, kind
 from el4ner.records import Demonstration
 
 _CELLS_PER_CHUNK = 2_000_000  # sampled sentences held at once: about 64 MB
@@ -255,11 +255,14 @@ def _record(item: Any, position: int) -> _Record:
         raise ValueError(f"{where}: text is {text!r}; use a string")
     if entities is None or isinstance(entities, (str, Mapping)):
         raise ValueError(f"{where}: entities is {entities!r}; use a list")
+    status = _field(item, "status", "ok")
+    if not isinstance(status, str):
+        raise ValueError(f'{where}: status is {status!r}; use a string, such as "ok"')
     return _Record(
         str(position) if identifier is None else str(identifier),
         text,
         tuple(_entity(entity, where) for entity in entities),
-        _field(item, "status", "ok"),
+        status,
     )
 
 
@@ -271,6 +274,15 @@ def _entity(entity: Any, where: str) -> _Entity:
     if not isinstance(label, str):
         raise ValueError(f"{where}: an entity has the label {label!r}; use a string")
     return _Entity(int(start), int(end), label, _field(entity, "text"))
+
+
+def _check_score(entity: Mapping[str, Any]) -> None:
+    """Raises LineError unless a predicted entity's score, if it has one, is a number from 0 to 1."""
+    score = entity.get("score")
+    if score is None:
+        return
+    if not isinstance(score, (int, float)) or isinstance(score, bool) or not 0 <= score <= 1:
+        raise LineError(f"an entity has the score {excerpt(score)}; use a number from 0 to 1, or leave it out")
 
 
 def _match(
@@ -356,6 +368,8 @@ def iterate_predicted(path: str | Path) -> Iterator[dict[str, Any]]:
                     "use a list of {start, end, label}, as el4ner predict writes it"
                 )
             _record(record, line)
+            for entity in record["entities"]:
+                _check_score(entity)
         except ValueError as error:
             raise InputError(f"{name}:{line}: {error}") from None
         yield record

@@ -1,13 +1,10 @@
 """The command line: what it makes of options, where it writes, how it ends. The pipeline is replaced by a small fake;
-`test_cli_real.py` runs the real one."""
+`test_cli_process.py` starts processes, `test_cli_real.py` runs the real pipeline."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
-import subprocess
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -193,6 +190,21 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         (["blank.jsonl"], "el4ner: error: blank.jsonl: is empty; expected one record a line"),
         (["folder"], "el4ner: error: folder: is a folder; name a file in it, or folder/*.jsonl for all of them"),
         (["x.jsonl", "-o", "x.jsonl"], "Error: --output x.jsonl is also an input; choose another name"),
+        (["x.jsonl", "-o", "link.jsonl"], "Error: --output link.jsonl is also an input; choose another name"),
+        (["x.jsonl", "-o", "hard.jsonl"], "Error: --output hard.jsonl is also an input; choose another name"),
+        (["x.jsonl", "--examples", "folder/../x.txt", "-o", "x.txt"], "Error: --output x.txt is also the pool"),
+        (["x.jsonl", "--examples", "x.txt", "--report", "x.txt"], "Error: --report x.txt is also the pool"),
+        (["x.jsonl", "--labels", "x.txt", "-o", "x.txt"], "Error: --output x.txt is also the labels file (--labels)"),
+        (["x.jsonl", "--config", "s.yaml", "-o", "s.yaml"], "Error: --output s.yaml is also the settings file"),
+        (["x.jsonl", "--config", "s.yaml", "-o", "x.txt"], "Error: --output x.txt is also the labels file (--labels)"),
+        (["x.jsonl", "--members", "a=x.txt", "-o", "x.txt"], "Error: --output x.txt is also the model of member a"),
+        (["x.jsonl", "-o", "new", "--report", "./new"], "Error: --report ./new is also --output; choose another name"),
+        (["x.jsonl", "--report", "-"], "Error: --report -: stdout belongs to the records; name a file"),
+        (["x.jsonl", "-o", "/proc/x"], "el4ner: error: /proc/x: cannot be written ("),
+        (["x.jsonl", "bad.jsonl.gz"], "el4ner: error: bad.jsonl.gz:1: the gzip data are damaged or cut off"),
+        (["x.jsonl", "blank.jsonl"], "el4ner: error: blank.jsonl: is empty; expected one record a line"),
+        (["x.jsonl", "utf16.jsonl"], "el4ner: error: utf16.jsonl: is UTF-16; convert it to UTF-8 first"),
+        (["x.jsonl", "--device", "cuda:99"], "Error: --device cuda:99: "),
         (["x.jsonl", "-o", "no/out.jsonl"], "el4ner: error: no/out.jsonl: the folder "),
         (["x.jsonl", "-o", "folder"], "el4ner: error: folder: is a folder; name a file in it"),
         (["x.jsonl", "--report", "no/r.json"], "el4ner: error: no/r.json: the folder "),
@@ -208,14 +220,23 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         (["x.jsonl", "--colour", "red"], "Error: No such option"),
     ],
 )
-def test_usage_errors_end_with_two_and_one_line(arguments: list[str], message: str) -> None:
+def test_usage_errors_end_with_two_and_one_line(arguments: list[str], message: str, pipeline: type[FakeEl4ner]) -> None:
     write("x.jsonl", "Berlin")
+    Path("x.txt").write_text("kept\n")
+    Path("s.yaml").write_text("labels: x.txt\n")
+    Path("link.jsonl").symlink_to("x.jsonl")
+    Path("hard.jsonl").hardlink_to("x.jsonl")
     Path("empty.jsonl").touch()
     Path("blank.jsonl").write_text("\n\n")
+    Path("bad.jsonl.gz").write_text('{"text": "x"}\n')
+    Path("utf16.jsonl").write_text('{"text": "x"}\n', encoding="utf-16")
     Path("folder").mkdir()
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     result = run("predict", *arguments)
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
     assert result.exit_code == 2
     assert result.stdout == ""
+    assert pipeline.configs == [] or arguments[1:2] == ["--members"]
     last = result.stderr.splitlines()[-1]
     assert last.startswith(message)
     assert len(last) > len("el4ner: error: ")
@@ -231,7 +252,39 @@ def test_settings_errors_are_raised_before_models_are_loaded(pipeline: type[Fake
     assert pipeline.configs == []
 
 
+def test_devices_are_no_files_to_be_overwritten() -> None:
+    write("x.jsonl", "Berlin")
+    assert run("predict", "x.jsonl", "-o", "/dev/null", "--report", "/dev/null").exit_code == 0
+    assert run("predict", "x.jsonl", "--examples", "builtin", "-o", "builtin").exit_code == 0
+    refused = run("predict", "x.jsonl", "--examples", "./builtin", "-o", "builtin")
+    assert (refused.exit_code, "is also the pool" in refused.stderr) == (2, True)
+
+
 # predict: how it ends
+
+
+@pytest.mark.parametrize("stderr_is_terminal", [False, True])
+def test_what_turns_bad_later_loses_no_record(stderr_is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was sound when the run began: its records before the damage are kept, and the next file is read."""
+    from el4ner import cli_predict, jsonl
+
+    write("a.jsonl", "one", "two")
+    write("c.jsonl", "three")
+    zipped = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(20000)))
+    Path("b.jsonl.gz").write_bytes(zipped[: len(zipped) // 2])
+    Path("gone.jsonl").write_text("\n \n")
+    monkeypatch.setattr(jsonl, "check_beginning", lambda path: None)
+    monkeypatch.setattr(cli_predict.Messages, "counts", property(lambda self: stderr_is_terminal))
+    result = run("predict", "a.jsonl", "b.jsonl.gz", "gone.jsonl", "c.jsonl", "-o", "out.jsonl", "-q")
+    assert result.exit_code == 3
+    found = records(Path("out.jsonl").read_bytes())
+    assert [r["text"] for r in found[:3]] == ["one", "two", "0"]
+    assert found[-1]["text"] == "three"
+    bad = [r for r in found if r["status"] != "ok"]
+    assert [r["status"] for r in bad] == ["skipped", "skipped"]
+    assert "the gzip data are damaged or cut off" in bad[0]["error"]
+    assert bad[1]["error"] == "gone.jsonl: is empty; expected one record a line"
+    assert f"2 of {len(found)} records are not ok (2 skipped)" in result.stderr
 
 
 def test_an_engine_error_keeps_what_was_finished() -> None:
@@ -372,6 +425,37 @@ def test_show_is_readable_and_inert() -> None:
     assert run("show", "missing.jsonl").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('"entities": [{"start": 0, "end": 1, "label": "l", "score": "high"}]', 'an entity has the score "high"'),
+        ('"entities": [{"start": 0, "end": 1, "label": "l", "score": true}]', "an entity has the score true"),
+        ('"entities": [{"start": 0, "end": 1, "label": "l", "score": 1e300}]', "an entity has the score 1e+300"),
+        ('"entities": [], "status": [1]', "status is [1]; use a string"),
+    ],
+)
+@pytest.mark.parametrize("command", ["show", "evaluate"])
+def test_malformed_predictions_are_named(command: str, record: str, message: str) -> None:
+    Path("p.jsonl").write_text('{"text": "x", "entities": []}\n{"text": "x", ' + record + "}\n")
+    Path("gold.jsonl").write_text('{"text": "x", "entities": []}\n')
+    result = run(command, *(["gold.jsonl"] if command == "evaluate" else []), "p.jsonl")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("el4ner: error: p.jsonl:2: ")
+    assert message in result.stderr
+
+
+def test_evaluate_writes_any_label_and_reads_stdin_once() -> None:
+    Path("gold.jsonl").write_text('{"text": "x", "entities": []}\n')
+    Path("p.jsonl").write_text(r'{"text": "x", "entities": [{"start": 0, "end": 1, "label": "\ud800"}]}' + "\n")
+    result = run("evaluate", "gold.jsonl", "p.jsonl", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["labels"]["\ud800"]["predicted"] == 1
+    twice = run("evaluate", "-", "-", stdin="{}")
+    assert twice.exit_code == 2
+    assert "GOLD and PRED are both stdin (-), which can be read only once" in twice.stderr
+
+
 def test_doctor_and_download(monkeypatch: pytest.MonkeyPatch) -> None:
     from el4ner import doctor, models
 
@@ -403,104 +487,3 @@ def test_version_and_help() -> None:
     for command in ([], ["predict"], ["evaluate"], ["show"], ["doctor"], ["download"], ["pool"], ["pool", "check"]):
         assert run(*command, "--help").exit_code == 0
     assert run("pridict").exit_code == 2
-
-
-# In a process of its own: pipes, signals, terminals
-
-FAKE = """
-import signal, sys, time, types
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
-from el4ner.records import Prediction
-class El4ner:
-    @classmethod
-    def from_config(cls, config): return cls()
-    def predict_iter(self, sentences):
-        for sentence in sentences:
-            if sentence.text == "wait": time.sleep(60)
-            yield Prediction(sentence.id, sentence.text)
-sys.modules["el4ner.pipeline"] = module = types.ModuleType("el4ner.pipeline")
-module.El4ner = El4ner
-from el4ner.cli import main
-main()
-"""
-
-
-def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "TERM": "xterm", "COLUMNS": "80"}
-    command = [sys.executable, "-c", FAKE, *arguments]
-    return subprocess.Popen(command, env=environment, **{"stderr": subprocess.PIPE, **options})  # type: ignore[arg-type]
-
-
-def test_records_are_streamed_and_ctrl_c_keeps_them() -> None:
-    write("x.jsonl", "a", "b", "wait")
-    with start("predict", "x.jsonl", stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert [json.loads(process.stdout.readline())["text"] for _ in range(2)] == ["a", "b"]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-        assert process.stderr.read() == b"el4ner: interrupted\n"
-        assert process.stdout.read() == b""
-
-
-def test_ctrl_c_with_an_output_file_names_the_part() -> None:
-    write("x.jsonl", "a", "wait")
-    with start("predict", "x.jsonl", "-o", "out.jsonl.gz", stdout=subprocess.PIPE) as process:
-        while not list(Path().glob("*.partial")):
-            assert process.poll() is None
-        # The partial file exists once the run has begun; give it the moment it needs to reach the sleeping record.
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-        assert process.stderr is not None
-        (partial,) = Path().glob("*.partial")
-        assert partial.name in process.stderr.read().decode()
-    assert len(records(gzip.decompress(partial.read_bytes()))) == 1
-
-
-def test_a_closed_pipe_is_no_traceback() -> None:
-    write("x.jsonl", *["long text " * 100] * 2000)
-    with start("predict", "x.jsonl", stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.wait(30) == 1
-        assert process.stderr.read() == b""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_progress_bar_with_rate_on_a_terminal_only() -> None:
-    import pty
-
-    write("x.jsonl", *["t"] * 30)
-    Path("x.jsonl").write_text(Path("x.jsonl").read_text() + '{"id": "1", "text": "t"}\n')
-    leader, follower = pty.openpty()
-    with start("predict", "x.jsonl", stdout=subprocess.PIPE, stderr=follower) as process:
-        assert process.stdout is not None
-        assert len(records(process.stdout.read())) == 31
-        assert process.wait(30) == 0
-    os.close(follower)
-    shown = b""
-    try:
-        while chunk := os.read(leader, 65536):
-            shown += chunk
-    except OSError:
-        assert shown, "Linux reports the end of a pseudo-terminal as an error"
-    os.close(leader)
-    assert b"31/31" in shown
-    assert b"/s" in shown
-    assert b"warning: x.jsonl:31: id" in shown
-
-
-def test_the_installed_command_imports_no_torch_for_help_and_bad_usage() -> None:
-    code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom el4ner.cli import main\n"
-        "for a in (['--help'], ['predict', '--help'], ['predict', 'missing.jsonl'], ['show', 'missing.jsonl']):\n"
-        "    CliRunner().invoke(main, a)\n"
-        "print([name for name in ('torch', 'transformers', 'numba') if name in sys.modules])\n"
-    )
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert result.stdout == "[]\n"
