@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from el4ner.engines.base import FloatArray, IntArray
 from el4ner.errors import EngineError
-
-_CHUNK_BYTES = 64 << 20
+from el4ner.kernels import choice_logprobs
 
 
 class Head:
-    """Logits of hidden states (after the final norm), for all tokens or only for some columns.
+    """Logits of hidden states (after the final norm), or log-probabilities of some tokens only.
 
     Knows soft-capping (`final_logit_softcapping`), Granite's `logits_scaling` (a divisor) and Cohere's `logit_scale` (a
     factor). Whether that is all the model does is checked against the model itself (see `packing.check`).
@@ -44,15 +44,11 @@ class Head:
         """hidden (R, D) -> (R, V) f32."""
         return self._finish(torch.nn.functional.linear(hidden, self.weight, self.bias))
 
-    def columns(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """hidden (R, D), tokens (R,) -> the logit of each row's own token (R,) f32; costs R x D, not R x V x D."""
-        products = (hidden.float() * self.weight[tokens].float()).sum(-1)
-        if self.bias is not None:
-            products = products + self.bias[tokens].float()
-        # the model rounds its logits to its own dtype before anything else happens to them
-        return self._finish(products.to(hidden.dtype))
-
-    def log_normalisers(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden (R, D) -> log of the sum of exp over the vocabulary (R,) f32, in chunks of rows."""
-        rows = max(1, _CHUNK_BYTES // (4 * self.weight.shape[0]))
-        return torch.cat([torch.logsumexp(self.logits(part), dim=-1) for part in hidden.split(rows)])
+    def log_probabilities(
+        self, hidden: torch.Tensor, tokens: IntArray, normalise: Literal["vocab", "choices"]
+    ) -> FloatArray:
+        """hidden (R, D), tokens (R, C) i64, padded with -1 -> (R, C) f32, by `el4ner.kernels.choice_logprobs`."""
+        return choice_logprobs(
+            hidden, self.weight, tokens, normalise, bias=self.bias, soft_cap=self._cap, scale=self._factor,
+            backend="auto",
+        )  # fmt: skip

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -139,18 +139,30 @@ class ChoiceScorer:
         reads = needed_reads(pack.plans, questions, self._end_tokens)
         if not reads:
             return
-        with torch.inference_mode():
-            nodes = torch.tensor([node for node, _ in reads], device=hidden.device)
-            tokens = torch.tensor([token for _, token in reads], device=hidden.device)
-            values = self._head.columns(hidden[nodes], tokens).double().cpu().tolist()
-            logit = dict(zip(reads, values, strict=True))
-            vocab = vocabulary_nodes(pack.plans, questions)
-            normaliser: dict[int, float] = {}
-            if vocab:
-                sums = self._head.log_normalisers(hidden[torch.tensor(vocab, device=hidden.device)])
-                normaliser = dict(zip(vocab, sums.double().cpu().tolist(), strict=True))
+        vocab = vocabulary_nodes(pack.plans, questions)
+        over_vocab = {node: tokens for node, tokens in reads.items() if node in vocab}
+        over_choices = {node: tokens for node, tokens in reads.items() if node not in vocab}
+        logp = self._read(hidden, over_vocab, "vocab") | self._read(hidden, over_choices, "choices")
         for index, plan in pack.plans:
-            results[index] = choice_scores(plan, questions[index].over_choices, logit, normaliser, self._end_tokens)
+            results[index] = choice_scores(plan, questions[index].over_choices, logp, self._end_tokens)
+
+    def _read(
+        self, hidden: torch.Tensor, reads: dict[int, list[int]], normalise: Literal["vocab", "choices"]
+    ) -> dict[tuple[int, int], float]:
+        """(node, token) -> log-probability, normalised at each node over the vocabulary or over the tokens read."""
+        if not reads:
+            return {}
+        ids = np.full((len(reads), max(map(len, reads.values()))), -1, dtype=np.int64)
+        for row, tokens in zip(ids, reads.values(), strict=True):
+            row[: len(tokens)] = tokens
+        with torch.inference_mode():
+            rows = hidden[torch.tensor(list(reads), device=hidden.device)]
+            found = self._head.log_probabilities(rows, ids, normalise)
+        return {
+            (node, token): float(value)
+            for (node, tokens), values in zip(reads.items(), found, strict=True)
+            for token, value in zip(tokens, values, strict=False)
+        }
 
 
 class PlainScorer:
@@ -170,17 +182,16 @@ class PlainScorer:
             plan = plan_choices(trie, question.prompt.rest, question.choices)
             shared = [token for part in question.prompt.shared for token in part]
             reads = needed_reads([(0, plan)], [question], self._end_tokens)
-            logit: dict[tuple[int, int], float] = {}
-            normaliser: dict[int, float] = {}
-            nodes = {node for node, _ in reads}
+            logp: dict[tuple[int, int], float] = {}
+            nodes = set(reads)
             inner = {trie.parents[node] for node in range(len(trie))}
             for leaf in sorted(nodes - (inner & nodes)):
                 path = _path(trie, leaf)
                 rows = self._logits(shared + [trie.tokens[node] for node in path], len(path))
                 for node, row in zip(path, rows, strict=True):
-                    normaliser[node] = float(torch.logsumexp(row, dim=-1))
-                    logit.update({read: float(row[read[1]]) for read in reads if read[0] == node})
-            results.append(choice_scores(plan, question.over_choices, logit, normaliser, self._end_tokens))
+                    known = row.log_softmax(-1)
+                    logp.update({(node, token): float(known[token]) for token in reads.get(node, ())})
+            results.append(choice_scores(plan, question.over_choices, logp, self._end_tokens))
         return results
 
     def _logits(self, ids: list[int], last: int) -> torch.Tensor:
@@ -202,40 +213,38 @@ def _path(trie: TokenTrie, node: int) -> list[int]:
 
 def needed_reads(
     plans: Sequence[tuple[int, ChoicePlan]], questions: Sequence[Question], end_tokens: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Every (node, token) whose logit is needed, once."""
-    reads: dict[tuple[int, int], None] = {}
+) -> dict[int, list[int]]:
+    """node -> the tokens whose probability after it is needed, each once."""
+    reads: dict[int, dict[int, None]] = {}
     for index, plan in plans:
         for pairs in plan.steps:
-            reads.update(dict.fromkeys(pairs))
+            for node, token in pairs:
+                reads.setdefault(node, {})[token] = None
         if questions[index].over_choices:
-            reads.update(dict.fromkeys((node, token) for node in plan.ends.values() for token in end_tokens))
-    return list(reads)
+            for node in plan.ends.values():
+                reads.setdefault(node, {}).update(dict.fromkeys(end_tokens))
+    return {node: list(tokens) for node, tokens in reads.items()}
 
 
-def vocabulary_nodes(plans: Sequence[tuple[int, ChoicePlan]], questions: Sequence[Question]) -> list[int]:
+def vocabulary_nodes(plans: Sequence[tuple[int, ChoicePlan]], questions: Sequence[Question]) -> set[int]:
     """Nodes whose whole vocabulary has to be summed."""
     steps = (pairs for index, plan in plans if not questions[index].over_choices for pairs in plan.steps)
-    return sorted({node for pairs in steps for node, _ in pairs})
+    return {node for pairs in steps for node, _ in pairs}
 
 
 def choice_scores(
-    plan: ChoicePlan,
-    over_choices: bool,
-    logit: dict[tuple[int, int], float],
-    normaliser: dict[int, float],
-    end_tokens: Sequence[int],
+    plan: ChoicePlan, over_choices: bool, logp: dict[tuple[int, int], float], end_tokens: Sequence[int]
 ) -> FloatArray:
-    """Log-probabilities (n_choices,) f32 from the logits that were read."""
+    """Log-probabilities (n_choices,) f32 from those of the tokens that were read."""
     if over_choices:
-        return np.asarray(over_children(plan, logit, end_tokens), dtype=np.float32)
-    sums = [sum(logit[pair] - normaliser[pair[0]] for pair in pairs) for pairs in plan.steps]
-    return np.asarray(sums, dtype=np.float32)
+        return np.asarray(over_children(plan, logp, end_tokens), dtype=np.float32)
+    return np.asarray([sum(logp[pair] for pair in pairs) for pairs in plan.steps], dtype=np.float32)
 
 
 def over_children(plan: ChoicePlan, logit: dict[tuple[int, int], float], end_tokens: Sequence[int]) -> list[float]:
     """Log-probabilities of a question's choices, normalised at each node over the choices' next tokens there.
 
+    logit: (node, token) -> logit or log-probability; what is the same for all tokens of a node drops out.
     Where a choice ends and another goes on, ending competes too, with the log-sum-exp of the end tokens' logits.
     Choices with the same tokens share their probability equally, so that the probabilities sum to one.
     """
