@@ -1,6 +1,7 @@
 """What was computed once is kept: named numpy arrays, addressed by a hash of what they were computed from.
 
-A file that cannot be read back is treated as missing, so a damaged cache costs time, never a wrong answer.
+A file that cannot be read back is treated as missing, and a folder that cannot be written to is warned about once: a
+damaged or unusable cache costs time, never an answer.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ def content_key(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+class CacheWarning(UserWarning):
+    """The cache does not work as it should; results are the same."""
+
+
 class ArrayCache:
     """Named arrays under content keys, one `.npz` file each.
 
@@ -65,6 +70,7 @@ class ArrayCache:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self._refused = False
 
     def path(self, key: str) -> Path:
         """Where the arrays of `key` live. Raises ValueError unless the key is hexadecimal."""
@@ -79,22 +85,42 @@ class ArrayCache:
             # opened here, because numpy leaves a file that it cannot read open
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: a file stands where a folder should be
+            return None
+        except PermissionError as error:
+            warnings.warn(f"cache file {path} cannot be read ({error.strerror}); computing it again", CacheWarning, 2)
             return None
         # A cut or overwritten archive shows as any of these, depending on where it was hit.
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
             reason = str(error).partition("\n")[0]
-            warnings.warn(f"cache file {path} is damaged ({reason}); computing it again", stacklevel=2)
+            warnings.warn(f"cache file {path} is damaged ({reason}); computing it again", CacheWarning, 2)
             return None
 
     def put(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep `arrays` under `key`. Raises TypeError for arrays of Python objects, OSError if the disk refuses."""
+        """Keep `arrays` under `key`; where that fails, warn once and keep nothing from then on.
+
+        Raises TypeError for arrays of Python objects.
+        """
         for name, array in arrays.items():
             if np.asarray(array).dtype.hasobject:
                 raise TypeError(f"cache: array {name!r} holds Python objects; convert it to numbers or fixed strings")
-        path = self.path(key)
+        if self._refused:
+            return
+        try:
+            self._write(self.path(key), arrays)
+        except OSError as error:
+            self._refused = True
+            warnings.warn(
+                f"cache folder {self.root} cannot be written ({error.strerror or error}), so the next run computes "
+                "everything again; set EL4NER_CACHE to a writable folder",
+                CacheWarning,
+                stacklevel=2,
+            )
+
+    @staticmethod
+    def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{key[:16]}.", suffix=".tmp", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem[:16]}.", suffix=".tmp", dir=path.parent)
         try:
             # written member by member: numpy.savez would take an array named "file" for its own parameter
             with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:

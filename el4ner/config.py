@@ -8,18 +8,23 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from el4ner.errors import ConfigError
+from el4ner.errors import ConfigError, InputError
 
 Variant = Literal["list", "ask", "define"]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    # strict: "8" and true are no numbers; an integer may stand where a number is asked for
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _frozen_lists(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
 
 class MemberConfig(_Settings):
@@ -206,6 +211,15 @@ class Config(_Settings):
         others = [v for v in self.voters if v in ("reading", "retrieval")] if isinstance(self.voters, tuple) else []
         if others:
             raise ValueError(f"voters: the paper preset has prompted members only, not {', '.join(others)}")
+        if self.classify.combine == "stack":
+            raise ValueError(
+                "classify.combine: the paper preset fits nothing, so there is no stack; choose majority or equal, "
+                "or preset default"
+            )
+        if self.extract.reading:
+            raise ValueError(
+                "extract.reading: the paper preset has no reading voter; leave it out, or choose preset default"
+            )
 
 
 PAPER: Mapping[str, Any] = {
@@ -235,23 +249,24 @@ def parse_members(values: Sequence[str]) -> list[dict[str, str]]:
     for value in values:
         name, equals, source = value.partition("=")
         if not equals or not name or not source:
-            raise ConfigError(f"--members {value!r}: write NAME=SOURCE, for example qwen=Qwen/Qwen2.5-1.5B-Instruct")
+            raise ConfigError(f"member {value!r}: write NAME=SOURCE, for example qwen=Qwen/Qwen2.5-1.5B-Instruct")
         members.append({"name": name, "source": source})
     return members
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    import yaml
+    from el4ner.documents import DocumentError, read_yaml
+    from el4ner.lines import read_text
 
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML or JSON file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML or JSON ({reason})") from error
+        data, _ = read_yaml(read_text(path))
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+    except DocumentError as error:
+        raise ConfigError(error.at(path)) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of settings")
+        came = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: holds {came}, not a mapping of settings; write lines such as `batch_size: 64`")
     return data
 
 
@@ -273,16 +288,57 @@ def _explain(error: ValidationError, origin: str) -> ConfigError:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
         return ConfigError(f"{origin}: unknown setting {place!r}; {hint}")
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = _remedy(first)
     if not first["loc"]:
         return ConfigError(f"{origin}: {reason}")
-    came = "" if first["type"] == "value_error" else f"={first.get('input')!r}"
+    if first["loc"][0] == "voters":  # a union, whose errors name its parts
+        place, reason = "voters", "choose auto, all, or a list of names"
+    came = "" if first["type"] in ("value_error", "missing") else f"={_shown(first.get('input'))}"
     return ConfigError(f"{origin}: {place}{came}: {reason}")
+
+
+_TYPES = {
+    "int_type": "use a whole number, without quotes",
+    "float_type": "use a number, without quotes",
+    "bool_type": "use true or false, without quotes",
+    "string_type": "use a string",
+    "string_too_short": "it is empty; write a name",
+    "tuple_type": "use a list",
+    "model_type": "use a mapping of settings",
+    "missing": "is missing; add it",
+}
+_PATTERNS = {
+    "device": "choose auto, cpu, mps, cuda or cuda:N",
+    "name": "use lower-case letters, digits, dots, hyphens and underscores",
+}
+
+
+def _remedy(error: Mapping[str, Any]) -> str:
+    """What to do about an error of pydantic, whose own texts say what its types are called."""
+    if error["type"] == "string_pattern_mismatch":
+        return _PATTERNS[str(error["loc"][-1])]
+    if error["type"] in _TYPES:
+        return _TYPES[error["type"]]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message.replace("Input should be ", "choose " if error["type"] == "literal_error" else "use a value ")
+
+
+def _shown(value: object) -> str:
+    """A value on one line, cut where it is long; whatever it is nested in."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "..."
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def make_config(data: Mapping[str, Any], origin: str = "settings") -> Config:
     """Settings from plain data over their preset. Raises ConfigError, naming `origin`, the setting and the remedy."""
     data = dict(data)
+    keys: list[Any] = list(data)  # YAML reads 5 and true as keys too
+    for key in keys:
+        if not isinstance(key, str):
+            raise ConfigError(f"{origin}: setting {_shown(key)} is {type(key).__name__}; settings have names")
     if isinstance(data.get("voters"), str) and data["voters"] not in ("auto", "all"):
         data["voters"] = [name.strip() for name in data["voters"].split(",") if name.strip()]
     base = PAPER if data.get("preset") == "paper" else {}
@@ -300,7 +356,7 @@ def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = N
     data = _read_file(path) if path is not None else {}
     over = dict(overrides or {})
     members = over.get("members")
-    if members is not None and all(isinstance(member, str) for member in members):
+    if isinstance(members, list | tuple) and all(isinstance(member, str) for member in members):
         over["members"] = parse_members(members)
     if members is None:
         over.pop("members", None)

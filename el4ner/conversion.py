@@ -86,24 +86,31 @@ def converted_copy(gguf: Path, sha256: str) -> Path:
     """The folder with the converted copy of `gguf`, made now if it is missing or damaged.
 
     Several processes may do this at once: each writes its own folder and the first rename wins.
-    Raises EngineError if transformers cannot read the file, OSError if the cache cannot be written.
+    Raises EngineError if transformers cannot read the file, or the cache cannot be written.
     """
     folder = copy_folder(sha256)
     if is_intact(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        _convert(gguf, temporary)
-        _write_manifest(temporary)
-        _move_into_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        try:
+            _convert(gguf, temporary)
+            _write_manifest(temporary)
+            _move_into_place(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise EngineError(
+            f"{gguf.name} needs a converted copy in the cache, but {folder.parent} cannot be written "
+            f"({error.strerror or error}); set EL4NER_CACHE to a writable folder"
+        ) from error
     return folder
 
 
 def _convert(gguf: Path, target: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -121,7 +128,10 @@ def _convert(gguf: Path, target: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    save_file(weights, str(target / "model.safetensors"), metadata={"format": "pt"})
+    try:
+        save_file(weights, str(target / "model.safetensors"), metadata={"format": "pt"})
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(str(error)) from error
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     config["architectures"] = [type(model).__name__]

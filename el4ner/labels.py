@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from el4ner.documents import DocumentError, read_json, read_yaml
 from el4ner.errors import LabelsError
 from el4ner.jsonl import check_label
 from el4ner.lines import LineError, check_encodable, display_name, excerpt, kind, read_text
@@ -76,27 +76,17 @@ def _list_of(data: Any, name: str) -> list[Any]:
 
 def _json_items(text: str, name: str) -> list[_Item]:
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LabelsError(f"{name}:{error.lineno}: not JSON ({error.msg}); correct it, or use YAML") from None
-    except (RecursionError, ValueError) as error:
-        raise LabelsError(f"{name}: not usable JSON ({error}); {_EXPECTED}") from None
+        data = read_json(text)
+    except DocumentError as error:
+        raise LabelsError(error.at(name)) from None
     return [_Item(item, f"{name}: label {number}", {}) for number, item in enumerate(_list_of(data, name), start=1)]
 
 
 def _yaml_items(text: str, name: str) -> list[_Item]:
     try:
-        data = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise LabelsError(f"{name}:{line}: not YAML ({error.problem or error.context}); correct it") from None
-    except yaml.YAMLError as error:
-        raise LabelsError(f"{name}: not YAML ({' '.join(str(error).split())}); correct it") from None
-    except RecursionError:
-        raise LabelsError(f"{name}: nested too deeply; {_EXPECTED}") from None
-    except ValueError as error:
-        raise LabelsError(f"{name}: holds a value YAML cannot read ({error}); put it in quotes") from None
+        data, node = read_yaml(text)
+    except DocumentError as error:
+        raise LabelsError(error.at(name)) from None
     items = _list_of(data, name)
     if isinstance(node, yaml.MappingNode):
         node = next((value for key, value in node.value if key.value == "labels"), None)
@@ -106,14 +96,9 @@ def _yaml_items(text: str, name: str) -> list[_Item]:
 
 
 def _yaml_item(data: Any, node: yaml.Node, name: str) -> _Item:
-    """Adds the lines of a label and its keys; YAML lets a repeated key win silently, so that is refused here."""
-    key_lines: dict[str, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if str(key.value) in key_lines:
-                raise LabelsError(f"{name}:{line}: key {excerpt(key.value)} stands twice in one label; keep one")
-            key_lines[str(key.value)] = line
+    """Adds the lines of a label and its keys."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    key_lines = {str(key.value): key.start_mark.line + 1 for key, _ in pairs}
     return _Item(data, f"{name}:{node.start_mark.line + 1}", key_lines)
 
 

@@ -138,8 +138,10 @@ class Preparation:
     # Who may be asked
 
     def wants(self, name: str) -> bool:
-        """Whether the settings allow a voter to be asked."""
+        """Whether the settings allow a voter to be asked; the paper preset has prompted members only."""
         voters = self.config.voters
+        if self.config.preset == "paper" and name in ("reading", "retrieval"):
+            return False
         return voters in ("auto", "all") or name in voters
 
     def wanted_members(self) -> list[MemberConfig]:
@@ -184,7 +186,7 @@ class Preparation:
         team.members = self.members(pool, self.wanted_members())
         team.retriever = self.retriever(pool) if team.members else None
         asked = [member.name for member in team.members]
-        if config.preset != "paper" and pool.sentences and self.wants("retrieval"):
+        if pool.sentences and self.wants("retrieval"):
             team.retrieval = self.retrieval_voter(pool)
             proposed = [
                 [c.span for c in unite(free_proposals(s, team, fold))]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from el4ner.cache import ArrayCache, cache_root, content_key
+from el4ner.cache import ArrayCache, CacheWarning, cache_root, content_key
 
 
 def test_round_trip_keeps_dtype_shape_and_names(tmp_path: Path) -> None:
@@ -50,6 +50,29 @@ def test_damaged_file_is_missing_and_can_be_written_again(tmp_path: Path, damage
     back = cache.get(key)
     assert back is not None
     assert back["a"].sum() == 499500
+
+
+@pytest.mark.parametrize("place", ["file", "below a file", "/proc/nocache"])
+def test_an_unusable_folder_is_warned_about_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    root = {"file": tmp_path / "file", "below a file": tmp_path / "file" / "pools"}.get(place, Path(place))
+    cache, key = ArrayCache(root), content_key("x")
+    assert cache.get(key) is None
+    with pytest.warns(CacheWarning, match="set EL4NER_CACHE to a writable folder") as caught:
+        cache.put(key, {"a": np.zeros(1)})
+    assert str(root) in str(caught[0].message)
+    cache.put(content_key("y"), {"a": np.zeros(1)})  # a second warning would be an error here
+    assert cache.get(key) is None
+
+
+def test_a_full_disk_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    with pytest.warns(CacheWarning, match=r"cannot be written \(No space left on device\)"):
+        ArrayCache(tmp_path).put(content_key("x"), {"a": np.zeros(1)})
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_objects_are_refused_so_nothing_needs_pickle(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import json
 import sys
 import types
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +49,8 @@ class FakeEl4ner:
                 raise ZeroDivisionError("division\nby zero")
             if sentence.text == "lose":
                 continue
+            if sentence.text == "warn":
+                warnings.warn("something\nis odd", UserWarning, stacklevel=1)
             at = sentence.text.find("Berlin")
             entities = () if at < 0 else (Entity(at, at + 6, "Berlin", "place", 0.75),)
             status = "truncated" if sentence.text == "long" else "ok"
@@ -299,6 +302,13 @@ def test_an_engine_error_keeps_what_was_finished() -> None:
     assert not Path("out.jsonl").exists()
     assert len(records(partial.read_bytes())) == 1
     assert len(records(run("predict", "x.jsonl").stdout)) == 1
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_warnings_of_libraries_are_messages() -> None:
+    write("x.jsonl", "warn")
+    assert run("predict", "x.jsonl").stderr == "el4ner: warning: something is odd\n"
+    assert run("predict", "x.jsonl", "-q").stderr == ""
 
 
 def test_an_interrupted_run_ends_with_130() -> None:

@@ -175,3 +175,39 @@ def test_batch_size_and_neighbours_do_not_change_the_bytes() -> None:
     Path("one.jsonl").write_text(json.dumps({"id": "1", "text": texts[1]}) + "\n")
     assert predict("one.jsonl").stdout_bytes == whole.stdout_bytes.split(b"\n")[1] + b"\n"
     assert predict("docs.jsonl", "--limit", "2").stdout_bytes == b"\n".join(whole.stdout_bytes.split(b"\n")[:2]) + b"\n"
+
+
+@pytest.mark.filterwarnings("default::el4ner.cache.CacheWarning")
+def test_an_unusable_cache_is_one_warning_and_costs_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("docs.jsonl").write_text('{"text": "Warsaw is a city."}\n')
+    Path("file").write_text("in the way")
+    sound = predict("docs.jsonl")
+    monkeypatch.setenv("EL4NER_CACHE", "file")
+    result = predict("docs.jsonl")
+    assert (result.exit_code, result.stdout) == (0, sound.stdout)
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("el4ner: warning: cache folder file/pools cannot be written (Not a directory)")
+    assert "EL4NER_CACHE" in result.stderr
+    assert predict("docs.jsonl", "-q").stderr == ""
+    built = run("pool", "build", "--examples", "pool.jsonl", "--config", "settings.yaml", "--device", "cpu")
+    assert [line.partition(": ")[2][:8] for line in built.stderr.splitlines()].count("warning:") == 1
+
+
+@pytest.mark.filterwarnings("default::el4ner.cache.CacheWarning")
+def test_damaged_cache_files_are_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path("docs.jsonl").write_text('{"text": "Warsaw is a city."}\n')
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / "cache"))
+
+    def damaged(*options: str) -> Result:
+        for path in (tmp_path / "cache").rglob("*.npz"):
+            path.write_bytes(b"damaged")
+        return predict("docs.jsonl", *options)
+
+    sound = damaged()  # nothing is there yet
+    assert sound.stderr == ""
+    result = damaged()
+    assert (result.exit_code, result.stdout) == (0, sound.stdout)
+    lines = result.stderr.splitlines()
+    assert lines
+    assert all(line.startswith("el4ner: warning: cache file ") and "computing it again" in line for line in lines)
+    assert damaged("--quiet").stderr == ""

@@ -22,26 +22,43 @@ from el4ner.pipeline import El4ner
         ({"reading": {"qqqq": 1}}, ["unknown setting 'reading.qqqq'", "choose from depths, twice"]),
         ({"members": [{"name": "a", "source": "b", "wording": "ask"}]}, ["members.0.wording"]),
         ({"batch_size": 0}, ["batch_size=0", "greater than or equal to 1"]),
-        ({"batch_size": "many"}, ["batch_size='many'", "integer"]),
-        ({"device": "tpu"}, ["device='tpu'"]),
+        ({"batch_size": "many"}, ["batch_size='many'", "use a whole number, without quotes"]),
+        ({"batch_size": "8"}, ["batch_size='8'", "use a whole number, without quotes"]),
+        ({"batch_size": 8.0}, ["batch_size=8.0", "use a whole number"]),
+        ({"seed": True}, ["seed=True", "use a whole number"]),
+        ({"reading": {"decay": "0.1"}}, ["reading.decay='0.1'", "use a number, without quotes"]),
+        ({"extract": {"members": "no"}}, ["extract.members='no'", "use true or false, without quotes"]),
+        ({"verify": {"enabled": 1}}, ["verify.enabled=1", "use true or false"]),
+        ({"encoder": 5}, ["encoder=5", "use a string"]),
+        ({"device": "tpu"}, ["device='tpu'", "choose auto, cpu, mps, cuda or cuda:N"]),
+        ({"device": "cuda:x"}, ["device='cuda:x'", "choose auto, cpu, mps, cuda or cuda:N"]),
         ({"dtype": "int8"}, ["dtype='int8'", "float32"]),
         ({"preset": "fast"}, ["preset='fast'", "'default' or 'paper'"]),
-        ({"overlap": "some"}, ["overlap='some'", "'flat' or 'nested'"]),
-        ({"min_score": 1.5}, ["min_score=1.5"]),
+        ({"overlap": "some"}, ["overlap='some'", "choose 'flat' or 'nested'"]),
+        ({"min_score": 1.5}, ["min_score=1.5", "use a value less than or equal to 1"]),
         ({"extract": {"reading_floor": 0}}, ["extract.reading_floor=0"]),
         ({"reading": {"depths": [1.5]}}, ["reading.depths", "between 0 and 1"]),
         ({"voters": "auto, reading"}, ["voters", "'auto' is unknown"]),
         ({"voters": ["readng"]}, ["'readng' is unknown", "auto, all or from reading, retrieval, smollm2-list"]),
         ({"voters": ""}, ["voters: none named"]),
         ({"verify": {"member": "nobody"}}, ["verify.member: 'nobody' is no member", "smollm2-list"]),
-        ({"members": [{"name": "A b", "source": "x"}]}, ["members.0.name='A b'"]),
+        ({"members": [{"name": "A b", "source": "x"}]}, ["members.0.name='A b'", "use lower-case letters, digits"]),
+        ({"members": [{"name": "a", "source": ""}]}, ["members.0.source=''", "write a name"]),
+        ({"members": [{"name": "a"}]}, ["members.0.source: is missing; add it"]),
+        ({"members": {"a": 1}}, ["members={'a': 1}: use a list"]),
+        ({"members": 5}, ["members=5: use a list"]),
         ({"members": [{"name": "a", "source": "x"}] * 2}, ["members: a named twice"]),
         ({"members": [{"name": "reading", "source": "x"}]}, ["'reading' is the name of a voter"]),
         ({"preset": "paper", "voters": "reading"}, ["the paper preset has prompted members only, not reading"]),
         ({"preset": "paper", "voters": ["smollm2-ask", "retrieval"]}, ["prompted members only, not retrieval"]),
         ({"preset": "paper", "members": []}, ["the paper preset needs at least one"]),
-        ({"voters": 5}, ["voters"]),
-        ({"retrieve": 5}, ["retrieve"]),
+        ({"preset": "paper", "classify": {"combine": "stack"}}, ["classify.combine: ", "choose majority or equal"]),
+        ({"preset": "paper", "extract": {"reading": True}}, ["extract.reading: ", "or choose preset default"]),
+        ({"voters": 5}, ["voters=5: choose auto, all, or a list of names"]),
+        ({"voters": [5]}, ["voters=(5,): choose auto, all, or a list of names"]),
+        ({"retrieve": 5}, ["retrieve=5: use a mapping of settings"]),
+        ({5: 5}, ["setting 5 is int; settings have names"]),
+        ({"encoder": ["x"] * 1000}, ["encoder=('x', ", "...: use a string"]),
     ],
 )
 def test_wrong_settings_are_one_line_with_setting_value_and_remedy(settings: dict[str, Any], parts: list[str]) -> None:
@@ -85,12 +102,19 @@ def test_json_is_a_settings_file_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"- 1\n", "holds list, not a mapping of settings"),
-        (b"", "holds NoneType"),
-        (b"a: [1\nb: {", "not valid YAML or JSON"),
-        (b"a: \xff\n", "not valid YAML or JSON"),
-        (b"!!python/object/apply:os.getcwd []\n", "not valid YAML or JSON"),
-        (None, "cannot be read"),
+        (b"- 1\n", ": holds list, not a mapping of settings; write lines such as"),
+        (b"", ": holds nothing, not a mapping of settings"),
+        (b"a: [1\nb: {", ":2: not YAML ("),
+        (b"a: \xff\n", ":1: invalid UTF-8 (byte 0xff)"),
+        (b"!!python/object/apply:os.getcwd []\n", ":1: not YAML ("),
+        (b"seed: 1\nbatch_size: 2\nseed: 3\n", ':3: key "seed" stands twice in one mapping; keep one'),
+        (b"retrieve:\n  k: 1\n  k: 2\n", ':3: key "k" stands twice in one mapping'),
+        (b'{"seed": 1, "seed": 2}', ':1: key "seed" stands twice in one mapping'),
+        (b"a: " + b"[" * 3000, ": nested too deeply; flatten it"),
+        (b"encoder: " + b"[" * 100 + b"]" * 100, ": encoder=([["),
+        (b"encoder: &a [*a]", ": encoder="),
+        (b"2020-13-45: 1", ": holds a value YAML cannot read"),
+        (None, ": no such file"),
     ],
 )
 def test_settings_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, part: str) -> None:
@@ -99,9 +123,18 @@ def test_settings_files_that_cannot_be_used(tmp_path: Path, content: bytes | Non
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
-    assert str(caught.value).startswith(f"{path}: ")
-    assert part in str(caught.value)
+    assert str(caught.value).startswith(f"{path}{part}")
     assert "\n" not in str(caught.value)
+
+
+def test_integers_are_numbers_and_lists_are_tuples(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("min_score: 1\nreading: {depths: [0, 0.5], decay: 0}\nvoters: [reading]\nlabels: null\n")
+    config = load_config(str(path))
+    assert (config.min_score, config.reading.depths, config.voters) == (1.0, (0.0, 0.5), ("reading",))
+    path.write_text("base: &base {k: 1}\nretrieve: {<<: *base, k: 2}\n")
+    with pytest.raises(ConfigError, match="unknown setting 'base'"):  # a merge may be overridden
+        load_config(str(path))
 
 
 def test_members_on_the_command_line() -> None:
@@ -123,6 +156,11 @@ def test_the_api_merges_overrides_into_nested_settings(tmp_path: Path) -> None:
         config = El4ner.from_config(base, retrieve={"pos_of": "last"}, batch_size=2).config
         assert (config.retrieve.k, config.retrieve.pos_of, config.batch_size) == (2, "last", 2)
     assert El4ner.from_config({"members": []}).config.members == ()
+    assert El4ner.from_config(members=["a=b/c"]).config.members[0].source == "b/c"
+    for wrong in (5, {"a": 1}, "a"):
+        for call in (lambda w: El4ner.from_config({"members": w}), lambda w: El4ner.from_config(members=w)):
+            with pytest.raises(ConfigError, match=r"^settings: members=.*: use a list$"):
+                call(wrong)
     paper = El4ner.from_config(make_config({"preset": "paper"}), seed=3).config
     assert (paper.classify.by, paper.seed) == ("generation", 3)
 

@@ -84,7 +84,7 @@ def test_yaml_json_and_a_labels_key_read_the_same(write) -> None:  # type: ignor
         ),
         ("- definition: x\n", 'labels.yaml:1: a label has no "name" ({"definition": "x"}); add one'),
         ("- name: a\n\n- name: a\n", 'labels.yaml:3: label "a" is defined twice; keep one'),
-        ("- name: a\n  name: b\n", 'labels.yaml:2: key "name" stands twice in one label; keep one'),
+        ("- name: a\n  name: b\n", 'labels.yaml:2: key "name" stands twice in one mapping; keep one'),
         ("- name: ' '\n", 'labels.yaml:1: "name" is blank (" "); name the entity type'),
         (
             "- name: no\n",
@@ -141,6 +141,8 @@ def test_bad_json_and_bytes(write) -> None:  # type: ignore[no-untyped-def]
         read_labels(write("[\nx]", "labels.json"))
     with pytest.raises(LabelsError, match=r'^labels\.json: label 1: unknown key "nam"; did you mean "name"'):
         read_labels(write('[{"nam": "a"}]', "labels.json"))
+    with pytest.raises(LabelsError, match=r'^labels\.json: key "name" stands twice in one object; keep one'):
+        read_labels(write('[{"name": "a", "name": "b"}]', "labels.json"))
     with pytest.raises(LabelsError, match=r'label 1: "name" is .* leave out line breaks, control characters'):
         read_labels(write('[{"name": "a\\ud800"}]', "labels.json"))
     with pytest.raises(LabelsError, match='label 1: label "a": its wording has a lone surrogate'):

@@ -238,6 +238,22 @@ def test_a_damaged_copy_is_built_again(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing is left behind"
 
 
+@pytest.mark.parametrize("fault", ["file", "full"])
+def test_a_cache_that_takes_no_copy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    def convert(path: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache = tmp_path / "cache"
+    if fault == "file":
+        cache.write_text("in the way")
+    monkeypatch.setenv("EL4NER_CACHE", str(cache))
+    monkeypatch.setattr(conversion, "_convert", convert)
+    with pytest.raises(EngineError, match="set EL4NER_CACHE to a writable folder") as caught:
+        conversion.converted_copy(Path("m.gguf"), "a" * 64)
+    assert str(caught.value).startswith(f"m.gguf needs a converted copy in the cache, but {cache / 'converted'} cannot")
+    assert fault == "file" or not list((cache / "converted").iterdir())
+
+
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / "cache"))
     bad = tmp_path / "bad.gguf"

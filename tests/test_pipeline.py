@@ -222,6 +222,17 @@ def test_the_paper_preset_from_end_to_end(make: Callable[..., El4ner]) -> None:
     assert "Sentence: Bob left Oslo." in "".join(first.requests[1].prompt)  # type: ignore[union-attr]
 
 
+def test_the_paper_preset_wants_members_only(make: Callable[..., El4ner]) -> None:
+    preparation = Preparation(make_config({"preset": "paper", "classify": {"combine": "equal"}}))
+    assert not preparation.wants("reading")
+    assert not preparation.wants("retrieval")
+    assert [member.name for member in preparation.wanted_members()] == ["smollm2-list", "smollm2-ask", "smollm2-define"]
+    one = paper_member("[CLS]Bob[SEP]", "Bob -> person", {"Bob": "true"})
+    model = make({"a": one}, large_pool(), preset="paper", voters="all", extract={}, classify={"combine": "equal"})
+    model.prepare()
+    assert model.report()["asked"] == ["a"]
+
+
 def test_a_tie_of_the_paper_preset_goes_to_the_earlier_member(make: Callable[..., El4ner]) -> None:
     def one(label: str) -> ScriptedEngine:
         return paper_member("[CLS]Bob[SEP]", f"Bob -> {label}", {"Bob": "true"})

@@ -1,0 +1,84 @@
+"""YAML and JSON files that hold one value: no key stands twice, and what is wrong has its line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from el4ner.lines import excerpt
+
+_TOO_DEEP = "nested too deeply; flatten it"
+
+
+class DocumentError(ValueError):
+    """A text is no usable document; the message lacks the file, which the caller knows, and the line, if there is one.
+
+    line: from 1, None where it is unknown.
+    """
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+    def at(self, name: str) -> str:
+        """The message with file and line before it."""
+        return f"{name}: {self}" if self.line is None else f"{name}:{self.line}: {self}"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would let the last of equal keys win. Keys of a merge (`<<`) may be overridden."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                message = f"key {excerpt(key.value)} stands twice in one mapping; keep one"
+                raise DocumentError(message, key.start_mark.line + 1)
+            seen.add((key.tag, key.value))
+        return node
+
+
+def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
+    """The value of a YAML text, and its node, which knows the lines. Raises DocumentError."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader), node  # as safe as safe_load: the loader is a subclass of its
+    except DocumentError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise DocumentError(f"not YAML ({error.problem or error.context}); correct it", line) from None
+    except yaml.YAMLError as error:
+        raise DocumentError(f"not YAML ({' '.join(str(error).split())}); correct it") from None
+    except RecursionError:
+        raise DocumentError(_TOO_DEEP) from None
+    except ValueError as error:
+        raise DocumentError(f"holds a value YAML cannot read ({error}); put it in quotes") from None
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text. Raises DocumentError."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except DocumentError:
+        raise
+    except json.JSONDecodeError as error:
+        raise DocumentError(f"not JSON ({error.msg}); correct it, or use YAML", error.lineno) from None
+    except RecursionError:
+        raise DocumentError(_TOO_DEEP) from None
+    except ValueError as error:
+        raise DocumentError(f"not usable JSON ({error}); correct it") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise DocumentError(f"key {excerpt(key)} stands twice in one object; keep one")
+        found[key] = value
+    return found
