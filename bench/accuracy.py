@@ -116,6 +116,13 @@ class _Remembering:
         return [self._states[key] for key in keys]
 
 
+def _shared_engines(loader: Preparation) -> dict[str, Any]:
+    """An engine that remembers for every source that all its members ask in the same way; by source."""
+    ways = {m.source: {other.chat for other in loader.config.members if other.source == m.source}
+            for m in loader.config.members}  # fmt: skip
+    return {source: _Remembering(loader.engine(source, *chat)) for source, chat in ways.items() if len(chat) == 1}
+
+
 def measure_accuracy(
     folder: Path, systems: list[str], *, split: str, limit: int | None, seed: int, settings: Mapping[str, Any],
     out: Path | None, progress: Callable[[str], None], pool_limit: int | None = None,
@@ -131,7 +138,7 @@ def measure_accuracy(
     pool = smaller(load_pool(train, settings.get("labels")), pool_limit)
     loader = Preparation(make_config({"examples": train, **settings}))
     encoder: Any = _Remembering(loader.encoder())
-    engines: Any = {m.source: _Remembering(loader.engine(m.source)) for m in loader.config.members}
+    engines: Any = _shared_engines(loader)
     for name in systems:
         config = make_config({"examples": train, **settings, **member_system(name)})
         model = El4ner(

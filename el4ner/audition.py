@@ -116,7 +116,8 @@ def ask(
     spans, _ = input_spans(sentences, team)
     shown = Retrieved(tuple(team.retriever.find(sentences, spans, folds)), (Usage(),) * len(sentences))
     key = content_key(
-        "audition", PROMPT_VERSION, [(m.name, m.engine.source, m.variant) for m in members], pool.content, list(chosen),
+        "audition", PROMPT_VERSION, [(m.name, m.engine.source, m.variant) for m in members],
+        [m.model_dump(mode="json") for m in config.members], pool.content, list(chosen),
         fingerprint(config, "preset", "encoder", "retrieve", "extract", "classify", "reading", "retrieval", "stack",
                     "max_prompt_tokens", "seed", "dtype", "voters"), list(team.base.voters) if team.base else [],
         listing,

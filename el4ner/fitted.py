@@ -22,7 +22,7 @@ from el4ner.voters.stacking import Stack
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 6
+FITTED_VERSION = 7
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
 _UNFITTED = {"batch_size", "device", "min_score", "examples", "labels"}

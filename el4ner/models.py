@@ -38,6 +38,8 @@ class EmbeddedModel:
     kind: Literal["folder", "gguf"]
     hub_id: str
     licence: str
+    chat: bool = True
+    """Whether questions are asked within the chat template where settings leave it open."""
 
 
 EMBEDDED: tuple[EmbeddedModel, ...] = (
@@ -50,6 +52,7 @@ EMBEDDED: tuple[EmbeddedModel, ...] = (
         kind="gguf",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="Apache-2.0",
+        chat=False,
     ),
     EmbeddedModel(
         name="embedded:minilm",
@@ -105,6 +108,11 @@ def embedded_file(model: EmbeddedModel) -> Path | None:
         return None
     path = Path(str(distribution.locate_file(model.file)))
     return path if path.is_file() else None
+
+
+def prefers_chat(source: str) -> bool:
+    """Whether a model is asked within its chat template where settings leave it open."""
+    return source not in _BY_NAME or _BY_NAME[source].chat
 
 
 def known_names() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from el4ner.decoding import keep
 from el4ner.engines import Encoder, Engine, load_encoder, load_engine
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ConfigError
+from el4ner.models import prefers_chat
 from el4ner.pool import Pool, load_pool
 from el4ner.records import Candidate
 from el4ner.stages.classify import EVIDENCE, evidence_of
@@ -85,15 +87,20 @@ class Preparation:
         self.facts: dict[str, object] = {}
         self.threshold = 0.0
         self._engines = engines or {}
+        self._loaded: dict[tuple[str, bool], Engine] = {}
         self._encoder = encoder
         self._pool = pool
 
-    def engine(self, source: str) -> Engine:
-        """The engine of a source, loaded once."""
-        if source not in self._engines:
+    def engine(self, source: str, chat: Literal["auto"] | bool = "auto") -> Engine:
+        """The engine of a source, loaded once; engines with and without chat template share one set of weights."""
+        if source in self._engines:
+            return self._engines[source]
+        templated = prefers_chat(source) if chat == "auto" else chat
+        key = (source, templated)
+        if key not in self._loaded:
             self.progress(f"loading {source}")
-            self._engines[source] = load_engine(source, device=self.config.device, dtype=self.config.dtype)
-        return self._engines[source]
+            self._loaded[key] = load_engine(source, device=self.config.device, dtype=self.config.dtype, chat=templated)
+        return self._loaded[key]
 
     def encoder(self) -> Encoder:
         """The sentence encoder, loaded once."""
@@ -153,7 +160,7 @@ class Preparation:
         style = style_of(self.config)
         kind = "paper" if self.config.preset == "paper" else "default"
         return tuple(
-            PromptedMember(m.name, self.engine(m.source), m.variant, pool.labels, kind, style)  # type: ignore[arg-type]
+            PromptedMember(m.name, self.engine(m.source, m.chat), m.variant, pool.labels, kind, style)  # type: ignore[arg-type]
             for m in wanted
         )
 

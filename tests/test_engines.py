@@ -86,9 +86,13 @@ def _save_tiny(folder: Path, kind: str, template: str | None = TEMPLATE, **extra
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    folder = _save_tiny(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-    return load_engine(folder, name="tiny", device="cpu", dtype="float32")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _save_tiny(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder: str) -> Engine:
+    return load_engine(tiny_folder, name="tiny", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +286,16 @@ def test_without_a_template_the_prompt_is_plain_text(tmp_path: Path) -> None:
     assert engine.tokenizer.decode(engine._prompts.render(("one ", "two")).ids) == "one two"
     with pytest.raises(EngineError, match="without any text"):
         engine.choose([Choose(("",), ("a",))])
+
+
+def test_a_template_can_be_left_out(tiny: Any, tiny_folder: str) -> None:
+    plain: Any = load_engine(tiny_folder, device="cpu", dtype="float32", chat=False)
+    assert plain.model is tiny.model
+    assert tiny._prompts.templated
+    assert not plain._prompts.templated
+    prompt = ("List.\n", "Text: Ann\n", "Names:")
+    assert plain.count_tokens([prompt])[0] < tiny.count_tokens([prompt])[0]
+    assert list(plain._prompts.render(prompt).ids) == plain.tokenizer("".join(prompt))["input_ids"]
 
 
 def test_a_broken_template_is_one_line(tmp_path: Path) -> None:

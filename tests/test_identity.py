@@ -50,3 +50,20 @@ def test_precision_is_part_of_what_numbers_are_cached_under() -> None:
         sources = {load(name, device="cpu", dtype=dtype).source for dtype in ("float32", "bfloat16")}
         assert len(sources) == 2
         assert all("cpu" in source for source in sources)
+
+
+def test_the_embedded_model_is_asked_without_its_template_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from el4ner import preparation
+    from el4ner.config import make_config
+
+    asked: list[tuple[str, bool]] = []
+
+    def load(source: str, *, chat: bool, **_: object) -> object:
+        asked.append((source, chat))
+        return object()
+
+    monkeypatch.setattr(preparation, "load_engine", load)
+    loader = preparation.Preparation(make_config({}))
+    engines = [loader.engine("embedded:smollm2"), loader.engine("embedded:smollm2", True), loader.engine("owner/name")]
+    assert loader.engine("embedded:smollm2", False) is engines[0]
+    assert asked == [("embedded:smollm2", False), ("embedded:smollm2", True), ("owner/name", True)]

@@ -41,11 +41,11 @@ class PromptTokens:
 
 
 class PromptRenderer:
-    """Renders prompts for one tokenizer. `templated` says whether it has a chat template."""
+    """Renders prompts for one tokenizer. `templated`: it has a chat template, and chat says to use it."""
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
+    def __init__(self, tokenizer: Any, name: str, chat: bool = True) -> None:
         self._text = TextTokens(tokenizer)
-        self.templated = bool(tokenizer.chat_template)
+        self.templated = chat and bool(tokenizer.chat_template)
         if self.templated:
             self.head, self.tail = _split_template(tokenizer, name)
         else:

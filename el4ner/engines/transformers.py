@@ -47,6 +47,7 @@ class TransformersEngine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        chat: bool = True,
         read_tokens: int | None = None,
         forward_tokens: int | None = None,
         prefix_cache_bytes: int | None = None,
@@ -60,7 +61,7 @@ class TransformersEngine:
         self._read_tokens = read_tokens or _READ_TOKENS.get(self.device.type, 2048)
         self._forward_tokens = forward_tokens or _FORWARD_TOKENS.get(self.device.type, 512)
         self._text = TextTokens(self.tokenizer)
-        self._prompts = PromptRenderer(self.tokenizer, name)
+        self._prompts = PromptRenderer(self.tokenizer, name, chat)
         limit = prefix_cache_bytes or _PREFIX_CACHE_BYTES.get(self.device.type, 1 << 30)
         self._cache: PrefixCache = self._loaded.shared.setdefault("prefixes", PrefixCache(limit))
 
