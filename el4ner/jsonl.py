@@ -54,16 +54,15 @@ def make_sentence(text: str, where: str, identifier: str, extra: Mapping[str, An
     return Sentence(identifier, text, extra or {})
 
 
-def _record_sentence(line_text: str, where: str, line: int) -> Sentence:
-    """A JSON line to a sentence; keys that could not be used stay in `extra`."""
-    try:
-        record = parse_object(line_text)
-    except LineError as error:
-        return Sentence(str(line), "", {}, f"{where}: {error}")
-    identifier, text, problems = str(line), "", []
+def record_sentence(record: Mapping[str, Any], where: str, number: int) -> Sentence:
+    """A record, of a file or handed in, to a sentence: `text` (or `tokens`) and `id`, by default its number.
+
+    What else it holds goes to `extra`, as do values that could not be used; then `error` says why, after `where`.
+    """
+    identifier, text, problems = str(number), "", []
     unused = dict(record)
     try:
-        identifier = id_of(record, line)
+        identifier = id_of(record, number)
         unused.pop("id", None)
     except LineError as error:
         problems.append(str(error))
@@ -78,15 +77,22 @@ def _record_sentence(line_text: str, where: str, line: int) -> Sentence:
     return Sentence(identifier, sentence.text, unused, f"{where}: {'; also '.join(problems)}")
 
 
+def _json_sentence(line_text: str, where: str, line: int) -> Sentence:
+    try:
+        return record_sentence(parse_object(line_text), where, line)
+    except LineError as error:
+        return Sentence(str(line), "", {}, f"{where}: {error}")
+
+
 def _line_sentence(raw: bytes, where: str, line: int, plain: bool) -> Sentence:
     try:
         text = decode_line(raw)
     except LineError as error:
         # What is readable is kept with U+FFFD for the bad bytes, so that the user recognises the record.
         text = raw.decode("utf-8", "replace")
-        usable = Sentence(str(line), text) if plain else _record_sentence(text, where, line)
+        usable = Sentence(str(line), text) if plain else _json_sentence(text, where, line)
         return Sentence(usable.id, usable.text, usable.extra, f"{where}: {error}")
-    return make_sentence(text, where, str(line)) if plain else _record_sentence(text, where, line)
+    return make_sentence(text, where, str(line)) if plain else _json_sentence(text, where, line)
 
 
 def _is_plain(path: str | Path) -> bool:

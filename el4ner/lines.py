@@ -275,7 +275,7 @@ def text_of(record: Mapping[str, Any]) -> str:
         keys = ", ".join(excerpt(key, 20) for key in list(record)[:6]) or "none"
         raise LineError(f'no "text" (keys: {keys}); add "text", or "tokens" as a list of strings')
     tokens = record["tokens"]
-    if not isinstance(tokens, list):
+    if not isinstance(tokens, (list, tuple)):  # a tuple comes from Python, never from JSON
         raise LineError(f'"tokens" is {kind(tokens)} ({excerpt(tokens)}); use a list of strings')
     for token in tokens:
         if not isinstance(token, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from el4ner.config import Config, load_config, merge
 from el4ner.engines.base import Encoder, Engine
 from el4ner.errors import EngineError, KernelError, UsageError
-from el4ner.jsonl import make_sentence
+from el4ner.jsonl import make_sentence, record_sentence
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
 from el4ner.records import Prediction, Sentence
@@ -68,11 +69,14 @@ class El4ner:
     def predict_iter(self, texts: Iterable[Text]) -> Iterator[Prediction]:
         """One prediction per text, in order, as they are ready; reads `config.batch_size` texts at a time.
 
-        A text is a string, a Sentence, or a mapping with "text" and optionally "id"; other keys come back in `extra`.
+        A text is a string, a Sentence, or a mapping as in an input file: "text" (or "tokens"), optionally "id"; other
+        keys come back in `extra`.
         A record that cannot be used gives a prediction with status "skipped"; one that fails, status "failed".
         """
         if isinstance(texts, str | bytes | Mapping | Sentence):
             raise UsageError(f"texts is one {type(texts).__name__}, not several; write predict([text])")
+        if not isinstance(texts, Iterable):
+            raise UsageError(f"texts is {type(texts).__name__}; give a list of texts, or any other iterable of them")
         return self._predict(texts)
 
     def _predict(self, texts: Iterable[Text]) -> Iterator[Prediction]:
@@ -88,21 +92,29 @@ class El4ner:
     def _chunk(self, chunk: Sequence[Sentence]) -> list[Prediction]:
         """Usable sentences go through the stages together; if that fails, each alone, so that none fails others."""
         usable = [s for s in chunk if s.error is None and s.text.strip()]
-        try:
-            done = dict(zip(map(id, usable), self._run(usable), strict=True))
-        except (EngineError, KernelError) as error:
-            done = (
-                {id(s): self._alone(s) for s in usable}
-                if len(usable) > 1
-                else {id(s): _failed(s, error) for s in usable}
-            )
+        found = self._attempt(usable)
+        if isinstance(found, Exception):
+            found = [self._alone(s) for s in usable] if len(usable) > 1 else [_failed(s, found) for s in usable]
+        done = dict(zip(map(id, usable), found, strict=True))
         return [done.get(id(s)) or _untouched(s) for s in chunk]
 
     def _alone(self, sentence: Sentence) -> Prediction:
+        found = self._attempt([sentence])
+        return _failed(sentence, found) if isinstance(found, Exception) else found[0]
+
+    def _attempt(self, sentences: Sequence[Sentence]) -> list[Prediction] | Exception:
+        """The predictions, or what failed: models and the libraries under them raise all kinds of errors.
+
+        A wrong call or setting ends the run, as does any other mistake where EL4NER_DEBUG is set.
+        """
         try:
-            return self._run([sentence])[0]
-        except (EngineError, KernelError) as error:
-            return _failed(sentence, error)
+            return self._run(sentences)
+        except UsageError:
+            raise
+        except Exception as error:
+            if os.environ.get("EL4NER_DEBUG") and not isinstance(error, EngineError | KernelError):
+                raise
+            return error
 
     def _run(self, sentences: Sequence[Sentence]) -> list[Prediction]:
         team = self._team
@@ -113,10 +125,10 @@ class El4ner:
         classified = classify(sentences, retrieved, extracted, team)
         entities, usage = verify(sentences, retrieved, classified, team)
         predictions = []
-        for sentence, own, cost, end in zip(sentences, entities, usage, extracted.truncated_at, strict=True):
+        for sentence, own, cost, ends in zip(sentences, entities, usage, extracted.read_up_to, strict=True):
             self._tokens["prompt"] += cost.prompt_tokens
             self._tokens["generated"] += cost.generated_tokens
-            cut = None if end is None else f"only the first {end} of {len(sentence.text)} characters were read"
+            cut = _shortfall(sentence.text, ends, team.asked)
             predictions.append(
                 Prediction(
                     sentence.id, sentence.text, own, "ok" if cut is None else "truncated", cut, cost, sentence.extra
@@ -166,18 +178,29 @@ def _peak_memory_mib() -> int:
 def _as_sentence(text: object, position: int) -> Sentence:
     if isinstance(text, Sentence):
         return text
+    where = f"record {position}"
     if isinstance(text, str):
-        return make_sentence(text, f"record {position}", str(position))
-    if not isinstance(text, Mapping):
-        reason = f"record {position}: came as {type(text).__name__}; give a string, or a mapping with a text"
-        return Sentence(str(position), "", {}, reason)
-    extra = {key: value for key, value in text.items() if key not in ("id", "text")}
-    identifier = str(position if text.get("id") is None else text["id"])
-    content = text.get("text")
-    if not isinstance(content, str):
-        reason = f"record {identifier}: text is {type(content).__name__}, not a string; give every record a text"
-        return Sentence(identifier, "", extra, reason)
-    return make_sentence(content, f"record {identifier}", identifier, extra)
+        return make_sentence(text, where, str(position))
+    if isinstance(text, Mapping):
+        return record_sentence(text, where, position)
+    reason = f"{where}: came as {type(text).__name__}; give a string, or a mapping with a text"
+    return Sentence(str(position), "", {}, reason)
+
+
+def _shortfall(text: str, read_up_to: Mapping[str, int] | None, asked: Sequence[str]) -> str | None:
+    """Who of those that are asked did not read the whole text, and how far they read; None if everybody did."""
+    if not read_up_to:
+        return None
+    ends = sorted(set(read_up_to.values()), reverse=True)
+    parts = []
+    for end in ends:
+        names = ", ".join(name for name, own in read_up_to.items() if own == end)
+        what = f"read only the first {end} of {len(text)} characters" if end else "could not read this text"
+        parts.append(f"{names} {what}")
+    others = "; other voters did" if set(asked) - set(read_up_to) else ""
+    if others and ends[0]:
+        others = "; other voters read all of it"
+    return f"{' and '.join(parts)}: too long{others}"
 
 
 def _untouched(sentence: Sentence) -> Prediction:
@@ -187,4 +210,8 @@ def _untouched(sentence: Sentence) -> Prediction:
 
 
 def _failed(sentence: Sentence, error: Exception) -> Prediction:
-    return Prediction(sentence.id, sentence.text, (), "failed", str(error), extra=sentence.extra)
+    """What an engine or kernel says on purpose as it is; of any other error its type too, since it may be a mistake."""
+    reason = " ".join(str(error).split())
+    if not isinstance(error, EngineError | KernelError):
+        reason = f"unexpected {type(error).__name__}: {reason or 'no message'}; EL4NER_DEBUG=1 ends the run with it"
+    return Prediction(sentence.id, sentence.text, (), "failed", reason, extra=sentence.extra)

@@ -120,8 +120,8 @@ class Entity:
 class Prediction:
     """The one output record of one input record.
 
-    status: "ok"; "truncated" if only the beginning of the text was read; "skipped" if the input record was
-    unusable and never entered the pipeline; "failed" if processing it raised an error.
+    status: "ok"; "truncated" if a voter read only the beginning of the text, or nothing of it; "skipped" if the input
+    record was unusable and never entered the pipeline; "failed" if processing it raised an error.
     """
 
     id: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from el4ner.config import make_config
 from el4ner.engines.base import Choose, Completion, Generate
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError, EngineError, UsageError
-from el4ner.pipeline import El4ner
+from el4ner.jsonl import read_inputs
+from el4ner.pipeline import El4ner, _shortfall
 from el4ner.pool import Pool, load_pool
 from el4ner.preparation import Preparation
 from el4ner.prompts import VERDICT_CHOICES
@@ -66,13 +68,17 @@ def test_every_record_comes_back_in_its_place(make: Callable[..., El4ner], batch
         {"id": None, "text": "Oslo"},
         {"text": "half \ud83d"},
         "\u200b",
+        {"tokens": ("Dora", "met", "Bob", ".")},
+        {"id": [1], "text": "Dora"},
+        {"tokens": ["Dora", 5]},
         "Dora met Bob.",
     ]
     found = model.predict(given)  # type: ignore[arg-type]
-    assert [p.id for p in found] == ["1", "x", "3", "bad", "5", "6", "7", "8", "9", "10", "11"]
-    assert [p.status for p in found] == [
-        "ok", "ok", "ok", "skipped", "skipped", "ok", "skipped", "ok", "skipped", "ok", "ok",
-    ]  # fmt: skip
+    assert [p.id for p in found] == ["1", "x", "3", "bad", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14"]
+    assert [i for i, p in enumerate(found) if p.status != "ok"] == [3, 4, 6, 8, 11, 12]
+    assert (found[10].text, surfaces(found[10])) == ("Dora met Bob .", {"Dora": "person", "Bob": "person"})
+    assert found[11].error == 'record 12: "id" is a list ([1]); use a string or an integer'
+    assert found[12].error == 'record 13: "tokens" holds a number (5); use strings only'
     assert surfaces(found[0]) == surfaces(found[-1]) == {"Dora": "person", "Bob": "person"}
     assert surfaces(found[7]) == {"Oslo": "place"}
     assert found[1].extra == {"page": 3, "entities": []}
@@ -82,7 +88,7 @@ def test_every_record_comes_back_in_its_place(make: Callable[..., El4ner], batch
     assert "lone surrogate" in str(found[8].error)
     for empty in (found[2], found[5]):
         assert (empty.entities, empty.usage.prompt_tokens) == ((), 0)
-    assert model.report()["records"] == {"ok": 7, "skipped": 4}
+    assert model.report()["records"] == {"ok": 8, "skipped": 6}
 
 
 def test_records_have_the_same_keys_and_plain_numbers(make: Callable[..., El4ner]) -> None:
@@ -102,6 +108,28 @@ def test_one_string_is_no_list_of_texts(make: Callable[..., El4ner]) -> None:
     for wrong in ("Dora met Bob.", {"text": "Dora"}, Sentence("1", "Dora"), b"Dora"):
         with pytest.raises(UsageError, match=r"write predict\(\[text\]\)"):
             model.predict(wrong)  # type: ignore[arg-type]
+
+
+def test_what_is_no_list_of_texts_at_all(make: Callable[..., El4ner]) -> None:
+    with pytest.raises(UsageError, match=r"^texts is int; give a list of texts"):
+        make({"a": stages.member()}).predict(5)  # type: ignore[arg-type]
+
+
+def test_records_of_files_and_of_python_are_read_alike(make: Callable[..., El4ner], tmp_path: Path) -> None:
+    records: list[Any] = [
+        {"text": "Dora met Bob.", "id": 7},
+        {"tokens": ["Dora", "left"], "x": 1},
+        {"text": 5},
+        {"id": True, "text": "a"},
+        {},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    model = make({"a": stages.member(list(GOLD), GOLD)})
+    direct = [p.to_dict() for p in model.predict(records)]
+    for record, other in zip(direct, model.predict(read_inputs([path])), strict=True):
+        error = None if other.error is None else other.error.replace(f"{path}:", "record ")
+        assert other.to_dict() | {"error": error} == record
 
 
 def test_predict_iter_reads_a_chunk_at_a_time(make: Callable[..., El4ner]) -> None:
@@ -135,6 +163,71 @@ def test_a_record_that_fails_does_not_fail_the_others(make: Callable[..., El4ner
     assert found[1].error == "engine 'a': out of memory; use a smaller batch"
     assert (found[1].text, found[1].entities) == ("Bob goes boom.", ())
     assert (surfaces(found[0]), surfaces(found[2])) == ({"Bob": "person"}, {"Lima": "place"})
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("kind", "message"), [(RuntimeError, "shape\nmismatch"), (ValueError, ""), (IndexError, "5")])
+def test_errors_of_libraries_fail_their_record_and_are_named(
+    make: Callable[..., El4ner], monkeypatch: pytest.MonkeyPatch, batch_size: int, kind: type[Exception], message: str
+) -> None:
+    good = stages.member(["Bob", "Lima"], GOLD)
+    raised: list[tuple[type[BaseException], str]] = [(kind, message)]
+
+    def generate(request: Generate) -> Completion:
+        assert request.grammar is not None
+        if "boom" in request.grammar.text:
+            raise raised[0][0](raised[0][1])
+        return good.generate([request])[0]
+
+    engine = ScriptedEngine(generate=generate, choose=lambda request: good.choose([request])[0].tolist())
+    model = make({"a": engine}, batch_size=batch_size)
+    monkeypatch.delenv("EL4NER_DEBUG", raising=False)
+    texts = ["Bob left.", "Bob goes boom.", "Lima is far."]
+    found = model.predict(texts)
+    assert [p.status for p in found] == ["ok", "failed", "ok"]
+    reason = str(found[1].error)
+    assert reason.startswith(f"unexpected {kind.__name__}: {' '.join(message.split()) or 'no message'}; ")
+    assert "\n" not in reason
+    monkeypatch.setenv("EL4NER_DEBUG", "1")
+    with pytest.raises(kind):
+        model.predict(texts)
+    monkeypatch.delenv("EL4NER_DEBUG")
+    for stops in (KeyboardInterrupt, SystemExit, UsageError):
+        raised[0] = (stops, "a wrong call")
+        with pytest.raises(stops):
+            model.predict(texts)
+
+
+def test_a_text_too_long_for_a_member_says_who_read_it(make: Callable[..., El4ner]) -> None:
+    def limited(max_tokens: int) -> ScriptedEngine:
+        whole = stages.member(["Bob"], GOLD)
+        return ScriptedEngine(
+            generate=lambda request: whole.generate([request])[0],
+            choose=lambda request: whole.choose([request])[0].tolist(),
+            max_tokens=max_tokens,
+        )
+
+    long = "Bob left. " + "Nothing more was seen of him. " * 80
+    settings: dict[str, Any] = {"max_prompt_tokens": 4000}
+    both = make({"a": limited(300), "b": limited(4096)}, **settings)
+    (short, cut) = both.predict(["Bob left.", long])
+    assert (short.status, short.error) == ("ok", None)
+    assert (cut.status, cut.error) == ("truncated", "a could not read this text: too long; other voters did")
+    assert surfaces(cut) == {"Bob": "person"}
+    assert set(cut.entities[0].votes) == {"b"}
+    (nobody,) = make({"a": limited(300), "b": limited(301)}, **settings).predict([long])
+    assert (nobody.status, nobody.error) == ("truncated", "a, b could not read this text: too long")
+    assert nobody.entities == ()
+
+
+def test_who_read_how_much_is_said_in_one_line() -> None:
+    text = "x" * 50
+    assert _shortfall(text, None, ["reading"]) is None
+    assert _shortfall(text, {"reading": 20}, ["reading"]) == "reading read only the first 20 of 50 characters: too long"
+    assert _shortfall(text, {"reading": 20, "a": 0, "b": 0}, ["reading", "retrieval", "a", "b"]) == (
+        "reading read only the first 20 of 50 characters and a, b could not read this text: too long; "
+        "other voters read all of it"
+    )
 
 
 def test_the_order_of_the_pool_does_not_matter(make: Callable[..., El4ner]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,15 @@ POOL_STRINGS = "pool-strings"
 
 @dataclass(frozen=True)
 class Extracted:
-    """Per sentence: candidates by span, what they cost, and up to which code point the text was read (None: all)."""
+    """Per sentence: candidates by span, what they cost, and who did not read the whole text.
+
+    read_up_to: reading voters that were cut with the code point where, members that the text is too long for with 0;
+    None where everybody read all of it.
+    """
 
     candidates: tuple[tuple[Candidate, ...], ...]
     usage: tuple[Usage, ...]
-    truncated_at: tuple[int | None, ...]
+    read_up_to: tuple[Mapping[str, int] | None, ...]
 
 
 def unite(proposals: Sequence[tuple[str, Sequence[Span]]]) -> tuple[Candidate, ...]:
@@ -68,14 +72,14 @@ def extract(sentences: Sequence[Sentence], retrieved: Retrieved, team: Team) -> 
     config = team.config.extract
     tables = {voter.name: voter.tables(sentences) for voter in team.asked_readers}
     proposals: list[list[tuple[str, Sequence[Span]]]] = []
-    truncated: list[int | None] = []
+    read_up_to: list[dict[str, int]] = []
     for i, sentence in enumerate(sentences):
         own = {name: found[i] for name, found in tables.items()}
         proposed = pursued(free_proposals(sentence, team), list(own.values()), team)
         if config.reading:
             proposed += [(name, table.above(config.reading_floor)) for name, table in own.items()]
         proposals.append(proposed)
-        truncated.append(min((t.truncated_at for t in own.values() if t.truncated_at is not None), default=None))
+        read_up_to.append({name: t.truncated_at for name, t in own.items() if t.truncated_at is not None})
     usage = list(retrieved.usage)
     members = team.asked_members if config.members else ()
     lists = together([member.extraction(sentences, retrieved.demonstrations) for member in members])
@@ -85,5 +89,5 @@ def extract(sentences: Sequence[Sentence], retrieved: Retrieved, team: Team) -> 
             usage[i] = usage[i] + listed.usage
             team.count(member.name, listed)
             if listed.too_long:
-                truncated[i] = 0 if truncated[i] is None else truncated[i]
-    return Extracted(tuple(unite(own) for own in proposals), tuple(usage), tuple(truncated))
+                read_up_to[i][member.name] = 0
+    return Extracted(tuple(unite(own) for own in proposals), tuple(usage), tuple(ends or None for ends in read_up_to))
