@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from el4ner.cli_messages import warnings_as_messages
+from el4ner.documents import DocumentError, read_yaml
 from el4ner.errors import El4nerError
 
 
@@ -47,7 +49,7 @@ def kernels(
     from el4ner.kernels import operations
     from el4ner.kernels._dispatch import BACKENDS
 
-    names = [name.strip() for name in sizes.split(",") if name.strip()]
+    names = _names(sizes, "--sizes")
     for given, allowed, option in (
         (ops, operations(), "--op"),
         (backends, BACKENDS, "--backend"),
@@ -78,7 +80,7 @@ def kernels(
 
 
 @group.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("data")
 @click.option("--systems", default="default", show_default=True, help="Comma-separated; member:NAME for one member.")
 @click.option("--split", default="test", show_default=True, help="The split that is predicted; train is the pool.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many sentences, drawn by the seed.")
@@ -87,37 +89,60 @@ def kernels(
 @click.option("--set", "assignments", multiple=True, help="A setting for all systems, as YAML: --set overlap=nested.")
 @click.option("--predictions", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep predictions in.")
 def accuracy(
-    folder: Path, systems: str, split: str, limit: int | None, seed: int, assignments: tuple[str, ...],
+    data: str, systems: str, split: str, limit: int | None, seed: int, assignments: tuple[str, ...],
     predictions: Path | None, pool_limit: int | None,
 ) -> None:  # fmt: skip
-    """Strict F1 of el4ner's settings on FOLDER (train and test as JSONL), one JSON line a system."""
-    from el4ner.bench.accuracy import measure_accuracy, member_system
+    """Strict F1 of el4ner's settings on DATA, one JSON line a system.
 
-    names = [name.strip() for name in systems.split(",") if name.strip()]
+    DATA is a folder with train and test as JSONL, a folder that `datasets` saved, or the id of a dataset on the Hugging
+    Face hub (OWNER/NAME, or OWNER/NAME:CONFIGURATION) with columns of tokens and tags.
+    """
+    from el4ner.bench.accuracy import measure_accuracy, member_system
+    from el4ner.bench.hub_datasets import dataset_folder
+
+    names = _names(systems, "--systems")
     for name in names:
         member_system(name)
+    settings = _settings(assignments)
+    folder = Path(data)
+    if not any(folder.glob("*.jsonl*")):
+        folder = dataset_folder(data, ["train", split])
     rows = measure_accuracy(
-        folder, names, split=split, limit=limit, seed=seed, settings=_settings(assignments), out=predictions,
-        progress=_Progress(), pool_limit=pool_limit,
+        folder, names, split=split, limit=limit, seed=seed, settings=settings, out=predictions, progress=_Progress(),
+        pool_limit=pool_limit,
     )  # fmt: skip
     for row in rows:
         click.echo(json.dumps(row, ensure_ascii=False))
 
 
-def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """`a.b=c` -> {"a": {"b": c}}, values read as YAML."""
-    import yaml
+def _names(value: str, option: str) -> list[str]:
+    """Names separated by commas. Raises click.BadParameter if there is none."""
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter(f"{value!r} names nothing; write names, separated by commas", param_hint=option)
+    return names
 
+
+def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """`a.b=c` -> {"a": {"b": c}}, values read as YAML. Raises click.BadParameter for what is no assignment."""
     settings: dict[str, Any] = {}
     for assignment in assignments:
-        path, equals, value = assignment.partition("=")
-        if not equals or not path:
+        path, equals, text = assignment.partition("=")
+        steps = path.split(".")
+        if not equals or not all(steps):
             raise click.BadParameter(f"{assignment!r}: write NAME=VALUE", param_hint="--set")
-        *outer, last = path.split(".")
+        try:
+            value, _ = read_yaml(text)
+        except DocumentError as error:
+            raise click.BadParameter(f"{assignment!r}: {error}", param_hint="--set") from None
         place = settings
-        for step in outer:
+        for step in steps[:-1]:
             place = place.setdefault(step, {})
-        place[last] = yaml.safe_load(value)
+            if not isinstance(place, dict):
+                raise click.BadParameter(f"{assignment!r}: {step} has a value already", param_hint="--set")
+        if isinstance(place.get(steps[-1]), dict):
+            raise click.BadParameter(f"{assignment!r}: parts of {path} are set already", param_hint="--set")
+        place[steps[-1]] = value
     return settings
 
 
@@ -134,10 +159,15 @@ class _Progress:
             click.echo(message, err=True)
 
 
+def _warn(message: str) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
 def main() -> None:
     """Entry point: errors raised on purpose become one line and their exit code."""
     try:
-        group()
+        with warnings_as_messages(_warn):
+            group()
     except El4nerError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from None

@@ -9,9 +9,10 @@ import click
 
 from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
 from el4ner.cli_predict import check_device, given, model_options
+from el4ner.corpora import scan_examples
 from el4ner.errors import PoolError
-from el4ner.jsonl import scan_pool
 from el4ner.lines import display_name, visible
+from el4ner.pool import one_label
 from el4ner.records import Demonstration, LabelledSpan
 
 MAX_PROBLEMS = 20
@@ -64,6 +65,9 @@ def _overview(sentences: list[Demonstration]) -> list[str]:
         "without entities": sum(not sentence.entities for sentence in sentences),
         "entities": labels.total(),
         "inside another": sum(_nested(sentence.entities) for sentence in sentences),
+        "spans with two labels (only the first counts)": sum(
+            len(d.entities) - len(one_label(d).entities) for d in sentences
+        ),
         "crossing another": sum(_crossing(sentence.entities) for sentence in sentences),
         "repeated texts": len(sentences) - len(by_text),
         "texts with conflicting entities": sum(len(annotations) > 1 for annotations in by_text.values()),
@@ -83,7 +87,7 @@ def check(path: str) -> None:
     need_stdout()
     sentences: list[Demonstration] = []
     problems: list[PoolError] = []
-    for item in scan_pool(path):
+    for item in scan_examples(path):
         if isinstance(item, PoolError):
             problems.append(item)
         else:
@@ -94,7 +98,10 @@ def check(path: str) -> None:
     if problems:
         rest = len(problems) - MAX_PROBLEMS
         more = f" ({rest} more not shown)" if rest > 0 else ""
-        click.echo(
-            f"el4ner: error: {display_name(path)}: {len(problems)} lines are wrong{more}; correct them", err=True
+        found = (
+            "1 line is wrong; correct it"
+            if len(problems) == 1
+            else f"{len(problems)} lines are wrong{more}; correct them"
         )
+        click.echo(f"el4ner: error: {display_name(path)}: {found}", err=True)
         click.get_current_context().exit(1)

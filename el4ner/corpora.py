@@ -1,4 +1,4 @@
-"""Tags to spans and back, and CoNLL column files to labelled sentences.
+"""Tags to spans and back, CoNLL column files to labelled sentences, and labelled files of either kind.
 
 Tags: IOB1, IOB2, BIOES (IOBES) and BILOU are read, IOB2 is written. A tag is split at its first hyphen, so
 `B-creative-work` is a "creative-work".
@@ -7,11 +7,12 @@ Tags: IOB1, IOB2, BIOES (IOBES) and BILOU are read, IOB2 is written. A tag is sp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from el4ner.errors import PoolError, UsageError
+from el4ner.jsonl import read_pool, scan_pool
 from el4ner.lines import LineError, decode_line, display_name, excerpt, numbered_lines
 from el4ner.records import Demonstration, LabelledSpan, Span
 
@@ -21,6 +22,7 @@ Repair = Literal["error", "begin", "drop"]
 "error" refuses it, "begin" lets it begin an entity (as conlleval does), "drop" reads it as O."""
 
 OUTSIDE = "O"
+COLUMN_SUFFIXES = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".bilou")
 _PREFIXES: dict[str, frozenset[str]] = {
     "iob1": frozenset("BI"),
     "iob2": frozenset("BI"),
@@ -153,6 +155,20 @@ def tags_to_spans(tags: Sequence[str], scheme: Scheme = "iob2", repair: Repair =
     return spans
 
 
+def tagged_sentence(
+    identifier: str, tokens: Sequence[str], tags: Sequence[str], scheme: Scheme, repair: Repair = "error"
+) -> Demonstration:
+    """Tokens joined by one space, with the entities their tags say. Raises ValueError as `tags_to_spans` does."""
+    if len(tokens) != len(tags):
+        raise ValueError(f"{len(tokens)} tokens but {len(tags)} tags ({excerpt(' '.join(tokens))}); one tag a token")
+    starts = [0]
+    for token in tokens:
+        starts.append(starts[-1] + len(token) + 1)
+    found = tags_to_spans(tags, scheme, repair)
+    entities = tuple(LabelledSpan(starts[span.first], starts[span.stop] - 1, span.label) for span in found)
+    return Demonstration(identifier, " ".join(tokens), entities)
+
+
 class _Row(NamedTuple):
     line: int
     token: str
@@ -237,14 +253,39 @@ def read_conll(
             warn(f"{name}: read as IOB1, because an I- begins an entity; name the scheme if that is wrong")
     pool = []
     for rows in sentences:
+        line = rows[0].line
         try:
-            found = tags_to_spans([row.tag for row in rows], scheme, repair)
+            pool.append(
+                tagged_sentence(str(line), [row.token for row in rows], [row.tag for row in rows], scheme, repair)
+            )
         except ValueError as error:
-            raise PoolError(f"{name}:{rows[0].line}: {error}") from None
-        text = " ".join(row.token for row in rows)
-        starts = [0]
-        for row in rows:
-            starts.append(starts[-1] + len(row.token) + 1)
-        entities = tuple(LabelledSpan(starts[span.first], starts[span.stop] - 1, span.label) for span in found)
-        pool.append(Demonstration(str(rows[0].line), text, entities))
+            raise PoolError(f"{name}:{line}: {error}") from None
     return pool
+
+
+def is_columns(path: str | Path) -> bool:
+    """Whether a file is read as columns, by its name: it ends in one of COLUMN_SUFFIXES, or in one and .gz."""
+    return str(path).removesuffix(".gz").endswith(COLUMN_SUFFIXES)
+
+
+def scan_examples(path: str | Path) -> Iterator[Demonstration | PoolError]:
+    """Every labelled sentence of a file, or what is wrong with it: all wrong lines of JSONL, the first of columns.
+
+    Raises InputError if the file cannot be read.
+    """
+    if not is_columns(path):
+        yield from scan_pool(path)
+        return
+    try:
+        yield from read_conll(path)
+    except PoolError as error:
+        yield error
+
+
+def read_examples(path: str | Path) -> list[Demonstration]:
+    """The labelled sentences of a file: columns of tokens and tags where its name says so, JSONL elsewhere.
+
+    The scheme of columns is guessed. Raises PoolError at the first line that is wrong, InputError if the file cannot
+    be read or is empty.
+    """
+    return read_conll(path) if is_columns(path) else read_pool(path)

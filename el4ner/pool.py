@@ -7,17 +7,18 @@ The order in which a file lists its sentences does not matter: the pool sorts th
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from el4ner.errors import LabelsError, PoolError
-from el4ner.records import Demonstration, Label, Sentence, Span
+from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span
 from el4ner.text import occurrences, words
 
 BUILTIN = "builtin"
-"""Stands for the pool and the labels that come with el4ner."""
+"""Stands for the pool and the labels that come with el4ner; a file of that name is ./builtin."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Pool:
     """Labelled sentences, sorted by content, and the labels in use.
 
     folds (N): the fold of each sentence; sentences with the same text, whatever its case or spacing, share one.
+    A span carries one label: of several that a sentence lists for it the first counts. second_labels: how many do not.
     """
 
     sentences: tuple[Demonstration, ...]
@@ -32,9 +34,13 @@ class Pool:
     n_folds: int = 5
     name: str = BUILTIN
     digests: tuple[str, ...] = field(init=False)
+    second_labels: int = field(init=False)
 
     def __post_init__(self) -> None:
-        keyed = sorted((_digest(d), position, d) for position, d in enumerate(self.sentences))
+        single = [one_label(d) for d in self.sentences]
+        dropped = sum(len(d.entities) - len(own.entities) for d, own in zip(self.sentences, single, strict=True))
+        object.__setattr__(self, "second_labels", dropped)
+        keyed = sorted((_digest(d), position, d) for position, d in enumerate(single))
         object.__setattr__(self, "sentences", tuple(d for _, _, d in keyed))
         object.__setattr__(self, "digests", tuple(key for key, _, _ in keyed))
         known = {label.name for label in self.labels}
@@ -122,6 +128,16 @@ class PoolStrings:
         return sorted(found)
 
 
+def one_label(demonstration: Demonstration) -> Demonstration:
+    """The sentence with the first of the labels that it lists for a span."""
+    first: dict[Span, LabelledSpan] = {}
+    for entity in demonstration.entities:
+        first.setdefault(entity.span, entity)
+    if len(first) == len(demonstration.entities):
+        return demonstration
+    return replace(demonstration, entities=tuple(first.values()))
+
+
 def _digest(demonstration: Demonstration) -> str:
     entities = sorted((e.start, e.end, e.label) for e in demonstration.entities)
     return hashlib.sha256(f"{demonstration.text}\0{entities}".encode("utf-8", "surrogatepass")).hexdigest()
@@ -145,7 +161,7 @@ def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -
     sentences, zero-shot. Both: labels with their definitions, which the examples must not leave.
     Raises InputError, PoolError or LabelsError.
     """
-    from el4ner.jsonl import read_pool
+    from el4ner.corpora import read_examples
     from el4ner.labels import read_labels
 
     if examples is None and labels_path is not None:
@@ -153,11 +169,18 @@ def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -
     if examples is None or examples == BUILTIN:
         folder = Path(__file__).parent / "data"
         labels = read_labels(labels_path or str(folder / "labels.yaml"))
-        builtin = tuple(read_pool(str(folder / "pool.jsonl")))
+        builtin = tuple(read_examples(str(folder / "pool.jsonl")))
         return Pool(builtin, labels, folds_for(len(builtin), n_folds))
-    sentences = tuple(read_pool(examples))
+    sentences = tuple(read_examples(examples))
     n_folds = folds_for(len(sentences), n_folds)
     labels = read_labels(labels_path) if labels_path is not None else labels_of(sentences)
     if not labels:
         raise LabelsError(f"{examples}: no sentence has an entity, so there are no labels; give --labels FILE")
-    return Pool(sentences, labels, n_folds, name=examples)
+    pool = Pool(sentences, labels, n_folds, name=examples)
+    if pool.second_labels:
+        warnings.warn(
+            f"{examples}: {pool.second_labels} spans have two labels, of which only the first counts; "
+            "give a span one label",
+            stacklevel=2,
+        )
+    return pool

@@ -118,9 +118,16 @@ class Preparation:
         # what is fitted is judged on other folds, so there must be two; copies of one text share a fold
         enough = len(pool.sentences) >= config.stack.min_sentences and len(set(pool.folds)) > 1
         stacked = config.classify.combine == "stack" and enough
-        if not stacked:
+        if stacked:
+            self._fitted(team)
+        else:
             self._unfitted(team)
-            return team
+        if pool.second_labels:
+            self.notes.append(f"{pool.second_labels} pool spans have a second label, which does not count")
+        return team
+
+    def _fitted(self, team: Team) -> None:
+        """What is estimated on the pool, now or in an earlier run."""
         from el4ner.fitted import fitted_arrays, fitted_key, restore
 
         key = fitted_key(self, team)
@@ -135,8 +142,8 @@ class Preparation:
 
                 audition(self, team, examined)
             self.cache.put(key, fitted_arrays(self, team))
-        team.threshold = self.threshold if config.min_score is None else config.min_score
-        return team
+        min_score = self.config.min_score
+        team.threshold = self.threshold if min_score is None else min_score
 
     def _check_classes(self, pool: Pool) -> None:
         if not pool.labels:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from el4ner.bench import ops
 from el4ner.bench._harness import commit, interleave
-from el4ner.bench.cli import group
+from el4ner.bench.cli import _settings, group
 from el4ner.kernels import _dispatch
 from el4ner.kernels.vote import vote_ref
 
@@ -138,3 +138,29 @@ def test_sides_take_turns() -> None:
 def test_commit_is_a_revision_or_nothing() -> None:
     revision = commit()
     assert revision is None or len(revision.removesuffix("+changes")) >= 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "a=["], "'a=[': not YAML ("),
+        (["--set", "a={b: 1, b: 2}"], 'key "b" stands twice'),
+        (["--set", "a=1", "--set", "a.b=2"], "'a.b=2': a has a value already"),
+        (["--set", "a.b=2", "--set", "a=1"], "'a=1': parts of a are set already"),
+        (["--set", "a..b=2"], "write NAME=VALUE"),
+        (["--set", "=2"], "write NAME=VALUE"),
+        (["--systems", " "], "' ' names nothing; write names, separated by commas"),
+        (["--systems", ","], "',' names nothing"),
+    ],
+)
+def test_wrong_options_of_accuracy_are_usage_errors(options: list[str], message: str) -> None:
+    done = CliRunner().invoke(group, ["accuracy", "nowhere", *options])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    empty = CliRunner().invoke(group, ["kernels", "--sizes", " "])
+    assert (empty.exit_code, "names nothing" in empty.output) == (2, True)
+
+
+def test_assignments_nest() -> None:
+    given = ("a.b=1", "a.c=[x, 2]", "d=true", "a.b=3")
+    assert _settings(given) == {"a": {"b": 3, "c": ["x", 2]}, "d": True}

@@ -350,37 +350,6 @@ def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner]) -
     assert run("pool", "build", "--quiet").stderr == ""
 
 
-def test_pool_check_counts_and_lists_every_problem() -> None:
-    Path("pool.jsonl").write_text(
-        '{"text": "human IL-2 gene", "entities": [{"start": 0, "end": 15, "label": "dna"}, '
-        '{"start": 6, "end": 10, "label": "protein"}, {"start": 11, "end": 15, "label": "protein"}]}\n'
-        '{"text": "x", "entities": []}\n{"text": "x", "entities": [{"start": 0, "end": 1, "label": "dna"}]}\n'
-    )
-    result = run("pool", "check", "pool.jsonl")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert [line.split(maxsplit=1) for line in result.stdout.splitlines() if line] == [
-        ["3", "sentences"],
-        ["1", "without entities"],
-        ["4", "entities"],
-        ["2", "inside another"],
-        ["0", "crossing another"],
-        ["1", "repeated texts"],
-        ["1", "texts with conflicting entities"],
-        ["entities", "label"],
-        ["2", "dna"],
-        ["2", "protein"],
-    ]
-    with Path("pool.jsonl").open("a") as stream:
-        stream.write('oops\n{"text": "x", "entities": [{"start": 0, "end": 5, "label": "dna"}]}\n')
-    result = run("pool", "check", "pool.jsonl")
-    assert result.exit_code == 1
-    first, second, last = result.stderr.splitlines()
-    assert first.startswith("el4ner: pool.jsonl:4: not JSON")
-    assert second.startswith("el4ner: pool.jsonl:5: entity 1 spans [0:5] of a text of 1 characters")
-    assert last == "el4ner: error: pool.jsonl: 2 lines are wrong; correct them"
-    assert run("pool", "check", "missing.jsonl").exit_code == 2
-
-
 def test_evaluate_tables_and_json() -> None:
     Path("gold.jsonl").write_text(
         '{"text": "in Berlin", "entities": [{"start": 3, "end": 9, "label": "place"}]}\n'
@@ -407,63 +376,6 @@ def test_evaluate_tables_and_json() -> None:
     bad = run("evaluate", "gold.jsonl", "pred.jsonl")
     assert (bad.exit_code, bad.stdout) == (2, "")
     assert bad.stderr.startswith("el4ner: error: gold.jsonl:1: entity 1 spans [0:2] of a text of 1 characters")
-
-
-def test_show_is_readable_and_inert() -> None:
-    listed = [
-        {"start": 0, "end": 15, "label": "dna", "score": 0.5},
-        {"start": 6, "end": 10, "label": "protein"},
-        {"start": 11, "end": 19, "label": "x"},
-        {"start": 3, "end": 99, "label": "y"},
-    ]
-    lines = [
-        {"id": "a", "text": "human IL-2 gene \x1b[31mred\n", "entities": listed, "status": "ok"},
-        {"id": "b", "text": "long", "entities": [], "status": "truncated", "error": "cut at 3"},
-        {"id": "c", "text": "[bold]:smile:", "entities": []},
-    ]
-    Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = run("show", "p.jsonl")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines() == [
-        r"a  [human [IL-2](protein) gene](dna 0.50) \x1b[31mred\n",
-        "  also [not in the text: 3:99](y)",
-        r"  also [gene \x1b[3](x)",
-        "b  truncated: cut at 3",
-        "  long",
-        "c  [bold]:smile:",
-    ]
-    assert run("show", "missing.jsonl").exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ('"entities": [{"start": 0, "end": 1, "label": "l", "score": "high"}]', 'an entity has the score "high"'),
-        ('"entities": [{"start": 0, "end": 1, "label": "l", "score": true}]', "an entity has the score true"),
-        ('"entities": [{"start": 0, "end": 1, "label": "l", "score": 1e300}]', "an entity has the score 1e+300"),
-        ('"entities": [], "status": [1]', "status is [1]; use a string"),
-    ],
-)
-@pytest.mark.parametrize("command", ["show", "evaluate"])
-def test_malformed_predictions_are_named(command: str, record: str, message: str) -> None:
-    Path("p.jsonl").write_text('{"text": "x", "entities": []}\n{"text": "x", ' + record + "}\n")
-    Path("gold.jsonl").write_text('{"text": "x", "entities": []}\n')
-    result = run(command, *(["gold.jsonl"] if command == "evaluate" else []), "p.jsonl")
-    assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("el4ner: error: p.jsonl:2: ")
-    assert message in result.stderr
-
-
-def test_evaluate_writes_any_label_and_reads_stdin_once() -> None:
-    Path("gold.jsonl").write_text('{"text": "x", "entities": []}\n')
-    Path("p.jsonl").write_text(r'{"text": "x", "entities": [{"start": 0, "end": 1, "label": "\ud800"}]}' + "\n")
-    result = run("evaluate", "gold.jsonl", "p.jsonl", "--json")
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["labels"]["\ud800"]["predicted"] == 1
-    twice = run("evaluate", "-", "-", stdin="{}")
-    assert twice.exit_code == 2
-    assert "GOLD and PRED are both stdin (-), which can be read only once" in twice.stderr
 
 
 def test_doctor_and_download(monkeypatch: pytest.MonkeyPatch) -> None:

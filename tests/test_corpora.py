@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from el4ner.corpora import (
     TokenSpan,
     guess_scheme,
+    is_columns,
     locate_tokens,
     read_conll,
+    read_examples,
+    scan_examples,
     spans_to_tags,
     split_tag,
+    tagged_sentence,
     tags_to_spans,
 )
 from el4ner.errors import InputError, PoolError, UsageError
@@ -189,3 +193,33 @@ def test_real_entities_survive_the_way_over_tags(data_dir: Path) -> None:
         tags = spans_to_tags(offsets, demonstration.entities)
         found = [LabelledSpan(offsets[s.first].start, offsets[s.stop - 1].end, s.label) for s in tags_to_spans(tags)]
         assert tuple(found) == demonstration.entities
+
+
+# Labelled files of either kind
+
+
+def test_the_name_says_which_files_hold_columns() -> None:
+    for name in ("a.conll", "a.iob", "a.iob2", "a.bio", "a.bioes", "a.bilou", "a.b/c.conll.gz"):
+        assert is_columns(name)
+    for name in ("a.jsonl", "a.txt", "a.jsonl.gz", "conll", "a.conll/pool.jsonl", "a.conllu", "-"):
+        assert not is_columns(name)
+
+
+def test_examples_are_columns_or_json(tmp_path: Path) -> None:
+    columns, lines = tmp_path / "a.conll", tmp_path / "a.jsonl"
+    columns.write_text("Ada B-person\nleft O\n\nNobody O\n")
+    lines.write_text(
+        '{"id": "1", "text": "Ada left", "entities": [{"start": 0, "end": 3, "label": "person"}]}\n'
+        '{"id": "4", "text": "Nobody", "entities": []}\n'
+    )
+    assert read_examples(columns) == read_examples(lines) == list(scan_examples(columns)) == list(scan_examples(lines))
+    columns.write_text("Ada I-person\nLovelace E-person\n")
+    (problem,) = scan_examples(columns)
+    assert isinstance(problem, PoolError)
+    with pytest.raises(PoolError, match="no whole bioes entity"):
+        read_examples(columns)
+
+
+def test_every_token_has_a_tag() -> None:
+    with pytest.raises(ValueError, match="2 tokens but 1 tags"):
+        tagged_sentence("1", ["a", "b"], ["O"], "iob2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -21,7 +22,7 @@ from el4ner.pipeline import El4ner, _shortfall
 from el4ner.pool import Pool, load_pool
 from el4ner.preparation import Preparation
 from el4ner.prompts import VERDICT_CHOICES
-from el4ner.records import Demonstration, Label, Sentence
+from el4ner.records import Demonstration, Label, LabelledSpan, Sentence
 
 
 def _load_stages() -> Any:
@@ -424,6 +425,24 @@ def test_what_was_asked_of_the_pool_is_not_asked_again(make: Callable[..., El4ne
     # the verifier's verdicts on the sample are asked anew; lists and votes come from the cache
     assert not any(isinstance(request, Generate) for request in engine.requests)
     assert [p.to_dict() for p in again.predict(texts)] == before
+
+
+def test_truth_and_gold_agree_where_a_span_has_two_labels(
+    make: Callable[..., El4ner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A second label of a span is no entity that nobody could find: the pool is judged as without it."""
+    first, *rest = sorted(large_pool().sentences, key=lambda d: -len(d.entities))
+    other = {"person": "place", "place": "person"}
+    second = tuple(LabelledSpan(e.start, e.end, other[e.label]) for e in first.entities)
+    twice = dataclasses.replace(first, entities=first.entities + second)
+    reports = []
+    for name, pool in (("one", large_pool()), ("two", Pool((twice, *rest), large_pool().labels))):
+        monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / name))
+        model = make({"a": oracle(useful=True)}, pool, **FIT, min_score=0.3)
+        model.prepare()
+        reports.append(model.report())
+    assert reports[0]["fitted"] == reports[1]["fitted"]
+    assert reports[1]["notes"] == [*reports[0]["notes"], "2 pool spans have a second label, which does not count"]
 
 
 def test_a_pool_of_copies_fits_nothing(make: Callable[..., El4ner]) -> None:

@@ -103,6 +103,38 @@ def test_a_label_that_the_labels_file_lacks_is_refused(tmp_path: Path) -> None:
         load_pool(str(pool_path), str(labels_path))
 
 
+def test_a_span_has_one_label_the_first_that_is_listed() -> None:
+    place, person = LabelledSpan(0, 4, "place"), LabelledSpan(0, 4, "person")
+    inside = LabelledSpan(0, 2, "person")
+    both = Demonstration("x", "Rome", (place, inside, person))
+    pool = Pool((both, *SENTENCES), LABELS)
+    (kept,) = (d for d in pool.sentences if d.text == "Rome")
+    assert kept.entities == (place, inside)  # nested ones are two spans
+    assert pool.second_labels == 1
+    assert pool.content == Pool((Demonstration("x", "Rome", (place, inside)), *SENTENCES), LABELS).content
+    assert Pool(SENTENCES, LABELS).second_labels == 0
+
+
+def test_second_labels_of_a_file_are_warned_about(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    entities = [{"start": 0, "end": 4, "label": label} for label in ("place", "person")]
+    path.write_text((json.dumps({"text": "Rome", "entities": entities}) + "\n") * 2)
+    with pytest.warns(UserWarning, match=r"pool\.jsonl: 2 spans have two labels, of which only the first counts"):
+        pool = load_pool(str(path), None)
+    assert [d.entities for d in pool.sentences] == [(LabelledSpan(0, 4, "place"),)] * 2
+    assert pool.label_names == ("person", "place")
+
+
+def test_columns_are_a_pool_and_builtin_may_be_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pool.conll").write_text("Rome B-place\nis O\nold O\n")
+    pool = load_pool("pool.conll", None)
+    assert [(d.text, d.entities) for d in pool.sentences] == [("Rome is old", (LabelledSpan(0, 4, "place"),))]
+    Path("builtin").write_text('{"text": "Rome", "entities": [{"start": 0, "end": 4, "label": "place"}]}\n')
+    assert len(load_pool("builtin", None).sentences) > 1
+    assert len(load_pool("./builtin", None).sentences) == 1
+
+
 def test_where_labels_come_from(tmp_path: Path) -> None:
     path, labels_path = tmp_path / "pool.jsonl", tmp_path / "labels.yaml"
     path.write_text(json.dumps({"text": "Rome", "entities": [{"start": 0, "end": 4, "label": "place"}]}) + "\n")
