@@ -160,7 +160,7 @@ def doctor(as_json: bool) -> None:
 
 @main.command()
 @click.argument("what", metavar="embedded")
-@click.option("--from-hub", is_flag=True, help="Fetch the original models from the Hugging Face hub instead.")
+@click.option("--from-hub", is_flag=True, help="Fetch the originals from the Hugging Face hub, and use them.")
 def download(what: str, from_hub: bool) -> None:
     """Install the embedded models."""
     from el4ner import models

