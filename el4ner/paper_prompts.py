@@ -65,9 +65,13 @@ def paper_classification_prompt(
 
 
 def paper_verification_prompt(text: str, span: Span, label: str) -> Prompt:
-    """Asks for true or false about one span and label."""
+    """Asks for true or false about one span and label.
+
+    On 120 claims about spans of WNUT17 dev, half of them right, SmolLM2-135M as plain text gives 120 usable verdicts to
+    this wording, 46 where it ends in "Answer:" alone; at chance (61 right) in any case.
+    """
     return (
         _VERIFY,
         f"Sentence: {escape_line(text)}\n",
-        f"Is {quoted(text[span.start : span.end])} an entity of the type {quoted(label)} in this sentence?\nAnswer:",
+        f"Is {quoted(text[span.start : span.end])} an entity of the type {quoted(label)} in this sentence?\nAnswer (true or false):",
     )

@@ -21,7 +21,7 @@ from el4ner.escaping import escape_code, escape_line
 from el4ner.parsing import ARROW, CLS, SEP
 from el4ner.records import Demonstration, Label, Span
 
-PROMPT_VERSION = 1
+PROMPT_VERSION = 2
 """Part of every cache key whose value depends on a prompt; raised whenever a rendered prompt changes."""
 
 Variant = Literal["list", "ask", "define"]

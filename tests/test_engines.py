@@ -371,6 +371,33 @@ def test_constrained_items_are_substrings_whatever_the_model_says(tiny: Any, tex
         assert item == "none" or (item and item in text and item == item.strip() and "\n" not in item)
 
 
+@pytest.mark.parametrize(
+    ("pieces", "text", "used"),
+    [
+        (["\n", " \n", "true", "\n", "more"], "true", 4),
+        (["true\nfalse", "more"], "true", 1),
+        (["\n", "\n"], "", 2),
+        ([" ", "a"], " a", 2),
+    ],
+)
+def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: str, used: int) -> None:
+    from el4ner.engines.chat import PromptTokens
+    from el4ner.engines.decoding import Reply, ReplyWriter
+
+    class Pieces:
+        all_special_ids = (99,)
+
+        def decode(self, tokens: list[int], **_: Any) -> str:
+            return "".join(pieces[token] for token in tokens)
+
+    writer, reply = ReplyWriter(Pieces(), ()), Reply(PromptTokens((), (0,)), limit=len(pieces))
+    for token in range(len(pieces)):
+        writer.take(torch.nn.functional.one_hot(torch.tensor([token]), 100).float(), [reply])
+        if reply.done:
+            break
+    assert (reply.text, reply.generated) == (text, used)
+
+
 def test_greedy_text_equals_transformers_own(embedded: Any) -> None:
     prompt = ("Answer in one short line. ", "What is the capital of France?")
     (done,) = embedded.generate([Generate(prompt, max_new_tokens=12)])

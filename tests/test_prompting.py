@@ -188,7 +188,7 @@ def test_paper_style_generates_throughout() -> None:
     def reply(prompt: str) -> str:
         if prompt.endswith("Types:"):
             return " Ada -> person[SEP]Rome -> Place[SEP]Bob -> hero"
-        if prompt.endswith("Answer:"):
+        if prompt.endswith("Answer (true or false):"):
             return "true" if '"Ada"' in prompt else "hm" if '"Bob"' in prompt else "false"
         return "[CLS]Ada[SEP]Rome[SEP]"
 

@@ -206,12 +206,16 @@ def test_labels_round_trip(pairs: list[tuple[str, str]]) -> None:
 
 
 @given(st.text(), st.booleans())
-def test_parsers_never_raise(reply: str, truncated: bool) -> None:
-    parse_span_list(reply, truncated=truncated)
-    parse_span_list(reply, verbatim=True)
-    parse_paper_list(reply, truncated=truncated)
-    parse_labels(reply, ["person"], truncated=truncated)
-    parse_verdict(reply)
+def test_parsers_take_anything_and_invent_nothing(reply: str, truncated: bool) -> None:
+    for listed in (
+        parse_span_list(reply, truncated=truncated),
+        parse_span_list(reply, verbatim=True),
+        parse_paper_list(reply, truncated=truncated),
+    ):
+        assert all(surface.strip() for surface in listed.surfaces)  # nothing is no entity
+    labelled = parse_labels(reply, ["person"], truncated=truncated)
+    assert all(surface.strip() and label == "person" for surface, label in labelled.pairs)
+    assert parse_verdict(reply) in (True, False, None)
 
 
 def test_entities_that_look_like_the_empty_list() -> None:

@@ -19,19 +19,9 @@ from el4ner.pool import Pool
 from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span
 from el4ner.text import words
 from el4ner.voters.features import SHAPE_NAMES, FeatureReader, pool_tokens, shapes
+from el4ner.voters.fitting import Corpus, FitSettings, Material, _directions, _Net, fit_readouts, one_thread_each
 from el4ner.voters.reading import ReadingVoter, SpanTable
-from el4ner.voters.readout import (
-    PARTS,
-    Corpus,
-    FitSettings,
-    Material,
-    Readout,
-    _directions,
-    _Net,
-    fit_readouts,
-    mean_log_probabilities,
-    one_thread_each,
-)
+from el4ner.voters.readout import PARTS, Readout, mean_log_probabilities
 from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack, fit_stack, log_loss, log_votes, start_stack
 

@@ -33,7 +33,8 @@ class SubstringList:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Ask for free text (grammar None) or a list of substrings. Generation ends at a newline or end of turn."""
+    """Ask for free text (grammar None) or a list of substrings. A reply is one line: blank
+    lines before it are passed over, and generation ends at the next line break or at the end of the turn."""
 
     prompt: Prompt
     grammar: SubstringList | None = None

@@ -1,7 +1,8 @@
 """Greedy decoding in batches, behind cached prefixes, each row free or bound to its own grammar.
 
-A reply ends at its first line break, at an end-of-turn or any other control token, or at its token limit. Only
-generated ids are decoded; the prompt never passes through the tokenizer's decoder.
+A reply is one line: blank lines before it are passed over, and it ends at the next line break, at an end-of-turn or any
+other control token, or at its token limit. Only generated ids are decoded; the prompt never passes through the
+tokenizer's decoder.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class ReplyWriter:
         if reply.grammar is not None:
             reply.grammar.consume(token)
         reply.text = self._tokenizer.decode(reply.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        while "\n" in reply.text and not reply.text.partition("\n")[0].strip():
+            reply.text = reply.text.partition("\n")[2]
         if "\n" in reply.text:
             reply.text = reply.text.partition("\n")[0]
             reply.done = True

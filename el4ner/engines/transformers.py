@@ -124,7 +124,9 @@ class TransformersEngine:
         return results
 
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
-        """Greedy replies, up to the first line break, the end of the turn or the token limit (then `truncated`).
+        """Greedy replies: the first line that is not blank, up to its break, the end of the turn or the token limit.
+
+        The latter is `truncated`.
 
         Raises EngineError for a prompt that is too long or a grammar that cannot be built.
         """

@@ -21,16 +21,8 @@ from el4ner.engines.base import FloatArray
 from el4ner.pool import Pool
 from el4ner.records import Sentence, Span
 from el4ner.voters.features import SHAPE_NAMES, FeatureReader, WordFeatures
-from el4ner.voters.readout import (
-    READOUT_VERSION,
-    Corpus,
-    FitSettings,
-    Material,
-    Readout,
-    fit_readouts,
-    mean_log_probabilities,
-    one_thread_each,
-)
+from el4ner.voters.fitting import Corpus, FitSettings, Material, fit_readouts, one_thread_each
+from el4ner.voters.readout import READOUT_VERSION, Readout, mean_log_probabilities
 
 Progress = Callable[[str], None]
 
