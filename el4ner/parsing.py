@@ -57,8 +57,9 @@ def parse_span_list(
         items.pop()  # a closing separator is common and harmless
     if truncated and not verbatim and items:
         items.pop()
-    surfaces = tuple(item if verbatim else unescape_line(item) for item in items if item)
-    return SpanList(surfaces, malformed=truncated or not all(items))
+    surfaces = [item if verbatim else unescape_line(item) for item in items]
+    named = tuple(surface for surface in surfaces if surface.strip())  # an escaped line break is no surface
+    return SpanList(named, malformed=truncated or len(named) < len(surfaces))
 
 
 def parse_paper_list(reply: str, *, truncated: bool = False) -> SpanList:
@@ -74,8 +75,10 @@ def parse_paper_list(reply: str, *, truncated: bool = False) -> SpanList:
     malformed = malformed or (len(parts) == 1 and len(items) == 1)
     if truncated:
         items = items[:-1]
-    surfaces = tuple(unescape_line(item) for item in items if item)
-    return SpanList(surfaces, malformed=malformed or truncated)
+    surfaces = [unescape_line(item) for item in items]
+    named = tuple(surface for surface in surfaces if surface.strip())
+    # an empty item is how an empty list is written, and how a list ends
+    return SpanList(named, malformed=malformed or truncated or len(named) < sum(map(bool, items)))
 
 
 def parse_labels(reply: str, labels: Sequence[str], *, truncated: bool = False) -> LabelList:
@@ -100,7 +103,7 @@ def parse_labels(reply: str, labels: Sequence[str], *, truncated: bool = False) 
         # The last arrow: labels have theirs escaped, surfaces need not.
         surface, arrow, written = item.rpartition(ARROW)
         surface, written = unescape_line(surface.strip()), unescape_line(written.strip())
-        if not arrow or not surface:
+        if not arrow or not surface.strip():
             malformed = True
             continue
         label = exact.get(written) or loose.get(_loose(written))
