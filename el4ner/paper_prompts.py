@@ -73,5 +73,6 @@ def paper_verification_prompt(text: str, span: Span, label: str) -> Prompt:
     return (
         _VERIFY,
         f"Sentence: {escape_line(text)}\n",
-        f"Is {quoted(text[span.start : span.end])} an entity of the type {quoted(label)} in this sentence?\nAnswer (true or false):",
+        f"Is {quoted(text[span.start : span.end])} an entity of the type {quoted(label)} in this sentence?\n"
+        "Answer (true or false):",
     )
