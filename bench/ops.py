@@ -152,6 +152,18 @@ def make_case(op: str, size: str, seed: int, device: str) -> Case:
     return CASES[op](np.random.default_rng(seed), **shape)
 
 
+def _span_topk_rows(size: str, repeats: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows of span_topk on one thread of the CPU, shaped like those of the other operations."""
+    for row in rivals_span_topk.measure(size=size, repeats=repeats, seed=seed):
+        roof = row["share_of_peak"] and {
+            "reached": round(row["gops"], 1),
+            "unit": f"{row['precision']} GOP/s",
+            "share": round(row["share_of_peak"], 3),
+        }
+        same = {"backend": row["side"], "rival": not row["side"].startswith("el4ner"), "size": size, "device": "cpu"}
+        yield row | same | {"roofline": roof}
+
+
 def measure(
     op: str,
     *,
@@ -172,15 +184,7 @@ def measure(
     or a GPU's size gives rows like those of the other operations instead.
     """
     if op == "span_topk" and device == "cpu" and not backends and size in rivals_span_topk.SIZES:
-        for row in rivals_span_topk.measure(size=size, repeats=repeats, seed=seed):
-            ours = row["side"].startswith("el4ner")
-            roof = row["share_of_peak"] and {
-                "reached": round(row["gops"], 1),
-                "unit": f"{row['precision']} GOP/s",
-                "share": round(row["share_of_peak"], 3),
-            }
-            same = {"backend": row["side"], "rival": not ours, "size": size, "device": device}
-            yield row | same | {"roofline": roof}
+        yield from _span_topk_rows(size, repeats, seed)
         return
     case = make_case(op, size, seed, device)
     facts, ceilings = machine(), ceilings or measure_ceilings(device)

@@ -82,9 +82,7 @@ class ArrayCache:
         """The arrays kept under `key`, or None where there are none or the file is damaged (with a warning)."""
         path = self.path(key)
         try:
-            # opened here, because numpy leaves a file that it cannot read open
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return {name: stored[name] for name in stored.files}
+            return read_arrays(path)
         except (FileNotFoundError, NotADirectoryError):  # the latter: a file stands where a folder should be
             return None
         except PermissionError as error:
@@ -107,7 +105,7 @@ class ArrayCache:
         if self._refused:
             return
         try:
-            self._write(self.path(key), arrays)
+            write_arrays(self.path(key), arrays)
         except OSError as error:
             self._refused = True
             warnings.warn(
@@ -117,17 +115,25 @@ class ArrayCache:
                 stacklevel=2,
             )
 
-    @staticmethod
-    def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem[:16]}.", suffix=".tmp", dir=path.parent)
-        try:
-            # written member by member: numpy.savez would take an array named "file" for its own parameter
-            with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The named arrays of an `.npz` file; Python objects are refused."""
+    # opened here, because numpy leaves a file that it cannot read open
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Named arrays as one `.npz` file, written beside its place and renamed into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem[:16]}.", suffix=".tmp", dir=path.parent)
+    try:
+        # written member by member: numpy.savez would take an array named "file" for its own parameter
+        with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

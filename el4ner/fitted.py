@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.cache import content_key
+from el4ner.engines.base import without_numbers
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.stages.team import Team
 from el4ner.voters.features import FEATURE_VERSION
@@ -22,23 +23,27 @@ from el4ner.voters.stacking import Stack
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 7
+FITTED_VERSION = 8
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
 _UNFITTED = {"batch_size", "device", "min_score", "examples", "labels"}
 
 
-def fitted_key(preparation: Preparation, team: Team) -> str:
-    """The cache key of everything that is fitted for a team."""
+def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) -> str:
+    """The cache key of everything that is fitted for a team; portable: whatever the device and the precision."""
     config = preparation.config
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _UNFITTED}
+    settings["stack"].pop("shipped")
     named = preparation.wants("reading") or preparation.wanted_members()
     models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
+    encoder = preparation.encoder().source
+    if portable:
+        settings.pop("dtype")
+        models, encoder = [without_numbers(source) for source in models], without_numbers(encoder)
     beside = preparation.beside(team.pool) if preparation.wants("reading") else None
     versions = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION]
     return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,
-                       beside.content if beside is not None else "",
-                       preparation.encoder().source)  # fmt: skip
+                       beside.content if beside is not None else "", encoder)  # fmt: skip
 
 
 def _pack(data: Any) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ from el4ner.errors import ConfigError
 from el4ner.models import prefers_chat
 from el4ner.pool import Pool, load_pool
 from el4ner.records import Candidate
+from el4ner.shipped import shipped_fit
 from el4ner.stages.classify import EVIDENCE, evidence_of
 from el4ner.stages.extract import free_proposals, pursued, unite
 from el4ner.stages.retrieve import Retriever
@@ -131,7 +132,7 @@ class Preparation:
         from el4ner.fitted import fitted_arrays, fitted_key, restore
 
         key = fitted_key(self, team)
-        stored = self.cache.get(key)
+        stored = self.cache.get(key) or shipped_fit(self, team)
         if stored is not None:
             restore(self, team, stored)
         else:

@@ -17,7 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner.cli*", "el4ner.show", "el4ner.doctor", "el4ner.bench*"),
     ("el4ner",),
     ("el4ner.pipeline*",),
-    ("el4ner.preparation", "el4ner.audition", "el4ner.fitted"),  # what the pipeline does once, before the stages run
+    # what the pipeline does once, before the stages run
+    ("el4ner.preparation", "el4ner.audition", "el4ner.fitted", "el4ner.shipped"),
     ("el4ner.stages*",),
     ("el4ner.voters*",),
     # files and settings: from pools and what is built on files down to lines

@@ -19,7 +19,8 @@ from el4ner.pool import Pool
 from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span
 from el4ner.text import words
 from el4ner.voters.features import SHAPE_NAMES, FeatureReader, pool_tokens, shapes
-from el4ner.voters.fitting import Corpus, FitSettings, Material, _directions, _Net, fit_readouts, one_thread_each
+from el4ner.voters.fitting import Corpus, FitSettings, Material, _Net, fit_readouts, one_thread_each
+from el4ner.voters.projection import Projection, fit_projection
 from el4ner.voters.reading import ReadingVoter, SpanTable
 from el4ner.voters.readout import PARTS, Readout, mean_log_probabilities
 from el4ner.voters.retrieval import RetrievalVoter
@@ -110,8 +111,6 @@ def random_readout(seed: int, hidden: int = 0, width: int = 6, columns: int = 3,
         return rng.normal(size=shape).astype(np.float32)
 
     return Readout(
-        mean=draw(width),
-        scale=np.abs(draw(width)) + 0.5,
         word=draw(width, hidden),
         word_bias=draw(hidden),
         mix=draw(3 * hidden, hidden) * np.float32(0.3),
@@ -134,7 +133,6 @@ def test_what_is_trained_is_what_is_scored(context: bool, hidden: int) -> None:
     lengths = [5, 1, 3, 9]
     values = rng.normal(size=(sum(lengths), 6)).astype(np.float32)
     left = torch.cat([torch.arange(n, 0, -1) for n in lengths])
-    standard = torch.from_numpy((values - readout.mean) / readout.scale)
     settings = FitSettings(hidden=hidden, dropout=0.0, feature_dropout=0.0, context=context)
     net = _Net(2, 6, [3], readout.max_words, settings, torch.Generator())
     for name, weight in net.weights.items():
@@ -142,7 +140,7 @@ def test_what_is_trained_is_what_is_scored(context: bool, hidden: int) -> None:
         weight.data[1] = torch.cat(list(own), dim=1) if name == "parts" else own
     valid = torch.arange(readout.max_words) < left[:, None]
     first, length = valid.nonzero(as_tuple=True)
-    scores = net.scores(standard, left, first, length).detach()[1]
+    scores = net.scores(torch.from_numpy(values), left, first, length).detach()[1]
     trained = np.full((*valid.shape, 3), -np.inf, np.float32)
     trained[valid.numpy()] = torch.log_softmax(scores, dim=1).numpy()
     begin = 0
@@ -160,7 +158,7 @@ def test_what_is_trained_is_what_is_scored(context: bool, hidden: int) -> None:
 def test_the_formula_word_by_word(hidden: int) -> None:
     readout = random_readout(3, hidden)
     values = np.random.default_rng(2).normal(size=(6, 6)).astype(np.float32)
-    x = (values - readout.mean) / readout.scale
+    x = values
     if hidden:
         h = [np.maximum(row @ readout.word + readout.word_bias, 0) for row in x]
         none = np.zeros_like(h[0])
@@ -241,42 +239,48 @@ def test_fitting_learns_a_planted_concept_and_is_deterministic(settings: FitSett
     assert np.isfinite(unfitted.log_probabilities(corpus.values[:8])[0]).all()
 
 
-def spread_out(corpus: Corpus, width: int) -> Corpus:
-    """The same concept in many features: mixtures of all but the last, faint noise of their own, and the last."""
-    rng = np.random.default_rng(5)
-    mixed = corpus.values[:, :-1] @ rng.normal(size=(corpus.values.shape[1] - 1, width))
-    mixed += rng.normal(size=mixed.shape) * 0.05
-    return Corpus(
-        np.concatenate([mixed, corpus.values[:, -1:]], axis=1, dtype=np.float32), corpus.starts, corpus.targets
-    )
+# Projection
 
 
 def test_directions_are_the_principal_ones_and_plain_features_stay() -> None:
-    corpus = spread_out(planted(0), 40)
-    material = Material(corpus, range(100), 2)
-    mean, scale = corpus.values[:800].mean(axis=0), corpus.values[:800].std(axis=0)
-    settings = FitSettings(hidden=16, directions=4, plain=1)
-    found = _directions(material, mean, scale, settings, torch.Generator().manual_seed(0))
-    assert found is not None
-    np.testing.assert_allclose(found.T @ found, np.eye(5), atol=1e-5)
-    assert found[-1].tolist() == [0, 0, 0, 0, 1]
-    assert (found[:-1, -1] == 0).all()
-    _, _, principal = np.linalg.svd(((corpus.values[:800] - mean) / scale)[:, :40], full_matrices=False)
-    cosines = np.linalg.svd(principal[:4] @ found[:40, :4].numpy(), compute_uv=False)
-    assert cosines.min() > 0.999
-    few = FitSettings(hidden=16, directions=40, plain=1)
-    assert _directions(material, mean, scale, few, torch.Generator()) is None
+    rng = np.random.default_rng(5)
+    wide = rng.normal(size=(300, 4)) @ rng.normal(size=(4, 40)) * 3 + 7 + rng.normal(size=(300, 40)) * 0.05
+    values = np.concatenate([wide, rng.normal(size=(300, 9))], axis=1).astype(np.float32)
+    found = fit_projection(values, (40, 6), 4)
+    assert found.width == 4 + 4 + 3
+    turned = found(values)
+    standard = (values - values.mean(axis=0)) / values.std(axis=0)
+    np.testing.assert_allclose(turned[:, 8:], standard[:, 46:], atol=0.02)
+    for block, own in ((standard[:, :40], turned[:, :4]), (standard[:, 40:46], turned[:, 4:8])):
+        _, sizes, principal = np.linalg.svd(block, full_matrices=False)
+        # the scale has a thousandth added to it, so that constant features do no harm
+        np.testing.assert_allclose(np.linalg.norm(own, axis=0), sizes[:4], rtol=0.01)
+        cosines = np.abs(np.sum(own * (block @ principal[:4].T), axis=0)) / sizes[:4] ** 2
+        assert cosines.min() > 0.98
+    for basis in found.bases:
+        np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-5)
+    back = Projection.from_arrays({**found.to_arrays(), "unaligned": np.array(3)})
+    assert (back(values) == turned).all()
+    with pytest.raises(ShapeError, match="49"):
+        found(values[:, :5])
 
 
-@pytest.mark.parametrize("hidden", [0, 16])
-def test_a_fit_along_directions_is_scored_on_the_features(hidden: int) -> None:
-    corpus = spread_out(planted(0), 40)
-    settings = FitSettings(hidden=hidden, directions=4, plain=1)
-    (fitted,) = fit_readouts(Material(corpus, range(100), 2), 3, settings)
-    assert len(fitted.mean) == 41
-    assert right_of(fitted, corpus) >= 17
-    inputs = fitted.word[:40] if hidden else fitted.parts[0, :40]
-    assert np.linalg.matrix_rank(inputs, tol=1e-4) <= 4
+def test_a_projection_without_directions_only_standardises() -> None:
+    values = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    values[:, 2] = 5.0
+    found = fit_projection(values, (4,), 0)
+    assert found.width == 6
+    turned = found(values)
+    np.testing.assert_allclose(turned[:, 0], (values[:, 0] - values[:, 0].mean()) / values[:, 0].std(), atol=0.01)
+    assert (turned[:, 2] == 0).all()
+    nothing = fit_projection(values[:0], (4,), 2)
+    assert nothing(values).shape == (50, 6)
+    assert np.isfinite(nothing(values)).all()
+    # a block of fewer features than directions keeps them all
+    assert fit_projection(values, (4,), 9).width == 6
+
+
+# Fitting
 
 
 def test_heads_differ_and_do_not_depend_on_fits_beside_them() -> None:

@@ -132,3 +132,8 @@ class Encoder(Protocol):
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         """Hidden states of every token of every text, like Engine.read."""
         ...
+
+
+def without_numbers(name: str) -> str:
+    """The source of a model without the device and the precision that `loading.numbers_of` adds."""
+    return name.rpartition(" (")[0] or name

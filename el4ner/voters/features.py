@@ -16,7 +16,7 @@ from el4ner.engines.base import Encoder, Engine, FloatArray, IntArray, TokenStat
 from el4ner.records import Span
 from el4ner.text import words
 
-FEATURE_VERSION = 2
+FEATURE_VERSION = 3
 """Part of every cache key; raised whenever the same text would get other features."""
 
 SHAPE_NAMES = (
@@ -29,11 +29,13 @@ SHAPE_NAMES = (
 class WordFeatures:
     """One text, word by word.
 
-    units (W): the words that were read. values (W, D) f32. truncated_at: as in TokenStates.
+    units (W): the words that were read. values (W, D) f32. widths: of the layers whose states come first in `values`,
+    in order; what is left are shapes. truncated_at: as in TokenStates.
     """
 
     units: tuple[Span, ...]
     values: FloatArray
+    widths: tuple[int, ...]
     truncated_at: int | None = None
 
 
@@ -148,9 +150,10 @@ class FeatureReader:
         parts: list[FloatArray] = []
         for states in read:
             parts += [pool_tokens(units, states.offsets, states.states[layer]) for layer in sorted(states.states)]
+        widths = tuple(part.shape[1] for part in parts)
         if self._config.shapes:
             parts.append(shapes(text, units))
-        return WordFeatures(tuple(units), np.concatenate(parts, axis=1), end)
+        return WordFeatures(tuple(units), np.concatenate(parts, axis=1), widths, end)
 
 
 def _second_copy(found: TokenStates, base: int, end: int | None) -> TokenStates:

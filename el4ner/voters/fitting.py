@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from el4ner.engines.base import FloatArray, IntArray
+from el4ner.engines.base import IntArray
 from el4ner.voters.readout import PARTS, Readout
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class Corpus:
     """The pool as one long run of words.
 
-    values (T, D) f16 or f32; starts (S+1,) i64: sentence s is words starts[s] to starts[s+1].
-    targets: per sentence (first word, last word, label index) of the entities that fall on word borders.
+    values (T, D) f16 or f32, what a `Projection` makes of the features. starts (S+1,) i64: the words of sentence s are
+    starts[s] to starts[s+1]. targets: per sentence (first word, last word, label index) of the entities that fall on
+    word borders.
     """
 
     values: NDArray[np.floating]
@@ -43,16 +44,13 @@ class Corpus:
 class FitSettings:
     """How read-outs are fitted.
 
-    hidden: units of each hidden layer, 0 for a linear read-out. directions: principal directions of the features that
-    are fitted on, 0 for all features. plain: so many features at the end are fitted on as they are, beside the
-    directions. decay: decoupled weight decay. dropout: share of units left out of a step. feature_dropout: noise on
-    the features, as large as if this share of them were left out. negatives: share of the spans that are no entity
-    that a step looks at, weighted to count as all of them. context: read the words beside a span.
+    hidden: units of each hidden layer, 0 for a linear read-out. decay: decoupled weight decay. dropout: share of units
+    left out of a step. feature_dropout: noise on the features, as large as if this share of them were left out.
+    negatives: share of the spans that are no entity that a step looks at, weighted to count as all of them.
+    context: read the words beside a span.
     """
 
     hidden: int = 128
-    directions: int = 0
-    plain: int = 0
     decay: float = 0.05
     dropout: float = 0.2
     feature_dropout: float = 0.3
@@ -86,15 +84,12 @@ def fit_readouts(
     import torch
 
     tasks = [Material(m.corpus, m.usable(), m.n_labels) for m in (material, beside) if m is not None]
-    mean, scale = _moments(tasks[0].corpus, tasks[0].sentences)
     generator = torch.Generator().manual_seed(seed)
-    directions = _directions(tasks[0], mean, scale, settings, generator)
-    n_inputs = len(mean) if directions is None else directions.shape[1]
-    net = _Net(heads, n_inputs, [task.n_labels + 1 for task in tasks], max_words, settings, generator)
+    columns = [task.n_labels + 1 for task in tasks]
+    net = _Net(heads, material.corpus.values.shape[1], columns, max_words, settings, generator)
     if tasks[0].sentences:
-        words = _gather(tasks, _Inputs(tasks, mean, scale, directions), max_words)
-        _descend(net, words, settings, np.random.default_rng(seed), generator)
-    return net.readouts(mean, scale, directions)
+        _descend(net, _gather(tasks, max_words), settings, np.random.default_rng(seed), generator)
+    return net.readouts()
 
 
 def _descend(net: _Net, words: _Words, settings: FitSettings, rng: np.random.Generator, generator: Generator) -> None:
@@ -114,7 +109,7 @@ def _descend(net: _Net, words: _Words, settings: FitSettings, rng: np.random.Gen
         order = rng.permutation(n_sentences)
         for begin in range(0, n_sentences, batch):
             picked = torch.cat([torch.arange(*words.sentences[i]) for i in order[begin : begin + batch]])
-            values = words.inputs.of(order[begin : begin + batch])
+            values = words.values(order[begin : begin + batch])
             left, entity = words.left[picked], words.entity[picked]
             if spread:
                 values = values + noise.take(values.shape)
@@ -153,8 +148,6 @@ _RATE = 2e-3
 _STEPS = 800
 """Steps of a fit, within 6 to 40 passes over the sentences: on WNUT17 twice as many changed nothing on dev."""
 _N_DRAWS = 1 << 22
-_SAMPLE = 8192
-"""Words, evenly spaced, from which the directions are found."""
 
 
 class _Draws:
@@ -178,7 +171,7 @@ class _Draws:
 class _Net:
     """What is fitted, as tensors by name (shapes as in `Readout` after an axis of E heads), and its scores.
 
-    The directions take the place of the features; the parts lie side by side, (E, W, 5 K): one product makes all.
+    The parts lie side by side, (E, W, 5 K): one product makes all.
     """
 
     def __init__(
@@ -222,7 +215,7 @@ class _Net:
     def scores(self, values: Tensor, left: Tensor, first: Tensor, length: Tensor) -> Tensor:
         """Scores (E, n, C) of the spans of words first to first + length.
 
-        values (T, D) f32, what `_Inputs` makes of the features; left (T,) i64, the words left of each word's
+        values (T, D) f32; left (T,) i64, the words left of each word's
         sentence, itself counted.
         """
         import torch
@@ -263,22 +256,18 @@ class _Net:
         for gradient in gradients:
             gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
-    def readouts(self, mean: FloatArray, scale: FloatArray, directions: Tensor | None) -> tuple[Readout, ...]:
-        """The heads, with the directions multiplied into the first layer."""
-        units = self._settings.hidden
+    def readouts(self) -> tuple[Readout, ...]:
+        """The heads."""
         own = {name: tensor.detach() for name, tensor in self.weights.items()}
-        if directions is not None:
-            inputs = "word" if units else "parts"
-            own[inputs] = directions @ own[inputs]
         n_heads, rows = own["parts"].shape[:2]
         own["parts"] = own["parts"].view(n_heads, rows, len(PARTS), -1).transpose(1, 2)
         if not self._settings.context:
             own["parts"] = own["parts"].clone()
             own["parts"][:, 3:] = 0.0
-        for name in ("bias", "output") if units else ("bias", "parts"):
+        for name in ("bias", "output") if self._settings.hidden else ("bias", "parts"):
             own[name] = own[name][..., : self._kept]
         heads = [{name: tensor[e].contiguous().numpy().copy() for name, tensor in own.items()} for e in range(n_heads)]
-        return tuple(Readout(mean=mean, scale=scale, **head) for head in heads)
+        return tuple(Readout(**head) for head in heads)
 
 
 def _shifted(rows: Tensor, left: Tensor, by: int) -> Tensor:
@@ -293,120 +282,47 @@ def _shifted(rows: Tensor, left: Tensor, by: int) -> Tensor:
     return torch.cat([edge, rows[:, :-1] * goes_on] if by > 0 else [rows[:, 1:] * goes_on, edge], dim=1)
 
 
-def _moments(corpus: Corpus, chosen: Sequence[int]) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of every feature over the chosen sentences' words, in float64 sums."""
-    width = corpus.values.shape[1]
-    total, squares, count = np.zeros(width), np.zeros(width), 0
-    for s in chosen:
-        block = corpus.values[corpus.starts[s] : corpus.starts[s + 1]].astype(np.float64)
-        total += block.sum(axis=0)
-        squares += np.square(block).sum(axis=0)
-        count += len(block)
-    mean = total / max(count, 1)
-    variance = np.maximum(squares / max(count, 1) - mean**2, 0)
-    return mean.astype(np.float32), (np.sqrt(variance) + 1e-3).astype(np.float32)
-
-
-def _directions(
-    task: Material, mean: FloatArray, scale: FloatArray, settings: FitSettings, generator: Generator
-) -> Tensor | None:
-    """Orthonormal columns (D, d) f32: the principal directions of the standardised features, then the plain features.
-
-    None where there are no more features than directions. By subspace iteration: Halko, Martinsson and Tropp, Finding
-    structure with randomness (2011), algorithm 4.4. A step of the fit costs as much as its inputs are wide, and the
-    states of neighbouring layers say nearly the same.
-    """
-    import torch
-
-    wide, found = len(mean) - settings.plain, settings.directions
-    rows = _rows(task)
-    if not 0 < found < wide or not len(rows):
-        return None
-    rows = rows[:: -(-len(rows) // _SAMPLE)]
-    sample = torch.from_numpy(((task.corpus.values[rows] - mean) / scale)[:, :wide].astype(np.float32))
-    basis = torch.randn(wide, min(found + 32, wide), generator=generator)
-    for _ in range(4):
-        basis, _ = torch.linalg.qr(sample.T @ (sample @ basis))
-    _, turned = torch.linalg.eigh(torch.cov((sample @ basis).T.double()))
-    directions = torch.zeros(len(mean), found + settings.plain)
-    directions[:wide, :found] = basis @ turned.float().flip(1)[:, :found]
-    directions[wide:, found:] = torch.eye(settings.plain)
-    return directions
-
-
-class _Inputs:
-    """What a fit sees of the features: standardised, and along the directions if there are some.
-
-    Along directions they are computed once. All features are standardised batch by batch instead: those of a large pool
-    would take gigabytes in float32, once for each fit that runs beside others.
-    """
-
-    def __init__(
-        self, tasks: Sequence[Material], mean: FloatArray, scale: FloatArray, directions: Tensor | None
-    ) -> None:
-        self._mean, self._scale = mean, scale
-        self._blocks = [
-            (task.corpus, int(task.corpus.starts[s]), int(task.corpus.starts[s + 1]))
-            for task in tasks
-            for s in task.sentences
-        ]
-        self._along: list[Tensor] | None = None
-        if directions is not None:
-            self._along = [self._standard([block]) @ directions for block in self._blocks]
-
-    def of(self, chosen: Sequence[int] | IntArray) -> Tensor:
-        """The words of the chosen sentences, which count through all tasks, in order: (T, d) f32."""
-        import torch
-
-        if self._along is not None:
-            return torch.cat([self._along[i] for i in chosen])
-        return self._standard([self._blocks[i] for i in chosen])
-
-    def _standard(self, blocks: Sequence[tuple[Corpus, int, int]]) -> Tensor:
-        import torch
-
-        values = np.concatenate([corpus.values[low:high] for corpus, low, high in blocks])
-        return torch.from_numpy((values - self._mean) / self._scale)
-
-
-def _rows(task: Material) -> IntArray:
-    """The words of a task's sentences, in order, as rows of its corpus."""
-    starts = task.corpus.starts
-    return np.concatenate([np.arange(0), *(np.arange(starts[s], starts[s + 1]) for s in task.sentences)])
-
-
 @dataclass(frozen=True)
 class _Words:
     """All words of some tasks' sentences, one run.
 
-    inputs: their features, by sentence; left (T,) i64 as in `_Net.scores`; task (T,) i64; target (T, N) i64 and
-    entity (T, N) bool of the span that begins at a word and goes on for n more; sentences: first word and the one past
-    the last.
+    blocks: corpus, first word and the one past the last of every sentence; left (T,) i64 as in `_Net.scores`; task (T,)
+    i64; target (T, N) i64 and entity (T, N) bool of the span that begins at a word and goes on for n more; sentences:
+    first word and the one past the last.
     """
 
-    inputs: _Inputs
+    blocks: list[tuple[Corpus, int, int]]
     left: Tensor
     task: Tensor
     target: Tensor
     entity: Tensor
     sentences: list[tuple[int, int]]
 
+    def values(self, chosen: Sequence[int] | IntArray) -> Tensor:
+        """What the words of the chosen sentences are, in order: (T, D) f32."""
+        import torch
 
-def _gather(tasks: Sequence[Material], inputs: _Inputs, max_words: int) -> _Words:
+        own = (self.blocks[i] for i in chosen)
+        return torch.from_numpy(np.concatenate([c.values[low:high] for c, low, high in own]).astype(np.float32))
+
+
+def _gather(tasks: Sequence[Material], max_words: int) -> _Words:
     """The tasks' sentences, in order; a target counts the columns of the tasks before its own."""
     import torch
 
-    left, task, targets, entities = [], [], [], []
+    left, task, targets, entities, blocks = [], [], [], [], []
     sentences, n_before, n_words = [], 0, 0
     for number, own in enumerate(tasks):
         for s in own.sentences:
-            n_own = int(own.corpus.starts[s + 1] - own.corpus.starts[s])
+            low, high = int(own.corpus.starts[s]), int(own.corpus.starts[s + 1])
+            n_own = high - low
             target = np.full((n_own, max_words), n_before + own.n_labels, dtype=np.int64)
             entity = np.zeros(target.shape, dtype=bool)
             for first, last, label in own.corpus.targets[s]:
                 if last - first < max_words:
                     target[first, last - first] = n_before + label
                     entity[first, last - first] = True
+            blocks.append((own.corpus, low, high))
             left.append(np.arange(n_own, 0, -1))
             task.append(np.full(n_own, number))
             targets.append(target)
@@ -415,6 +331,6 @@ def _gather(tasks: Sequence[Material], inputs: _Inputs, max_words: int) -> _Word
             n_words += n_own
         n_before += own.n_labels + 1
     return _Words(
-        inputs, torch.from_numpy(np.concatenate(left)), torch.from_numpy(np.concatenate(task)),
+        blocks, torch.from_numpy(np.concatenate(left)), torch.from_numpy(np.concatenate(task)),
         torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(entities)), sentences,
     )  # fmt: skip

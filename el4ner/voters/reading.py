@@ -10,7 +10,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,8 +20,9 @@ from el4ner.config import ReadingConfig
 from el4ner.engines.base import FloatArray
 from el4ner.pool import Pool
 from el4ner.records import Sentence, Span
-from el4ner.voters.features import SHAPE_NAMES, FeatureReader, WordFeatures
+from el4ner.voters.features import FeatureReader, WordFeatures
 from el4ner.voters.fitting import Corpus, FitSettings, Material, fit_readouts, one_thread_each
+from el4ner.voters.projection import Projection, fit_projection
 from el4ner.voters.readout import READOUT_VERSION, Readout, mean_log_probabilities
 
 Progress = Callable[[str], None]
@@ -84,6 +85,7 @@ class ReadingVoter:
         self._config = config
         self._cache = cache
         self._seed = seed
+        self._projection: Projection | None = None
         self._heads: tuple[Readout, ...] = ()
         self._known: OrderedDict[str, SpanTable] = OrderedDict()
         self.unaligned = 0
@@ -100,8 +102,7 @@ class ReadingVoter:
         if stored is None:
             stored = self._fit(pool, progress, beside)
             self._cache.put(key, stored)
-        self._heads = _unpack(stored)
-        self.unaligned = int(stored["unaligned"])
+        self.restore(stored)
         tables = []
         for s in range(len(pool.sentences)):
             low, high = stored["starts"][s : s + 2]
@@ -110,10 +111,15 @@ class ReadingVoter:
         return tables
 
     def _fit(self, pool: Pool, progress: Progress, beside: Pool | None) -> dict[str, np.ndarray]:
-        corpus, units, unaligned = self._corpus(pool, progress)
+        read = self._read_pool([d.text for d in pool.sentences], progress)
+        units = [features.units for features in read]
+        values = np.concatenate([features.values for features in read])
+        projection = fit_projection(values, read[0].widths, self._config.directions)
+        corpus, unaligned = _corpus(pool, read, projection)
         other: Material | None = None
         if beside is not None and self._config.hidden:
-            corpus_beside, _, _ = self._corpus(beside, progress)
+            read_beside = self._read_pool([d.text for d in beside.sentences], progress)
+            corpus_beside, _ = _corpus(beside, read_beside, projection)
             other = Material(corpus_beside, range(corpus_beside.n_sentences), len(beside.labels))
         max_words = self._config.max_words or _longest(corpus)
         everyone = range(corpus.n_sentences)
@@ -129,7 +135,7 @@ class ReadingVoter:
                 out_of_fold[low:high] = mean_log_probabilities(heads, corpus.values[low:high].astype(np.float32))
         flat_units = np.array([tuple(unit) for own in units for unit in own], dtype=np.int64).reshape(-1, 2)
         return {
-            **_pack(final), "out_of_fold": out_of_fold, "units": flat_units, "starts": corpus.starts,
+            **_pack(projection, final), "out_of_fold": out_of_fold, "units": flat_units, "starts": corpus.starts,
             "unaligned": np.array(unaligned),
         }  # fmt: skip
 
@@ -139,8 +145,7 @@ class ReadingVoter:
         """The heads fitted on every set of sentences, as many fits at a time as there are processors."""
         config = self._config
         settings = FitSettings(
-            hidden=config.hidden, directions=config.directions, plain=len(SHAPE_NAMES) if config.shapes else 0,
-            decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
+            hidden=config.hidden, decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
             negatives=config.negatives, context=config.context,
         )  # fmt: skip
 
@@ -151,67 +156,48 @@ class ReadingVoter:
         with one_thread_each() as keep_to_one, ThreadPoolExecutor(os.cpu_count(), initializer=keep_to_one) as workers:
             return list(workers.map(fit, sets))
 
-    def _corpus(self, pool: Pool, progress: Progress) -> tuple[Corpus, list[tuple[Span, ...]], int]:
-        """The pool's word features and targets, its words, and how many entities do not fall on word borders."""
-        read = self._read_pool([d.text for d in pool.sentences], progress)
-        starts = np.cumsum([0, *(len(features.units) for features in read)]).astype(np.int64)
-        index = {label: position for position, label in enumerate(pool.label_names)}
-        targets, unaligned = [], 0
-        for demonstration, features in zip(pool.sentences, read, strict=True):
-            first = {unit.start: i for i, unit in enumerate(features.units)}
-            last = {unit.end: i for i, unit in enumerate(features.units)}
-            own = []
-            for entity in demonstration.entities:
-                if entity.start in first and entity.end in last:
-                    own.append((first[entity.start], last[entity.end], index[entity.label]))
-                else:
-                    unaligned += 1
-            targets.append(own)
-        values = np.concatenate([features.values for features in read])
-        return Corpus(values, starts, targets), [features.units for features in read], unaligned
-
     def _read_pool(self, texts: Sequence[str], progress: Progress) -> list[WordFeatures]:
         """Features of the pool's texts in half precision, which halves their memory; cached by content."""
         key = content_key("features of", self._reader.key, list(texts))
         stored = self._cache.get(key)
         if stored is not None:
-            borders = stored["starts"]
+            widths = tuple(int(width) for width in stored["widths"])
+            units = [Span(int(start), int(end)) for start, end in stored["units"]]
             return [
-                WordFeatures(
-                    tuple(Span(int(a), int(b)) for a, b in stored["units"][low:high]), stored["values"][low:high]
-                )
-                for low, high in pairwise(borders)
+                WordFeatures(tuple(units[low:high]), stored["values"][low:high], widths)
+                for low, high in pairwise(stored["starts"])
             ]
         read: list[WordFeatures] = []
         for begin in range(0, len(texts), _CHUNK):
             progress(f"{self.name}: reading the pool, {begin:,} of {len(texts):,} sentences")
             for features in self._reader.read(texts[begin : begin + _CHUNK]):
-                read.append(WordFeatures(features.units, _half(features.values)))
+                read.append(replace(features, values=_half(features.values)))
         values = np.concatenate([features.values for features in read])
         if values.nbytes <= _KEPT_BYTES:
             units = np.array([tuple(unit) for features in read for unit in features.units], dtype=np.int64)
             starts = np.cumsum([0, *(len(features.units) for features in read)])
-            self._cache.put(key, {"values": values, "units": units.reshape(-1, 2), "starts": starts})
+            widths = np.array(read[0].widths)
+            self._cache.put(key, {"values": values, "units": units.reshape(-1, 2), "starts": starts, "widths": widths})
         return read
 
     def state(self) -> dict[str, np.ndarray]:
         """What a fitted voter needs to vote, as named arrays."""
-        if not self._heads:
+        if self._projection is None:
             raise RuntimeError("ReadingVoter.state before fit()")
-        return {**_pack(self._heads), "unaligned": np.array(self.unaligned)}
+        return {**_pack(self._projection, self._heads), "unaligned": np.array(self.unaligned)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state`."""
-        self._heads = _unpack(arrays)
+        self._projection, self._heads = _unpack(arrays)
         self.unaligned = int(arrays["unaligned"])
 
     def tables(self, sentences: Sequence[Sentence]) -> list[SpanTable]:
         """A table per sentence. A text is read once while it stays among the last few thousand."""
-        if not self._heads:
+        if self._projection is None:
             raise RuntimeError("ReadingVoter.tables before fit()")
         missing = list(dict.fromkeys(s.text for s in sentences if s.text not in self._known))
         for text, features in zip(missing, self._reader.read(missing), strict=True):
-            logp = mean_log_probabilities(self._heads, features.values)
+            logp = mean_log_probabilities(self._heads, self._projection(features.values))
             self._known[text] = SpanTable(features.units, logp, features.truncated_at)
         tables = [self._known[s.text] for s in sentences]
         while len(self._known) > _REMEMBERED:
@@ -234,15 +220,36 @@ def _half(values: FloatArray) -> np.ndarray:
     return np.clip(values, -65504, 65504).astype(np.float16)
 
 
-def _pack(heads: Sequence[Readout]) -> dict[str, np.ndarray]:
-    """Read-outs as named arrays."""
-    return {f"{i} {name}": array for i, head in enumerate(heads) for name, array in head.to_arrays().items()}
+def _corpus(pool: Pool, read: Sequence[WordFeatures], projection: Projection) -> tuple[Corpus, int]:
+    """The pool's words along the directions, in half precision, its targets, and how many entities fit no words."""
+    starts = np.cumsum([0, *(len(features.units) for features in read)]).astype(np.int64)
+    index = {label: position for position, label in enumerate(pool.label_names)}
+    targets, unaligned = [], 0
+    for demonstration, features in zip(pool.sentences, read, strict=True):
+        first = {unit.start: i for i, unit in enumerate(features.units)}
+        last = {unit.end: i for i, unit in enumerate(features.units)}
+        own = []
+        for entity in demonstration.entities:
+            if entity.start in first and entity.end in last:
+                own.append((first[entity.start], last[entity.end], index[entity.label]))
+            else:
+                unaligned += 1
+        targets.append(own)
+    values = np.concatenate([_half(projection(features.values)) for features in read])
+    return Corpus(values, starts, targets), unaligned
 
 
-def _unpack(arrays: Mapping[str, np.ndarray]) -> tuple[Readout, ...]:
+def _pack(projection: Projection, heads: Sequence[Readout]) -> dict[str, np.ndarray]:
+    """What is fitted, as named arrays."""
+    numbered = {f"{i} {name}": array for i, head in enumerate(heads) for name, array in head.to_arrays().items()}
+    return {**projection.to_arrays(), **numbered}
+
+
+def _unpack(arrays: Mapping[str, np.ndarray]) -> tuple[Projection, tuple[Readout, ...]]:
     """The inverse of `_pack`; other arrays are passed over."""
     n_heads = 1 + max(int(name.split()[0]) for name in arrays if name.partition(" ")[0].isdigit())
-    return tuple(
+    heads = (
         Readout.from_arrays({k.removeprefix(f"{i} "): v for k, v in arrays.items() if k.startswith(f"{i} ")})
         for i in range(n_heads)
     )
+    return Projection.from_arrays(arrays), tuple(heads)

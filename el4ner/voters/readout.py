@@ -1,6 +1,6 @@
 """A small read-out of word features that scores all spans up to a length, for all labels, at once.
 
-    h_i = relu(E x_i + e)                                  a word, from its standardised features x
+    h_i = relu(E x_i + e)                                  a word, from its features x along principal directions
     g_i = h_i + relu(G [h_(i-1); h_i; h_(i+1)] + d)        a word among its neighbours
     u[i, n] = F g_i + mean(M g_i .. M g_j) + A g_j + L g_(i-1) + R g_(j+1),   j = i + n
     p(label | span of words i to j) = softmax(V relu(u[i, n] + c[n]) + b[n])
@@ -8,7 +8,7 @@
 F, M, A, L, R read the first word, the mean, the last word and the words beside the span. u is linear in g, so that of
 all spans follows from projected words by prefix sums (`el4ner.kernels.span_scores`). Without hidden layers
 (`hidden=0`) it is multinomial logistic regression: g = x and p = softmax(u + b[n]).
-`el4ner.voters.fitting` fits it.
+`el4ner.voters.fitting` fits it; `el4ner.voters.projection` makes x.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ from el4ner.errors import ShapeError
 from el4ner.kernels import span_scores
 
 PARTS = ("first", "mean", "last", "left", "right")
-READOUT_VERSION = 6
+READOUT_VERSION = 7
 
 
 @dataclass(frozen=True)
 class Readout:
     """Fitted weights, all f32; D features, W word units, K hidden units, N words at most, C labels with "none" last.
 
-    mean, scale (D,); word (D, W) and word_bias (W,); mix (3 W, W) and mix_bias (W,); parts (5, W, K), one matrix a
+    word (D, W) and word_bias (W,); mix (3 W, W) and mix_bias (W,); parts (5, W, K), one matrix a
     part of `PARTS`; hidden (N, K); output (K, C); bias (N, C). A linear read-out has W = 0 columns of `word`, no
     output, and parts (5, D, C).
     """
 
-    mean: FloatArray
-    scale: FloatArray
     word: FloatArray
     word_bias: FloatArray
     mix: FloatArray
@@ -45,6 +43,11 @@ class Readout:
     hidden: FloatArray
     output: FloatArray
     bias: FloatArray
+
+    @property
+    def width(self) -> int:
+        """Numbers a word has, D."""
+        return int(self.word.shape[0])
 
     @property
     def max_words(self) -> int:
@@ -56,12 +59,12 @@ class Readout:
 
         Spans that leave the sentence hold -inf. Raises ShapeError if D differs.
         """
-        if values.ndim != 2 or values.shape[1] != len(self.mean):
-            raise ShapeError(f"values {values.shape}; the read-out was fitted on (words, {len(self.mean)})")
+        if values.ndim != 2 or values.shape[1] != self.width:
+            raise ShapeError(f"values {values.shape}; the read-out was fitted on (words, {self.width})")
         n_words, n_columns = len(values), self.bias.shape[1]
         if not n_words:
             return np.zeros((0, self.max_words, n_columns), dtype=np.float32)
-        seen = self._words((values - self.mean) / self.scale)
+        seen = self._words(values)
         first, mean, last, left, right = (seen @ matrix for matrix in self.parts)
         first[1:] += left[:-1]
         last[:-1] += right[1:]
@@ -77,11 +80,11 @@ class Readout:
         logp = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
         return np.where(inside, logp, -np.inf).astype(np.float32)
 
-    def _words(self, standard: FloatArray) -> FloatArray:
-        """Standardised features (T, D) of one sentence's words -> (T, W), each among its neighbours."""
+    def _words(self, values: FloatArray) -> FloatArray:
+        """Features (T, D) of one sentence's words -> (T, W), each among its neighbours."""
         if not self.word.shape[1]:
-            return standard
-        own = np.maximum(standard @ self.word + self.word_bias, 0)
+            return values
+        own = np.maximum(values @ self.word + self.word_bias, 0)
         edge = np.zeros_like(own[:1])
         around = np.concatenate([np.concatenate([edge, own[:-1]]), own, np.concatenate([own[1:], edge])], axis=1)
         mixed: FloatArray = own + np.maximum(around @ self.mix + self.mix_bias, 0)
@@ -106,5 +109,4 @@ def mean_log_probabilities(heads: Sequence[Readout], values: FloatArray) -> Floa
         return np.asarray(np.log(total), dtype=np.float32)
 
 
-_WEIGHTS = ("word", "word_bias", "mix", "mix_bias", "parts", "hidden", "output", "bias")
-_FIELDS = ("mean", "scale", *_WEIGHTS)
+_FIELDS = ("word", "word_bias", "mix", "mix_bias", "parts", "hidden", "output", "bias")

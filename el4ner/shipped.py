@@ -1,0 +1,63 @@
+"""The fit of the built-in pool under the default settings comes with the package, so that a first run takes seconds.
+
+`python -m el4ner.shipped` fits anew, as any run with `stack.shipped: false` does, and writes the file. What is in it
+was fitted in float32 on a CPU and is used for other devices and precisions too: states differ there in the third digit,
+far less than the noise under which a read-out is fitted. Where the pool, a setting, a model or the code that fits is
+another one, the file is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.cache import read_arrays, write_arrays
+
+if TYPE_CHECKING:
+    from el4ner.preparation import Preparation
+    from el4ner.stages.team import Team
+
+NAME = "builtin.npz"
+_KEY = "key"
+
+
+def shipped_fit(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]] | None:
+    """The arrays of `fitted.fitted_arrays` for this team, or None where what was shipped is for something else."""
+    from el4ner.fitted import fitted_key
+
+    if preparation.config.examples is not None or not preparation.config.stack.shipped:
+        return None
+    with resources.as_file(resources.files("el4ner.data") / NAME) as path:
+        if not path.is_file():
+            return None
+        stored = read_arrays(path)
+    if stored.pop(_KEY).tobytes().decode() != fitted_key(preparation, team, portable=True):
+        return None
+    preparation.facts["shipped"] = True
+    return stored
+
+
+def write_shipped(path: Path, say: Callable[[str], None] = print) -> None:
+    """Fits the built-in pool under the default settings, writes what a run needs of it; weights in half precision."""
+    from el4ner.config import make_config
+    from el4ner.fitted import fitted_arrays, fitted_key
+    from el4ner.preparation import Preparation
+
+    config = make_config({"device": "cpu", "dtype": "float32", "stack": {"shipped": False}})
+    preparation = Preparation(config, progress=say)
+    team = preparation.team()
+    arrays = {
+        name: array.astype(np.float16) if array.dtype == np.float32 else array
+        for name, array in fitted_arrays(preparation, team).items()
+    }
+    key = np.frombuffer(fitted_key(preparation, team, portable=True).encode(), dtype=np.uint8)
+    write_arrays(path, {_KEY: key, **arrays})
+
+
+if __name__ == "__main__":
+    write_shipped(Path(__file__).parent / "data" / NAME)

@@ -1,0 +1,83 @@
+"""The fit that comes with the package: it belongs to this code, pool and models, and is used where nothing differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from el4ner.cache import cache_root, read_arrays
+from el4ner.config import make_config
+from el4ner.metrics import evaluate
+from el4ner.pipeline import El4ner
+from el4ner.pool import load_pool
+from el4ner.preparation import Preparation
+from el4ner.shipped import NAME, shipped_fit
+from el4ner.stages.team import Team
+
+pytestmark = pytest.mark.embedded
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes from an earlier run but the converted weights."""
+    converted = cache_root() / "converted"
+    if converted.is_dir():
+        (tmp_path / "converted").symlink_to(converted.resolve(), target_is_directory=True)
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
+
+
+def shipped_for(**settings: Any) -> dict[str, Any] | None:
+    config = make_config(settings)
+    pool = load_pool(config.examples, config.labels, config.stack.folds)
+    return shipped_fit(Preparation(config), Team(config, pool))
+
+
+def test_it_belongs_to_the_code_and_the_pool_as_they_are() -> None:
+    assert shipped_for() is not None, "stale: run `python -m el4ner.shipped` and commit what it writes"
+    assert shipped_for(dtype="bfloat16", batch_size=3, min_score=0.4) is not None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seed": 1},
+        {"reading": {"heads": 2}},
+        {"voters": ["reading"]},
+        {"overlap": "nested"},
+        {"stack": {"shipped": False}},
+    ],
+)
+def test_it_is_passed_over_where_a_setting_differs(settings: dict[str, Any]) -> None:
+    assert shipped_for(**settings) is None
+
+
+def test_it_is_passed_over_for_other_pools(root: Path) -> None:
+    assert shipped_for(examples=str(root / "examples/pools/jobs.jsonl")) is None
+
+
+def test_a_first_run_fits_nothing_and_finds_what_the_pool_marks(root: Path) -> None:
+    """What it learnt by heart it finds; features other than those it was fitted on would give nonsense."""
+    stored = read_arrays(root / "el4ner" / "data" / NAME)
+    assert (root / "el4ner" / "data" / NAME).stat().st_size < 20e6
+    pool = load_pool(None, None)
+    known = [pool.sentences[i] for i in pool.sample(30)]
+    said: list[str] = []
+    model = El4ner(make_config({"dtype": "float32", "device": "cpu"}))
+    model.prepare(said.append)
+    assert not [
+        message for message in said if "fitting" in message or "trying" in message or "reading the pool" in message
+    ]
+    predictions = [p.to_dict() for p in model.predict([d.text for d in known])]
+    gold = []
+    for prediction, known_one in zip(predictions, known, strict=True):
+        entities = [{"start": e.start, "end": e.end, "label": e.label} for e in known_one.entities]
+        gold.append({"id": prediction["id"], "text": known_one.text, "entities": entities})
+    assert evaluate(gold, predictions).to_dict()["micro"]["f1"] > 0.9
+    report = model.report()
+    assert report["fitted"]["shipped"] is True
+    # as it was out of fold when it was fitted
+    assert report["fitted"]["cross-validated F1"] == json.loads(stored["rest"].tobytes())["facts"]["cross-validated F1"]
+    assert report["fitted"]["cross-validated F1"] > 0.75
