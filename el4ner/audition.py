@@ -17,12 +17,14 @@ import numpy as np
 from el4ner.cache import content_key
 from el4ner.config import fingerprint
 from el4ner.engines.base import FloatArray
+from el4ner.operating import Decided, points_of
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.records import Candidate, Sentence, Span, Usage
 from el4ner.stages.classify import EVIDENCE, evidence_of, member_votes, worth_asking
 from el4ner.stages.extract import Extracted, unite
 from el4ner.stages.retrieve import Retrieved, input_spans
 from el4ner.stages.team import Team
+from el4ner.stages.verify import verified_score
 from el4ner.voters.conversations import together
 from el4ner.voters.stacking import Stack, fit_stack, log_loss, start_stack
 
@@ -53,9 +55,26 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
         preparation.threshold = team.threshold = 0.3  # no out-of-fold decisions to choose by: a usual optimum
         preparation.facts["calibrated"] = True
     team.verifier = preparation.verifier(team)
+    shares = _left_out(start, asked, [team.pool.folds[s] for s in sample])
+    gold = [examined.gold[s] for s in sample]
     if team.verifier is not None and config.verify.by == "choice":
-        team.verifier_weights = fit_verifier(team, asked)
+        team.verifier_weights, scores, right = fit_verifier(team, asked, shares)
         preparation.facts["verifier's weights"] = [round(weight, 4) for weight in team.verifier_weights]
+        preparation.points = points_of(scores, right, sum(gold))
+    else:
+        preparation.points = Decided(asked.candidates, shares, asked.truth, gold, config.overlap).points()
+
+
+def _left_out(start: Stack, asked: Asked, folds: Sequence[int]) -> list[FloatArray]:
+    """What stacks of the other folds make of every sentence's candidates: (n, L + 1) each."""
+    shares: list[FloatArray] = [np.zeros((0, start.weights.shape[1]), np.float32) for _ in folds]
+    for fold in sorted(set(folds)):
+        inside = [i for i, own in enumerate(folds) if own != fold]
+        stack = fit_stack(start, *asked.rows(start.voters, inside)) if inside else start
+        for i in (i for i, own in enumerate(folds) if own == fold):
+            votes, evidence, _ = asked.rows(start.voters, [i])
+            shares[i] = stack.probabilities(votes, evidence)
+    return shares
 
 
 def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
@@ -223,30 +242,32 @@ def _log_probability(stack: Stack, asked: Asked, i: int) -> float:
     return -log_loss(stack.probabilities(votes, evidence), truth) * len(truth)
 
 
-def fit_verifier(team: Team, asked: Asked) -> tuple[float, float, float]:
+def fit_verifier(
+    team: Team, asked: Asked, shares: Sequence[FloatArray]
+) -> tuple[tuple[float, float, float], np.ndarray, np.ndarray]:
     """Weights of score, verdict and constant in the verified score, by logistic regression on the sample.
 
-    The penalty pulls towards (1, 0, 0), a verifier that changes nothing.
+    The penalty pulls towards (1, 0, 0), a verifier that changes nothing. shares: as of `_left_out`. Returns weights,
+    and the verified score of every claim that was judged and whether it is right.
     """
     assert team.verifier is not None
-    assert team.stack is not None
     claims: list[list[tuple[Span, str]]] = []
     scores: list[float] = []
-    right: list[float] = []
-    for i, own in enumerate(asked.candidates):
-        votes, evidence, truth = asked.rows(team.asked, [i])
-        found = team.stack.probabilities(votes, evidence)
+    right: list[bool] = []
+    for candidates, found, truth in zip(asked.candidates, shares, asked.truth, strict=True):
         claimed = []
-        for candidate, row, label in zip(own, found, truth, strict=True):
+        for candidate, row, label in zip(candidates, found, truth, strict=True):
             best = int(row[:-1].argmax())
             if row[best] >= team.threshold / 2:
                 claimed.append((candidate.span, team.labels[best]))
                 scores.append(float(row[best]))
-                right.append(float(best == label))
+                right.append(best == label)
         claims.append(claimed)
     judged = team.verifier.judge(asked.sentences, asked.retrieved.demonstrations, claims)
-    verdicts = [p for own in judged for p in own.probabilities]
-    return _logistic(np.array(scores), np.nan_to_num(np.array(verdicts), nan=0.5), np.array(right))
+    verdicts = np.nan_to_num(np.array([p for own in judged for p in own.probabilities]), nan=0.5)
+    weights = _logistic(np.array(scores), verdicts, np.array(right, dtype=np.float64))
+    verified = [verified_score(score, float(p), weights) for score, p in zip(scores, verdicts, strict=True)]
+    return weights, np.array(verified), np.array(right, dtype=bool)
 
 
 def _logistic(scores: np.ndarray, verdicts: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:

@@ -178,6 +178,14 @@ def _summary(statuses: Counter[str]) -> str:
     return f"{sum(bad.values())} of {statuses.total()} records are not ok ({counts}); their `error` says why"
 
 
+def _promise(point: Mapping[str, Any]) -> str:
+    recall = point["expected on texts like the pool"]["recall"]
+    return (
+        f"kept from a score of {point['threshold']:g}, for a precision of {point['target precision']:g}; "
+        f"on texts like the pool expect a recall of {recall:.2f}"
+    )
+
+
 @click.command()
 @click.argument("inputs", nargs=-1, metavar="INPUT...", type=click.Path(allow_dash=True))
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text to read instead of files; repeatable.")
@@ -186,6 +194,9 @@ def _summary(statuses: Counter[str]) -> str:
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Sentences a model reads at once.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
 @click.option("--min-score", type=float, metavar="X", help="Leave out entities below this score, 0 to 1.")
+@click.option(
+    "--target-precision", type=float, metavar="P", help="Leave out entities so that a share of P of the rest is right."
+)
 @click.option("--overlap", type=click.Choice(["flat", "nested"]), help="Whether entities may overlap.")
 @click.option("--report", "report_path", metavar="FILE", help="Write what the run did and took, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no warnings.")
@@ -227,6 +238,9 @@ def predict(
     with warnings_as_messages(messages.warn):
         model = El4ner.from_config(settings)
         statuses = _run(model, sentences, target, messages, total)
+        point = model.report()["fitted"].get("operating point")
+        if point is not None and not quiet:
+            click.echo(f"el4ner: {_promise(point)}", err=True)
         if report_file is not None:
             with report_file as stream:
                 stream.write(json_text(model.report()).encode() + b"\n")

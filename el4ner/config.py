@@ -188,6 +188,7 @@ class Config(_Settings):
     batch_size: int = Field(default=128, ge=1, le=4096)
     seed: int = Field(default=0, ge=0)
     min_score: float | None = Field(default=None, ge=0, le=1)
+    target_precision: float | None = Field(default=None, gt=0, lt=1)
     overlap: Literal["flat", "nested"] = "flat"
     max_prompt_tokens: int = Field(default=900, ge=64)
     retrieve: RetrieveConfig = RetrieveConfig()
@@ -214,6 +215,8 @@ class Config(_Settings):
                     raise ValueError(f"voters: {voter!r} is unknown; choose auto, all or from {', '.join(known)}")
             if not self.voters:
                 raise ValueError("voters: none named; choose auto, all or a list of names")
+        if self.min_score is not None and self.target_precision is not None:
+            raise ValueError("min_score and target_precision both say what is left out; give one of them")
         if self.verify.member is not None and self.verify.member not in names:
             raise ValueError(f"verify.member: {self.verify.member!r} is no member; choose from {', '.join(names)}")
         if self.preset == "paper":

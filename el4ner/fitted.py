@@ -23,10 +23,10 @@ from el4ner.voters.stacking import Stack
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 8
+FITTED_VERSION = 9
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
-_UNFITTED = {"batch_size", "device", "min_score", "examples", "labels"}
+_UNFITTED = {"batch_size", "device", "min_score", "target_precision", "examples", "labels"}
 
 
 def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) -> str:
@@ -65,6 +65,8 @@ def fitted_arrays(preparation: Preparation, team: Team) -> dict[str, NDArray[Any
     for name, stack in (("stack", team.stack), ("base", team.base)):
         if stack is not None:
             arrays |= {f"{name} weights": stack.weights, f"{name} bias": stack.bias, f"{name} evidence": stack.evidence}
+    if preparation.points is not None:
+        arrays["points"] = preparation.points
     arrays["rest"] = _pack(
         {
             "asked": team.asked,
@@ -102,6 +104,7 @@ def restore(preparation: Preparation, team: Team, arrays: Mapping[str, NDArray[A
             parts = (arrays[f"{name} {part}"] for part in ("weights", "bias", "evidence"))
             setattr(team, name, Stack(tuple(voters_of), *parts))
     preparation.threshold = rest["threshold"]
+    preparation.points = arrays.get("points")
     weights = rest["verifier weights"]
     team.verifier = preparation.verifier(team) if rest["verifier"] is not None else None
     team.verifier_weights = None if weights is None else (weights[0], weights[1], weights[2])

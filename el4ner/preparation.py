@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from el4ner.cache import ArrayCache, cache_root
 from el4ner.config import Config, MemberConfig
-from el4ner.decoding import keep
 from el4ner.engines import Encoder, Engine, load_encoder, load_engine
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ConfigError
 from el4ner.models import prefers_chat
+from el4ner.operating import Decided, best_threshold, threshold_for
 from el4ner.pool import Pool, load_pool
 from el4ner.records import Candidate
 from el4ner.shipped import shipped_fit
@@ -36,8 +36,6 @@ from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack, fit_stack, start_stack
 
 Progress = Callable[[str], None]
-
-THRESHOLDS = (0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.22, 0.25, 0.28, 0.3, 0.33, 0.36, 0.4, 0.45, 0.5, 0.55, 0.6)
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,7 @@ class Preparation:
         self.notes: list[str] = []
         self.facts: dict[str, object] = {}
         self.threshold = 0.0
+        self.points: NDArray[np.float64] | None = None
         self._engines = engines or {}
         self._loaded: dict[tuple[str, bool], Engine] = {}
         self._encoder = encoder
@@ -143,8 +142,14 @@ class Preparation:
 
                 audition(self, team, examined)
             self.cache.put(key, fitted_arrays(self, team))
-        min_score = self.config.min_score
-        team.threshold = self.threshold if min_score is None else min_score
+        self._cut(team)
+
+    def _cut(self, team: Team) -> None:
+        """The threshold: what the settings say, or ask for, else what was best on the pool."""
+        config = self.config
+        team.threshold = self.threshold if config.min_score is None else config.min_score
+        if config.target_precision is not None:
+            team.threshold, self.facts["operating point"] = threshold_for(self.points, config.target_precision)
 
     def _check_classes(self, pool: Pool) -> None:
         if not pool.labels:
@@ -215,7 +220,7 @@ class Preparation:
                 f"voter needs {config.stack.min_sentences}, the retrieval voter 1; name members or give more examples"
             )
         team.asked = tuple(asked)
-        team.threshold = config.min_score if config.min_score is not None else 0.0
+        self._cut(team)
         team.verifier = self.verifier(team)
         self.facts["calibrated"] = False
         if config.preset != "paper":
@@ -301,12 +306,14 @@ class Preparation:
         if not examined.votes:
             return
         options: dict[tuple[str, ...], tuple[float, float, Stack]] = {}
+        decided: dict[tuple[str, ...], Decided] = {}
         names = tuple(examined.votes)
         subsets = [names] if self.config.voters != "auto" or len(names) == 1 else [names, *((n,) for n in names)]
         for voters in subsets:
             self.progress(f"stacking {', '.join(voters)}")
             stack, shares = cross_fit(team, examined, voters)
-            f1, threshold = best_threshold(team, examined, shares)
+            decided[voters] = Decided(examined.candidates, shares, examined.truth, examined.gold, self.config.overlap)
+            f1, threshold = best_threshold(decided[voters])
             options[voters] = (f1, threshold, stack)
             self.facts[f"cross-validated F1 of {' + '.join(voters)}"] = round(f1, 4)
         best = max(options, key=lambda voters: (options[voters][0], -len(voters)))
@@ -317,6 +324,7 @@ class Preparation:
         team.base = team.stack
         team.asked = best
         self.threshold = team.threshold = threshold
+        self.points = decided[best].points()
         self.facts |= {"calibrated": True, "threshold": threshold, "cross-validated F1": round(f1, 4)}
 
 
@@ -344,35 +352,3 @@ def cross_fit(team: Team, examined: Examined, voters: Sequence[str]) -> tuple[St
             if folds[i] == fold:
                 shares[i] = stack.probabilities([examined.votes[name][i] for name in voters], examined.evidence[i])
     return fit_stack(start, *pooled(examined, voters, list(everyone))), shares
-
-
-def best_threshold(team: Team, examined: Examined, shares: Sequence[FloatArray]) -> tuple[float, float]:
-    """(F1, threshold): the lowest threshold whose strict F1 on the pool is as good as the best.
-
-    As good: within one standard error (the rule of Breiman et al., 1984), and within one point, which binds in pools
-    of few sentences. Out of fold and after decoding. The curve is flat near its top, and texts unlike the pool get
-    lower scores: F1 at 0.15, 0.2, 0.3 and 0.4 was 0.657, 0.656, 0.646 and 0.631 on WNUT17 dev, whose texts are of
-    another kind than its pool, and 0.630, 0.634, 0.634 and 0.638 on CrossNER AI dev, whose texts are like its pool.
-    """
-    results = [(*_pool_f1(team, examined, shares, threshold), threshold) for threshold in THRESHOLDS]
-    best, error, _ = max(results)
-    f1, _, threshold = next(result for result in results if result[0] >= best - min(error, 0.01))
-    return f1, threshold
-
-
-def _pool_f1(team: Team, examined: Examined, shares: Sequence[FloatArray], threshold: float) -> tuple[float, float]:
-    """Strict F1 over the pool's sentences and its standard error, as of a ratio of sums over sentences."""
-    hits = np.zeros(len(examined.gold))
-    guesses = np.zeros(len(examined.gold))
-    for i, (candidates, rows, truth) in enumerate(zip(examined.candidates, shares, examined.truth, strict=True)):
-        if not candidates:
-            continue
-        labels = rows[:, :-1].argmax(axis=1)
-        scores = rows[np.arange(len(rows)), labels]
-        kept = keep([c.span for c in candidates], list(scores), threshold, team.config.overlap)
-        guesses[i], hits[i] = len(kept), int((labels[kept] == truth[kept]).sum())
-    whole = guesses + np.array(examined.gold)
-    total = max(float(whole.sum()), 1.0)
-    f1 = 2 * float(hits.sum()) / total
-    residuals = 2 * hits - f1 * whole
-    return f1, float(np.sqrt(len(whole)) * residuals.std()) / total

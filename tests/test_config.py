@@ -35,6 +35,8 @@ from el4ner.pipeline import El4ner
         ({"dtype": "int8"}, ["dtype='int8'", "float32"]),
         ({"preset": "fast"}, ["preset='fast'", "'default' or 'paper'"]),
         ({"overlap": "some"}, ["overlap='some'", "choose 'flat' or 'nested'"]),
+        ({"min_score": 0.5, "target_precision": 0.9}, ["min_score and target_precision", "give one of them"]),
+        ({"target_precision": 1.0}, ["target_precision=1.0", "less than 1"]),
         ({"min_score": 1.5}, ["min_score=1.5", "use a value less than or equal to 1"]),
         ({"extract": {"reading_floor": 0}}, ["extract.reading_floor=0"]),
         ({"reading": {"depths": [1.5]}}, ["reading.depths", "between 0 and 1"]),

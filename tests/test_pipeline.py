@@ -415,6 +415,26 @@ def test_a_member_that_brings_nothing_is_not_asked_unless_all_are(make: Callable
     assert everyone.report()["asked"] == ["retrieval", "a"]
 
 
+def test_a_target_precision_moves_the_threshold_and_says_what_to_expect(make: Callable[..., El4ner]) -> None:
+    thresholds = []
+    for precision in (0.3, 0.8):
+        model = make({"a": oracle(useful=True)}, large_pool(), **FIT, target_precision=precision)
+        model.prepare()
+        report = model.report()
+        point = report["fitted"]["operating point"]
+        assert point["target precision"] == precision
+        assert point["expected on texts like the pool"]["precision, a standard error below"] >= precision
+        assert 0 < point["expected on texts like the pool"]["recall"] <= 1
+        assert report["threshold"] == point["threshold"]
+        thresholds.append(point["threshold"])
+    assert thresholds[0] <= thresholds[1]
+    with pytest.raises(ConfigError, match=r"target_precision=0\.999: no score reaches it"):
+        make({"a": oracle(useful=True)}, large_pool(), **FIT, target_precision=0.999).prepare()
+    few = Pool(large_pool().sentences[:5], large_pool().labels)
+    with pytest.raises(ConfigError, match="the pool is too small"):
+        make({"a": oracle(useful=True)}, few, **FIT, target_precision=0.5).prepare()
+
+
 def test_what_was_asked_of_the_pool_is_not_asked_again(make: Callable[..., El4ner]) -> None:
     texts = ["Dorx met limyx and zzzz 77"]
     first = make({"a": oracle(useful=True)}, large_pool(), **FIT)

@@ -1,0 +1,124 @@
+"""Where to cut: the least score that is kept, and what it means in precision and recall on the pool, out of fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.decoding import keep
+from el4ner.engines.base import FloatArray
+from el4ner.errors import ConfigError
+from el4ner.records import Candidate
+
+THRESHOLDS = (0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.22, 0.25, 0.28, 0.3, 0.33, 0.36, 0.4, 0.45, 0.5, 0.55, 0.6)
+"""Among which the best is chosen."""
+_STRICT = (0.65, 0.7, 0.74, 0.78, 0.81, 0.84, 0.86, 0.88, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+_LEAST_ENTITIES = 20
+"""Operating points on fewer entities say too little to promise anything by."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the pool's sentences are said to hold by voters that did not see them.
+
+    candidates; shares: per sentence (n, L + 1), "none" last; truth: per sentence (n,) i64, L for "none"; gold: entities
+    per sentence, those that are no candidate included; overlap: "flat" or "nested".
+    """
+
+    candidates: Sequence[Sequence[Candidate]]
+    shares: Sequence[FloatArray]
+    truth: Sequence[NDArray[np.int64]]
+    gold: Sequence[int]
+    overlap: str
+
+    def counts(self, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Entities kept at a threshold and those of them that are right, per sentence."""
+        guesses = np.zeros(len(self.gold), dtype=np.int64)
+        hits = np.zeros(len(self.gold), dtype=np.int64)
+        for i, (candidates, rows, truth) in enumerate(zip(self.candidates, self.shares, self.truth, strict=True)):
+            if not candidates:
+                continue
+            labels = rows[:, :-1].argmax(axis=1)
+            scores = rows[np.arange(len(rows)), labels]
+            kept = keep([c.span for c in candidates], list(scores), threshold, self.overlap)
+            guesses[i], hits[i] = len(kept), int((labels[kept] == truth[kept]).sum())
+        return guesses, hits
+
+    def f1(self, threshold: float) -> tuple[float, float]:
+        """Strict F1 and its standard error, as of a ratio of sums over sentences."""
+        guesses, hits = self.counts(threshold)
+        whole = guesses + np.array(self.gold)
+        total = max(float(whole.sum()), 1.0)
+        f1 = 2 * float(hits.sum()) / total
+        residuals = 2 * hits - f1 * whole
+        return f1, float(np.sqrt(len(whole)) * residuals.std()) / total
+
+    def points(self) -> NDArray[np.float64]:
+        """(n, 3): threshold, precision less its standard error, recall; ascending thresholds."""
+        rows = []
+        for threshold in (*THRESHOLDS, *_STRICT):
+            guesses, hits = (int(counts.sum()) for counts in self.counts(threshold))
+            rows.append(_point(threshold, guesses, hits, sum(self.gold)))
+        return np.array([row for row in rows if row is not None], dtype=np.float64).reshape(-1, 3)
+
+
+def points_of(scores: NDArray[np.floating], right: NDArray[np.bool_], gold: int) -> NDArray[np.float64]:
+    """As `Decided.points`, of entities decided already: scores (n,), right (n,); gold: how many entities there are."""
+    rows = []
+    for threshold in (*THRESHOLDS, *_STRICT):
+        kept = scores >= threshold
+        rows.append(_point(threshold, int(kept.sum()), int((kept & right).sum()), gold))
+    return np.array([row for row in rows if row is not None], dtype=np.float64).reshape(-1, 3)
+
+
+def _point(threshold: float, guesses: int, hits: int, gold: int) -> tuple[float, float, float] | None:
+    if guesses < _LEAST_ENTITIES:
+        return None
+    precision = hits / guesses
+    error = np.sqrt(max(precision * (1 - precision), 1 / guesses) / guesses)
+    return threshold, precision - float(error), hits / max(gold, 1)
+
+
+def best_threshold(decided: Decided) -> tuple[float, float]:
+    """(F1, threshold): the lowest threshold whose strict F1 on the pool is as good as the best.
+
+    As good: within one standard error (the rule of Breiman et al., 1984), and within one point, which binds in pools
+    of few sentences. Out of fold and after decoding. The curve is flat near its top, and texts unlike the pool get
+    lower scores: F1 at 0.15, 0.2, 0.3 and 0.4 was 0.657, 0.656, 0.646 and 0.631 on WNUT17 dev, whose texts are of
+    another kind than its pool, and 0.630, 0.634, 0.634 and 0.638 on CrossNER AI dev, whose texts are like its pool.
+    """
+    results = [(*decided.f1(threshold), threshold) for threshold in THRESHOLDS]
+    best, error, _ = max(results)
+    f1, _, threshold = next(result for result in results if result[0] >= best - min(error, 0.01))
+    return f1, threshold
+
+
+def threshold_for(points: NDArray[np.float64] | None, precision: float) -> tuple[float, dict[str, Any]]:
+    """The lowest threshold that reaches a precision on the pool, a standard error to spare; and what to expect of it.
+
+    points: as `Decided.points` makes them, None where nothing was fitted. Raises ConfigError where the pool promises no
+    such precision.
+    """
+    if points is None or not len(points):
+        raise ConfigError(
+            f"target_precision={precision}: the pool is too small to say which score reaches it; give more examples, "
+            "or --min-score"
+        )
+    reached = points[points[:, 1] >= precision]
+    if not len(reached):
+        best = points[points[:, 1].argmax()]
+        raise ConfigError(
+            f"target_precision={precision}: no score reaches it on the pool, a standard error to spare; the most is "
+            f"{best[1]:.2f}, at a score of {best[0]:g} and a recall of {best[2]:.2f}"
+        )
+    threshold, lower, recall = (float(value) for value in reached[0])
+    expected = {"precision, a standard error below": round(lower, 4), "recall": round(recall, 4)}
+    return threshold, {
+        "target precision": precision,
+        "threshold": threshold,
+        "expected on texts like the pool": expected,
+    }

@@ -1,0 +1,93 @@
+"""Thresholds and operating points: what they count, which one is chosen, what is promised."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from el4ner.errors import ConfigError
+from el4ner.operating import Decided, best_threshold, points_of, threshold_for
+from el4ner.records import Candidate, Span
+
+
+def decided(
+    scores: list[list[float]],
+    truth: list[list[int]],
+    gold: list[int] | None = None,
+    overlap: str = "flat",
+    step: int = 5,
+) -> Decided:
+    """One label; candidates of four letters, one every `step` letters: they overlap below four."""
+    return Decided(
+        [[Candidate(Span(step * j, step * j + 4), ("x",)) for j in range(len(own))] for own in scores],
+        [np.array([(p, 1 - p) for p in own], np.float32).reshape(-1, 2) for own in scores],
+        [np.array(own, dtype=np.int64) for own in truth],
+        gold if gold is not None else [own.count(0) for own in truth],
+        overlap,
+    )  # fmt: skip
+
+
+def test_counts_keep_what_reaches_the_threshold_without_overlaps() -> None:
+    case = [[0.9, 0.5, 0.2], [], [0.7]], [[0, 1, 0], [], [1]]
+    guesses, hits = decided(*case).counts(0.4)
+    assert guesses.tolist() == [2, 0, 1]
+    assert hits.tolist() == [1, 0, 0]
+    guesses, _ = decided(*case, step=2).counts(0.4)
+    assert guesses.tolist() == [1, 0, 1]
+    guesses, _ = decided(*case, step=2, overlap="nested").counts(0.4)
+    assert guesses.tolist() == [2, 0, 1]
+
+
+def test_f1_counts_entities_that_nobody_proposed() -> None:
+    f1, error = decided([[0.9], [0.8]], [[0], [1]], gold=[2, 0]).f1(0.5)
+    assert f1 == 2 * 1 / (2 + 2)
+    assert error > 0
+    assert decided([[0.1]], [[0]]).f1(0.5) == (0.0, 0.0)
+
+
+def test_the_lowest_threshold_as_good_as_the_best_is_chosen() -> None:
+    # right from 0.5 on, wrong below: 0.2 and 0.3 let all the wrong ones in
+    scores = [[0.55, 0.21] for _ in range(200)]
+    f1, threshold = best_threshold(decided(scores, [[0, 1] for _ in scores]))
+    assert (f1, threshold) == (1.0, 0.22)
+
+
+def test_points_are_precision_with_a_margin_and_recall() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 1, 4000)
+    right = rng.uniform(size=4000) < p
+    points = points_of(p, right, 3000)
+    assert (np.diff(points[:, 0]) > 0).all()
+    assert (np.diff(points[:, 2]) <= 0).all()
+    for threshold, lower, recall in points:
+        precision = right[p >= threshold].mean()
+        assert precision - 0.08 < lower < precision
+        assert recall == (right & (p >= threshold)).sum() / 3000
+    same = decided([[float(x)] for x in p], [[0 if r else 1] for r in right], gold=[1] * 3000 + [0] * 1000).points()
+    np.testing.assert_allclose(same, points, atol=1e-9)
+
+
+def test_a_target_gives_the_lowest_threshold_that_reaches_it() -> None:
+    points = np.array([(0.1, 0.5, 0.9), (0.5, 0.8, 0.7), (0.9, 0.93, 0.4), (0.95, 0.96, 0.2)])
+    threshold, promise = threshold_for(points, 0.9)
+    assert threshold == 0.9
+    assert promise["expected on texts like the pool"] == {"precision, a standard error below": 0.93, "recall": 0.4}
+    assert threshold_for(points, 0.3)[0] == 0.1
+
+
+@pytest.mark.parametrize(("points", "said"), [(None, "too small"), (np.zeros((0, 3)), "too small")])
+def test_a_pool_that_says_nothing_promises_nothing(points: np.ndarray | None, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        threshold_for(points, 0.9)
+
+
+def test_a_target_out_of_reach_says_what_is_within() -> None:
+    with pytest.raises(ConfigError, match=r"the most is 0\.80, at a score of 0\.5 and a recall of 0\.30"):
+        threshold_for(np.array([(0.5, 0.8, 0.3), (0.9, 0.75, 0.1)]), 0.9)
+
+
+def test_few_entities_make_no_point() -> None:
+    assert len(points_of(np.full(19, 0.9), np.ones(19, bool), 19)) == 0
+    points = points_of(np.full(20, 0.9), np.ones(20, bool), 20)
+    assert len(points)
+    assert (points[:, 1] < 1).all()  # twenty of twenty are no proof of perfection
