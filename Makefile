@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO_OUTPUT := demo-output.jsonl
 
-.PHONY: help setup demo test lint types format sanitize clean
+.PHONY: help setup demo test lint types format sanitize builtin clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -57,6 +57,9 @@ sanitize:  ## address and undefined-behaviour sanitizers over the C++ kernels
 	build/sanitize
 	$(CXX) $(SANITIZE) -Icsrc csrc/sanitize_span_topk.cpp -o build/sanitize_span_topk
 	build/sanitize_span_topk
+
+builtin: setup  ## fit the built-in pool anew and write el4ner/data/builtin.npz (minutes)
+	$(BIN)/python -m el4ner.shipped
 
 clean:  ## remove everything that was made
 	rm -rf .venv build dist el4ner.egg-info el4ner/_native*.so $(DEMO_OUTPUT)

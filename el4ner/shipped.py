@@ -1,6 +1,6 @@
 """The fit of the built-in pool under the default settings comes with the package, so that a first run takes seconds.
 
-`python -m el4ner.shipped` fits anew, as any run with `stack.shipped: false` does, and writes the file. What is in it
+`make builtin` (`python -m el4ner.shipped`) fits anew, as any run with `stack.shipped: false` does, and writes the file. What is in it
 was fitted in float32 on a CPU and is used for other devices and precisions too: states differ there in the third digit,
 far less than the noise under which a read-out is fitted. Where the pool, a setting, a model or the code that fits is
 another one, the file is passed over.
@@ -57,6 +57,7 @@ def write_shipped(path: Path, say: Callable[[str], None] = print) -> None:
     }
     key = np.frombuffer(fitted_key(preparation, team, portable=True).encode(), dtype=np.uint8)
     write_arrays(path, {_KEY: key, **arrays})
+    path.chmod(0o644)  # written for its owner alone, like what is cached
 
 
 if __name__ == "__main__":
