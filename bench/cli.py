@@ -69,13 +69,66 @@ def kernels(
         )
         wrong = wrong or any(row["status"] == "wrong" and not row["rival"] for row in rows)
         click.echo(table(rows) + "\n", err=out == "-")
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if out == "-":
-            click.echo(lines, nl=False)
-        elif out is not None:
-            with Path(out).open("a", encoding="utf-8") as file:
-                file.write(lines)
+        _write_rows(rows, out)
     if wrong:
+        context.exit(1)
+
+
+@group.command()
+@click.argument("data", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--source", default="embedded:smollm2", show_default=True, help="A model, or random:NAME (made here).")
+@click.option("--device", default="cpu", show_default=True, help="Where to run.")
+@click.option("--dtype", default="float32", show_default=True, help="Precision; auto takes what the device likes.")
+@click.option("--split", default="test", show_default=True, help="The split of DATA that is asked about.")
+@click.option("--sentences", type=click.IntRange(1), default=2, show_default=True, help="How many of its sentences.")
+@click.option("--spans", type=click.IntRange(1), default=6, show_default=True, help="Most spans of a sentence.")
+@click.option("--shape", is_flag=True, help="6 spans x 2 questions behind a prefix of 700 tokens instead of DATA.")
+@click.option("--sides", default="loop,batch,engine", show_default=True, help="Comma-separated; who answers.")
+@click.option("--loop-requests", type=click.IntRange(1), help="The loop answers only so many questions.")
+@click.option("--rows", type=click.IntRange(1), default=12, show_default=True, help="Prompts in a batch of the rival.")
+@click.option("--blocks", type=click.IntRange(1), default=3, show_default=True, help="Timed blocks, interleaved.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
+@click.option(
+    "--json", "out", type=click.Path(dir_okay=False, allow_dash=True), help="Append JSON lines here; - prints."
+)
+@click.pass_context
+def engine(
+    context: click.Context, data: Path | None, source: str, device: str, dtype: str, split: str, sentences: int,
+    spans: int, shape: bool, sides: str, loop_requests: int | None, rows: int, blocks: int, threads: int | None,
+    seed: int, out: str | None,
+) -> None:  # fmt: skip
+    """Score the questions of the default members with the engine and by hand: answers checked, then timed in blocks.
+
+    DATA is a folder with train (the pool) and a split as JSONL; without it the built-in pool asks about itself. Answers
+    that differ end the run with exit code 1, before anything is timed.
+    """
+    import torch
+
+    from el4ner.bench.engine import SIDES, engine_table, measure_engine
+    from el4ner.bench.engine_requests import member_requests, shape_requests, shown_sentences
+    from el4ner.bench.random_models import bench_engine
+    from el4ner.models import prefers_chat
+
+    names = _names(sides, "--sides")
+    if unknown := sorted(set(names) - set(SIDES)):
+        raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(SIDES)}", param_hint="--sides")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    progress = _Progress()
+    model = bench_engine(
+        source, device=device, dtype=dtype, chat=not source.startswith("random:") and prefers_chat(source)
+    )
+    if shape:
+        asked = shape_requests(model, spans=spans)
+    else:
+        asked = member_requests(shown_sentences(data, split, sentences, spans, seed), model)
+    found = list(
+        measure_engine(model, asked, sides=names, blocks=blocks, rows=rows, loop_requests=loop_requests, say=progress)
+    )
+    click.echo(engine_table(found) + "\n", err=out == "-")
+    _write_rows(found, out)
+    if any(row["status"] == "wrong" for row in found):
         context.exit(1)
 
 
@@ -113,6 +166,16 @@ def accuracy(
     )  # fmt: skip
     for row in rows:
         click.echo(json.dumps(row, ensure_ascii=False))
+
+
+def _write_rows(rows: list[dict[str, Any]], out: str | None) -> None:
+    """Rows as JSON lines, on stdout for "-", at the end of a file, or nowhere."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if out == "-":
+        click.echo(lines, nl=False)
+    elif out is not None:
+        with Path(out).open("a", encoding="utf-8") as file:
+            file.write(lines)
 
 
 def _names(value: str, option: str) -> list[str]:

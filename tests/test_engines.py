@@ -328,7 +328,7 @@ def test_replies_alone_equal_replies_in_a_batch_and_plain_ones(tiny: Any) -> Non
     batched = tiny.generate(requests)
     assert batched == [tiny.generate([request])[0] for request in requests]
     replies = [Reply(tiny._prompts.render(r.prompt), r.max_new_tokens, tiny._grammar(r.grammar)) for r in requests]
-    PlainDecoder(tiny.model, tiny.device, ReplyWriter(tiny.tokenizer, tiny._end_tokens())).write(replies)
+    PlainDecoder(tiny._repeated(), ReplyWriter(tiny.tokenizer, tiny._end_tokens())).write(replies)
     assert [reply.text for reply in replies] == [completion.text for completion in batched]
 
 

@@ -19,13 +19,17 @@ from el4ner.engines.chat import PromptTokens, TokenIds
 from el4ner.engines.grammar import RowGrammar
 from el4ner.engines.head import Head
 from el4ner.engines.prefix_cache import Chunk, Continued, PrefixRunner, Row
+from el4ner.engines.repeated import RepeatedCache
 from el4ner.engines.scoring import Budgets
 from el4ner.engines.token_trie import TokenTrie
 
 
 @dataclass(slots=True)
 class Reply:
-    """A reply being written. tokens: ids so far, without the control token that ended it."""
+    """A reply being written. tokens: ids so far, without the control token that ended it.
+
+    computed: prompt tokens computed for it; what replies share is charged to the first of them.
+    """
 
     prompt: PromptTokens
     limit: int
@@ -35,6 +39,14 @@ class Reply:
     generated: int = 0
     done: bool = False
     truncated: bool = False
+    computed: int = 0
+
+    def restart(self) -> None:
+        """Forget what was written."""
+        self.tokens, self.text, self.generated, self.computed = [], "", 0, 0
+        self.done = self.truncated = False
+        if self.grammar is not None:
+            self.grammar.restart()
 
 
 class ReplyWriter:
@@ -119,6 +131,8 @@ class BatchDecoder:
         """Finish all replies in place."""
         for rows in self._batches(replies):
             prefixes = self._runner.prefixes([row[0].prompt.shared for row in rows])
+            for row in rows:
+                row[0].computed += self._runner.spent_on(row[0].prompt.shared)
             self._write(rows, prefixes)
 
     def _batches(self, replies: Sequence[Reply]) -> list[list[list[Reply]]]:
@@ -143,10 +157,14 @@ class BatchDecoder:
     def _write(self, rows: list[list[Reply]], prefixes: Sequence[Chunk | None]) -> None:
         replies = [reply for row in rows for reply in row]
         width = max(len(row) for row in rows)
-        tries, ends = [], []
+        tries: list[TokenTrie] = []
+        ends: list[list[int]] = []
         for row in rows:
             trie = TokenTrie()
-            ends.append([trie.insert(reply.prompt.rest) for reply in row])
+            ends.append([])
+            for own in row:
+                own.computed += trie.missing(own.prompt.rest)
+                ends[-1].append(trie.insert(own.prompt.rest))
             tries.append(trie)
         inputs = [
             Row(prefix, trie.tokens, trie.depths, trie.ancestors())
@@ -156,8 +174,8 @@ class BatchDecoder:
         with torch.inference_mode():
             state = self._runner.forward(inputs, extra=extra)
             lanes = _lanes(inputs, ends, state, extra)
-            row_of = [r for r, own in enumerate(ends) for _ in own]
-            logits = self._head.logits(state.hidden[row_of, [end for own in ends for end in own]])
+            row_of = [r for r, last in enumerate(ends) for _ in last]
+            logits = self._head.logits(state.hidden[row_of, [end for last in ends for end in last]])
             live = list(range(len(replies)))
             while live:
                 chosen = self._writer.take(logits, [replies[i] for i in live])
@@ -223,24 +241,29 @@ def _lanes(inputs: Sequence[Row], ends: Sequence[Sequence[int]], state: Continue
 
 
 class PlainDecoder:
-    """Writes replies one at a time with the model's own cache: slow, and right for every architecture."""
+    """Writes replies one at a time with the model's own cache: slow, and right for every architecture.
 
-    def __init__(self, model: Any, device: torch.device, writer: ReplyWriter) -> None:
-        self._model = model
-        self._device = device
+    run_tokens: prompt tokens that were run.
+    """
+
+    def __init__(self, repeated: RepeatedCache, writer: ReplyWriter) -> None:
+        self._repeated = repeated
         self._writer = writer
+        self.run_tokens = 0
 
     def write(self, replies: Sequence[Reply]) -> None:
         """Finish all replies in place."""
-        for reply in replies:
+        for reply in sorted(replies, key=lambda own: own.prompt.shared):
+            before = self._repeated.run_tokens
+            shared = [token for part in reply.prompt.shared for token in part]
+            logits, past = self._repeated.run(shared, reply.prompt.rest, 1)
+            reply.computed = self._repeated.run_tokens - before
+            self.run_tokens += reply.computed
             ids = list(reply.prompt.ids)
-            fed: dict[str, Any] = {"input_ids": torch.tensor([ids], device=self._device)}
             with torch.inference_mode():
-                while not reply.done:
-                    output = self._model(**fed, use_cache=True)
-                    (token,) = self._writer.take(output.logits[:, -1].float(), [reply])
+                while True:
+                    (token,) = self._writer.take(logits.reshape(1, -1), [reply])
+                    if reply.done:
+                        break
                     ids.append(token)
-                    past = getattr(output, "past_key_values", None)
-                    fed = {"input_ids": torch.tensor([[token] if past is not None else ids], device=self._device)}
-                    if past is not None:
-                        fed["past_key_values"] = past
+                    logits, past = self._repeated.follow(ids if past is None else [token], past)

@@ -133,6 +133,11 @@ class RowGrammar:
         self._matcher.consume_token(token)
         self._check()
 
+    def restart(self) -> None:
+        """Go back to the beginning of the reply."""
+        self._matcher.reset()
+        self._check()
+
     @property
     def finished(self) -> bool:
         """Whether the reply is complete."""

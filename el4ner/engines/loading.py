@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from el4ner.conversion import quiet_transformers
 from el4ner.engines.attention import install
 from el4ner.errors import EngineError, ModelNotFoundError
 from el4ner.models import ResolvedModel, local_folder, resolve
+
+T = TypeVar("T")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -73,7 +75,10 @@ def _cpu_has_bfloat16(device: torch.device) -> bool:
 
 
 def numbers_of(source: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of what a model computes: numbers depend on the processor and the precision, and they are cached."""
+    """The name of what a model computes: numbers depend on the processor and the precision, and they are cached.
+
+    `base.without_numbers` is the inverse.
+    """
     return f"{source} ({device.type}, {str(dtype).rpartition('.')[2]})"
 
 
@@ -141,6 +146,27 @@ def load_errors(resolved: ResolvedModel) -> Iterator[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the GPU or on the host."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+_LEAST_TOKENS = 32
+
+
+def halving(attempt: Callable[[int], T], size: int, free: Callable[[], None]) -> tuple[T, int]:
+    """attempt(size), with half the size as long as memory runs out; the result, and the size that was small enough.
+
+    free: gives memory back before the next attempt. Raises what `attempt` raises last, below 32 tokens also for
+    want of memory.
+    """
+    while True:
+        try:
+            return attempt(size), size
+        except Exception as error:
+            if not is_out_of_memory(error) or size // 2 < _LEAST_TOKENS:
+                raise
+        free()  # outside the handler, whose traceback holds the tensors of the failed attempt
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        size //= 2
 
 
 @contextmanager

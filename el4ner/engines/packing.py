@@ -14,7 +14,7 @@ from el4ner.engines.loading import first_line, is_out_of_memory
 from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner, Row
 from el4ner.engines.token_trie import TokenTrie
 
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Largest total-variation distance between next-token distributions, packed and not; rounding in half precision moves
 them by a few percent, a wrong position or mask by far more."""
 
@@ -48,7 +48,7 @@ def check(model: Any, device: torch.device, dtype: torch.dtype) -> Packing:
         if is_out_of_memory(error):
             raise
         return Packing(False, None, f"the packed pass failed: {first_line(error)}")
-    if not distance <= _TOLERANCE[dtype]:
+    if not distance <= TOLERANCE[dtype]:
         return Packing(False, None, f"packed and plain passes differ by {distance:.2g}")
     return Packing(True, limit, reason)
 
@@ -61,14 +61,19 @@ def _length_limit(config: Any) -> tuple[int | None, str]:
     windowed = any(kind != "full_attention" for kind in kinds) if kinds else window is not None
     if windowed:
         limits.append((int(window or 0), "attention window"))
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if parameters.get("rope_type") in ("longrope", "dynamic"):
-            original = parameters.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            limits.append((int(original or config.max_position_embeddings), "positions change beyond"))
+    for parameters in positions_change(config):
+        original = parameters.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        limits.append((int(original or config.max_position_embeddings), "positions change beyond"))
     return min(limits) if limits else (None, "")
+
+
+def positions_change(config: Any) -> list[dict[str, Any]]:
+    """The parameters of rotary embeddings that depend on the length of the whole text."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    every = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return [parameters for parameters in every if parameters.get("rope_type") in ("longrope", "dynamic")]
 
 
 def _distance(model: Any, device: torch.device, dtype: torch.dtype) -> float:

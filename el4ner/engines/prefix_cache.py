@@ -188,6 +188,7 @@ class PrefixRunner:
     """Runs the backbone of a causal model behind cached prefixes.
 
     forward_tokens: padded new tokens per forward pass when prefixes are computed. Raises what torch raises.
+    computed, padded: tokens that `forward` has run so far, without and with padding.
     """
 
     def __init__(
@@ -199,11 +200,16 @@ class PrefixRunner:
         self.cache = cache
         self._forward_tokens = forward_tokens
         self._n_layers = int(backbone.config.get_text_config().num_hidden_layers)
+        self.computed = 0
+        self.padded = 0
+        self._spent: dict[tuple[int, ...], int] = {}
 
     def forward(self, rows: Sequence[Row], extra: int = 0) -> Continued:
         """One forward pass over all rows, padded on the right. extra: columns to leave free behind them."""
         prefix_width = max(row.start for row in rows)
         width = max(len(row.tokens) for row in rows)
+        self.computed += sum(len(row.tokens) for row in rows)
+        self.padded += len(rows) * width
         ids = torch.zeros((len(rows), width), dtype=torch.long)
         positions = torch.zeros((len(rows), width), dtype=torch.long)
         for index, row in enumerate(rows):
@@ -274,6 +280,10 @@ class PrefixRunner:
             self._compute(jobs, held)
         return [held[_joined(path)] if path else None for path in paths]
 
+    def spent_on(self, path: tuple[TokenIds, ...]) -> int:
+        """Tokens computed for a path by `prefixes` that were not charged to another path before."""
+        return sum(self._spent.pop(_joined(path[:depth]), 0) for depth in range(1, len(path) + 1))
+
     def _plan_stop(
         self,
         path: tuple[TokenIds, ...],
@@ -311,6 +321,7 @@ class PrefixRunner:
             done = self.forward(rows)
             for position, index in enumerate(batch):
                 chunk = _chunk(done, position, rows[position], keys[index])
+                self._spent[chunk.key] = len(chunk.tokens)
                 held[chunk.key] = chunk
                 self.cache.add(chunk)
 

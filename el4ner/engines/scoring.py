@@ -6,11 +6,10 @@ the trie gives every row that is read. The result equals one forward pass per pr
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from el4ner.engines.base import FloatArray
 from el4ner.engines.chat import PromptTokens, TokenIds
 from el4ner.engines.head import Head
 from el4ner.engines.prefix_cache import PrefixRunner, Row
+from el4ner.engines.repeated import RepeatedCache
 from el4ner.engines.token_trie import ChoicePlan, TokenTrie, plan_choices
 
 
@@ -56,17 +56,23 @@ class Budgets:
 
 
 class ChoiceScorer:
-    """Answers questions with one model. end_tokens: ids whose logits stand for "the answer ends here"."""
+    """Answers questions with one model. end_tokens: ids whose logits stand for "the answer ends here".
+
+    computed: per question of the last call, the prompt tokens that were computed for it; what questions share is
+    charged to the first of them.
+    """
 
     def __init__(self, runner: PrefixRunner, head: Head, end_tokens: Sequence[int], budgets: Budgets) -> None:
         self._runner = runner
         self._head = head
         self._end_tokens = tuple(end_tokens)
         self._budgets = budgets
+        self.computed: list[int] = []
 
     def score(self, questions: Sequence[Question]) -> list[FloatArray]:
         """Per question one log-probability (f32) for every choice."""
         results: list[FloatArray] = [np.zeros(0, dtype=np.float32) for _ in questions]
+        self.computed = [0] * len(questions)
         packs = self._pack(questions)
         for chunk in self._chunks(packs):
             self._run(chunk, questions, results)
@@ -84,6 +90,7 @@ class ChoiceScorer:
             ):
                 pack = open_packs[path] = _Pack(path)
                 packs.append(pack)
+            self.computed[index] += pack.trie.missing(question.prompt.rest)
             pack.plans.append((index, plan_choices(pack.trie, question.prompt.rest, question.choices)))
         return sorted(packs, key=lambda pack: pack.path)
 
@@ -103,6 +110,8 @@ class ChoiceScorer:
 
     def _run(self, packs: list[_Pack], questions: Sequence[Question], results: list[FloatArray]) -> None:
         prefixes = self._runner.prefixes([pack.path for pack in packs])
+        for pack in packs:
+            self.computed[pack.plans[0][0]] += self._runner.spent_on(pack.path)
         for batch in self._batches(packs):
             rows = [
                 Row(prefixes[index], packs[index].trie.tokens, packs[index].trie.depths, packs[index].trie.ancestors())
@@ -166,42 +175,44 @@ class ChoiceScorer:
 
 
 class PlainScorer:
-    """Answers questions one prompt at a time with the whole model: slow, and right for every architecture."""
+    """Answers questions one prompt at a time with the whole model: slower, and right for every architecture.
 
-    def __init__(self, model: Any, device: torch.device, end_tokens: Sequence[int]) -> None:
-        self._model = model
-        self._device = device
+    Questions with one prefix share it where the model's cache can be copied. run_tokens, computed: as elsewhere.
+    """
+
+    def __init__(self, repeated: RepeatedCache, end_tokens: Sequence[int]) -> None:
+        self._repeated = repeated
         self._end_tokens = tuple(end_tokens)
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.run_tokens = 0
+        self.computed: list[int] = []
 
     def score(self, questions: Sequence[Question]) -> list[FloatArray]:
         """Per question one log-probability (f32) for every choice."""
-        results = []
-        for question in questions:
-            trie = TokenTrie()
-            plan = plan_choices(trie, question.prompt.rest, question.choices)
-            shared = [token for part in question.prompt.shared for token in part]
-            reads = needed_reads([(0, plan)], [question], self._end_tokens)
-            logp: dict[tuple[int, int], float] = {}
-            nodes = set(reads)
-            inner = {trie.parents[node] for node in range(len(trie))}
-            for leaf in sorted(nodes - (inner & nodes)):
-                path = _path(trie, leaf)
-                rows = self._logits(shared + [trie.tokens[node] for node in path], len(path))
-                for node, row in zip(path, rows, strict=True):
-                    known = row.log_softmax(-1)
-                    logp.update({(node, token): float(known[token]) for token in reads.get(node, ())})
-            results.append(choice_scores(plan, question.over_choices, logp, self._end_tokens))
+        results: list[FloatArray] = [np.zeros(0, dtype=np.float32) for _ in questions]
+        self.computed = [0] * len(questions)
+        begun = self._repeated.run_tokens
+        for index in sorted(range(len(questions)), key=lambda i: (questions[i].prompt.shared, i)):
+            before = self._repeated.run_tokens
+            results[index] = self._answer(questions[index])
+            self.computed[index] = min(self._repeated.run_tokens - before, questions[index].prompt.length)
+        self.run_tokens = self._repeated.run_tokens - begun
         return results
 
-    def _logits(self, ids: list[int], last: int) -> torch.Tensor:
-        """Logits (last, V) f64 behind the last tokens of `ids`."""
-        keep = {"logits_to_keep": last} if self._keeps else {}
-        with torch.inference_mode():
-            logits: torch.Tensor = self._model(
-                input_ids=torch.tensor([ids], device=self._device), use_cache=False, **keep
-            ).logits
-        return logits[0, -last:].double().cpu()
+    def _answer(self, question: Question) -> FloatArray:
+        trie = TokenTrie()
+        plan = plan_choices(trie, question.prompt.rest, question.choices)
+        shared = [token for part in question.prompt.shared for token in part]
+        reads = needed_reads([(0, plan)], [question], self._end_tokens)
+        logp: dict[tuple[int, int], float] = {}
+        nodes = set(reads)
+        inner = {trie.parents[node] for node in range(len(trie))}
+        for leaf in sorted(nodes - (inner & nodes)):
+            path = _path(trie, leaf)
+            rows, _ = self._repeated.run(shared, [trie.tokens[node] for node in path], len(path))
+            for node, row in zip(path, rows.double().cpu(), strict=True):
+                known = row.log_softmax(-1)
+                logp.update({(node, token): float(known[token]) for token in reads.get(node, ())})
+        return choice_scores(plan, question.over_choices, logp, self._end_tokens)
 
 
 def _path(trie: TokenTrie, node: int) -> list[int]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
 from el4ner.engines.batches import check_layers, even_batches, length_batches
-from el4ner.engines.chat import PromptRenderer
+from el4ner.engines.chat import PromptRenderer, TokenIds
+from el4ner.engines.counts import TokenCounts
 from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
 from el4ner.engines.grammar import GrammarTokens, RowGrammar
 from el4ner.engines.head import Head
-from el4ner.engines.loading import load_model, numbers_of, run_errors
+from el4ner.engines.loading import LoadedModel, halving, load_model, numbers_of, run_errors
 from el4ner.engines.packing import Packing, check
 from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner
+from el4ner.engines.repeated import RepeatedCache
 from el4ner.engines.scoring import Budgets, ChoiceScorer, PlainScorer, Question
 from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
+
+T = TypeVar("T")
 
 _READ_TOKENS = {"cpu": 192, "cuda": 32768}
 _READ_MULTIPLE = 16
@@ -36,8 +41,8 @@ class TransformersEngine:
     source: `embedded:NAME`, a model folder, a .gguf file or a Hugging Face id. Engines of one source, device and dtype
     share one model in memory, and its cache of prefixes. read_tokens, forward_tokens: padded tokens per forward pass of
     `read` and of everything else (defaults by device). prefix_cache_bytes: memory for keys and values of prompt
-    prefixes; the first engine of a model sets it. Raises ModelNotFoundError or EngineError if the model cannot be
-    loaded.
+    prefixes; the first engine of a model sets it. loaded: a model that is in memory already. counts: tokens asked,
+    computed and written so far. Raises ModelNotFoundError or EngineError if the model cannot be loaded.
     """
 
     def __init__(
@@ -51,9 +56,10 @@ class TransformersEngine:
         read_tokens: int | None = None,
         forward_tokens: int | None = None,
         prefix_cache_bytes: int | None = None,
+        loaded: LoadedModel | None = None,
     ) -> None:
         self.name = name
-        self._loaded = load_model(source, device, dtype)
+        self._loaded = loaded or load_model(source, device, dtype)
         self.source = numbers_of(self._loaded.source, self._loaded.device, self._loaded.dtype)
         self.device = self._loaded.device
         self.dtype = self._loaded.dtype
@@ -64,6 +70,9 @@ class TransformersEngine:
         self._prompts = PromptRenderer(self.tokenizer, name, chat)
         limit = prefix_cache_bytes or _PREFIX_CACHE_BYTES.get(self.device.type, 1 << 30)
         self._cache: PrefixCache = self._loaded.shared.setdefault("prefixes", PrefixCache(limit))
+        self.counts = TokenCounts()
+        self.computed: list[int] = []
+        """Prompt tokens computed for each request of the last `choose` or `generate`; see `TokenCounts`."""
 
     @property
     def model(self) -> Any:
@@ -96,9 +105,27 @@ class TransformersEngine:
         packing: Packing = self._loaded.shared["packing"]
         return packing
 
+    @property
+    def notes(self) -> list[str]:
+        """What a run's report should say about how this model ran so far."""
+        notes: list[str] = self._loaded.shared.setdefault("notes", [])
+        return notes
+
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each rendered prompt, chat template included."""
         return [self._prompts.render(prompt).length for prompt in prompts]
+
+    def prompt_ids(self, prompt: Prompt) -> TokenIds:
+        """The token ids that the model reads for a prompt, for those who run `.model` themselves."""
+        return self._prompts.render(prompt).ids
+
+    def choice_ids(self, choice: str) -> TokenIds:
+        """The token ids of a choice behind a prompt."""
+        return self._prompts.segment(choice)
+
+    def forget_prefixes(self) -> None:
+        """Drop all keys and values that are kept of earlier prompts."""
+        self._cache.clear()
 
     def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
         """Log-probabilities (n_choices,) f32 of each request's choices.
@@ -109,19 +136,63 @@ class TransformersEngine:
         questions = [self._question(request) for request in requests]
         lengths = [question.prompt.length + max(map(len, question.choices), default=0) for question in questions]
         self._check_lengths(lengths)
-        packed = [index for index, length in enumerate(lengths) if self.packing.allows(length)]
-        plain = sorted(set(range(len(questions))) - set(packed))
+        packed, plain = self._split(lengths)
         results: list[FloatArray] = [np.zeros(0, dtype=np.float32) for _ in requests]
+        self.computed = [0] * len(requests)
         with run_errors(self.name):
-            if packed:
-                scorer = ChoiceScorer(self._runner(), Head(self.model), self._end_tokens(), self._budgets())
-                for index, scores in zip(packed, scorer.score([questions[i] for i in packed]), strict=True):
-                    results[index] = scores
-            if plain:
-                slow = PlainScorer(self.model, self.device, self._end_tokens())
-                for index, scores in zip(plain, slow.score([questions[i] for i in plain]), strict=True):
-                    results[index] = scores
+            for own, answer in ((packed, self._choose_packed), (plain, self._choose_plain)):
+                if own:
+                    scores, computed = answer([questions[i] for i in own])
+                    for index, row, tokens in zip(own, scores, computed, strict=True):
+                        results[index], self.computed[index] = row, tokens
+        self.counts.add(sum(question.prompt.length for question in questions), sum(self.computed))
         return results
+
+    def _choose_packed(self, questions: Sequence[Question]) -> tuple[list[FloatArray], list[int]]:
+        """Scores, and prompt tokens computed; with smaller passes where memory does not suffice."""
+
+        def attempt(forward_tokens: int) -> tuple[list[FloatArray], list[int]]:
+            runner = self._runner(forward_tokens)
+            scorer = ChoiceScorer(runner, Head(self.model), self._end_tokens(), self._budgets(forward_tokens))
+            scores = scorer.score(questions)
+            self.counts.ran(runner.computed, runner.padded)
+            return scores, scorer.computed
+
+        return self._halving(attempt)
+
+    def _choose_plain(self, questions: Sequence[Question]) -> tuple[list[FloatArray], list[int]]:
+        scorer = PlainScorer(self._repeated(), self._end_tokens())
+        scores = scorer.score(questions)
+        self.counts.ran(scorer.run_tokens, scorer.run_tokens)
+        return scores, scorer.computed
+
+    def _split(self, lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Indices of what may be packed and of what may not; the latter is noted for the report."""
+        packed = [index for index, length in enumerate(lengths) if self.packing.allows(length)]
+        plain = sorted(set(range(len(lengths))) - set(packed))
+        note = f"{self._loaded.source}: {self.packing}; what cannot be packed repeats the cache of its prefix"
+        if plain and note not in self.notes:
+            self.notes.append(note)
+        return packed, plain
+
+    def _halving(self, attempt: Callable[[int], T]) -> T:
+        """Run with this model's tokens per forward pass, halved for good where memory does not suffice."""
+        result, fitting = halving(attempt, self._forward_tokens, self.forget_prefixes)
+        if fitting != self._forward_tokens:
+            self.notes.append(
+                f"{self._loaded.source}: out of memory with {self._forward_tokens} tokens a forward pass, "
+                f"goes on with {fitting}"
+            )
+            self._forward_tokens = fitting
+        return result
+
+    def _repeated(self) -> RepeatedCache:
+        """Prefixes kept by the model's own cache, which is copied for each continuation."""
+        if "repeated" not in self._loaded.shared:
+            with quiet_transformers():  # architectures without fast kernels say so
+                self._loaded.shared["repeated"] = RepeatedCache(self.model, self.device, self.dtype)
+        repeated: RepeatedCache = self._loaded.shared["repeated"]
+        return repeated
 
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
         """Greedy replies: the first line that is not blank, up to its break, the end of the turn or the token limit.
@@ -141,18 +212,41 @@ class TransformersEngine:
             reply.done = reply.truncated = reply.limit < 1
         writer = ReplyWriter(self.tokenizer, self._end_tokens())
         pairs = [(reply, length) for reply, length in zip(replies, lengths, strict=True) if not reply.done]
-        packed = [reply for reply, length in pairs if self.packing.allows(length)]
-        plain = [reply for reply, length in pairs if not self.packing.allows(length)]
-        at_once = _DECODE_REPLIES.get(self.device.type, 16)
+        packed, plain = self._split([length for _, length in pairs])
         with run_errors(self.name):
             if packed:
-                BatchDecoder(self._runner(), Head(self.model), writer, self._budgets(), at_once).write(packed)
-            PlainDecoder(self.model, self.device, writer).write(plain)
+                self._write_packed([pairs[i][0] for i in packed], writer)
+            if plain:
+                decoder = PlainDecoder(self._repeated(), writer)
+                decoder.write([pairs[i][0] for i in plain])
+                self.counts.ran(decoder.run_tokens, decoder.run_tokens)
         written = {
             request: Completion(reply.text, reply.prompt.length, reply.generated, reply.truncated)
             for request, reply in zip(distinct, replies, strict=True)
         }
+        first = dict(zip(distinct, (reply.computed for reply in replies), strict=True))
+        self.computed = [first.pop(request, 0) for request in requests]
+        self.counts.add(
+            sum(written[request].prompt_tokens for request in requests), sum(self.computed),
+            sum(reply.generated for reply in replies),
+        )  # fmt: skip
         return [written[request] for request in requests]
+
+    def _write_packed(self, replies: Sequence[Reply], writer: ReplyWriter) -> None:
+        """Replies side by side; with fewer and smaller passes where memory does not suffice."""
+        at_once = _DECODE_REPLIES.get(self.device.type, 16)
+
+        def attempt(forward_tokens: int) -> None:
+            runner = self._runner(forward_tokens)
+            share = max(1, at_once * forward_tokens // self._forward_tokens)
+            going = [reply for reply in replies if not reply.done]
+            for reply in going:
+                reply.restart()
+            decoder = BatchDecoder(runner, Head(self.model), writer, self._budgets(forward_tokens), share)
+            decoder.write(going)
+            self.counts.ran(runner.computed, runner.padded)
+
+        self._halving(attempt)
 
     def _grammar(self, grammar: SubstringList | None) -> RowGrammar | None:
         if grammar is None:
@@ -189,15 +283,16 @@ class TransformersEngine:
             ids.append(self.tokenizer.eos_token_id)
         return tuple(sorted(set(ids)))
 
-    def _runner(self) -> PrefixRunner:
-        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, self._forward_tokens)
+    def _runner(self, forward_tokens: int) -> PrefixRunner:
+        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens)
 
-    def _budgets(self) -> Budgets:
+    def _budgets(self, forward_tokens: int) -> Budgets:
         config = self._config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         per_token = 2 * self.n_layers * int(heads) * int(width) * self.dtype.itemsize
-        return Budgets(self._forward_tokens, self._forward_tokens, max(1, self._cache.limit_bytes // 2), per_token)
+        kv_bytes = max(1, self._cache.limit_bytes // 2) * forward_tokens // self._forward_tokens
+        return Budgets(forward_tokens, forward_tokens, kv_bytes, per_token)
 
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         """Hidden states of plain texts, without template or special tokens, in float32.

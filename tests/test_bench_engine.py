@@ -1,0 +1,102 @@
+"""The engine benchmark: all sides answer the same, a side that does not is not timed, tokens are counted truly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch")
+
+from el4ner.bench import engine as engine_bench
+from el4ner.bench.cli import group
+from el4ner.bench.engine_requests import shape_requests
+from el4ner.bench.random_models import SHAPES, bench_engine, shape_config
+from el4ner.bench.rivals_engine import Tokenised
+from el4ner.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("embedded")  # random models read with the embedded model's tokenizer
+
+OPTIONS = ["engine", "--source", "random:tiny", "--sentences", "1", "--spans", "1", "--blocks", "2"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    return bench_engine("random:tiny", device="cpu", dtype="float32", chat=False)
+
+
+def test_sides_agree_and_rows_are_complete(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    done = CliRunner().invoke(group, [*OPTIONS, "--loop-requests", "1", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    rows = {row["side"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert list(rows) == ["loop", "batch", "engine"]
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert rows["engine"]["tokens_over_distinct"] <= 1.05
+    assert rows["engine"]["tokens_run"] < rows["batch"]["tokens_run"]
+    assert (rows["loop"]["answered"], rows["batch"]["answered"]) == (1, rows["batch"]["questions"])
+    for row in rows.values():
+        assert row["timing"]["repeats"] == 2
+        assert {"cpu", "versions", "commit"} <= set(row["machine"])
+        assert row["distinct_tokens"] <= row["full_tokens"]
+        assert row["peak_extra_mib"] is None or row["peak_extra_mib"] >= 0
+
+
+def test_a_wrong_answer_is_not_timed(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engine_bench.score_in_batches
+    monkeypatch.setattr(engine_bench, "score_in_batches", lambda *args: [row + 0.1 for row in right(*args)])
+    asked = shape_requests(tiny, prefix_tokens=20, spans=1)
+    rows = list(engine_bench.measure_engine(tiny, asked, sides=("batch", "engine"), blocks=1))
+    assert [row["status"] for row in rows] == ["ok", "wrong"]  # the first side is what others are compared with
+    assert all(row["timing"] is None for row in rows)
+    assert "nothing was timed" in engine_bench.engine_table(rows)
+
+
+def test_the_shape_of_the_goal(tiny: Any) -> None:
+    asked = shape_requests(tiny, prefix_tokens=700, spans=6)
+    assert len(asked.requests) == 12
+    prefix = {request.prompt[:2] for request in asked.requests}
+    assert len(prefix) == 1
+    assert 690 <= len(tiny.prompt_ids(next(iter(prefix)))) <= 702
+    assert all(len(tiny.choice_ids(choice)) == 1 for request in asked.requests for choice in request.choices)
+    (row,) = engine_bench.measure_engine(tiny, asked, sides=("engine",), blocks=1)
+    assert row["tokens_over_distinct"] == 1.0
+    assert row["token_ratio"] > 9
+
+
+def test_distinct_tokens_by_hand() -> None:
+    questions = [
+        Tokenised((1, 2, 3), ((4,), (5, 6))),  # 1 2 3 5
+        Tokenised((1, 2, 7), ((4,),)),  # 7
+    ]
+    assert engine_bench.distinct_tokens(questions) == 5
+    assert engine_bench.plain_tokens(questions) == 3 + 4 + 3
+
+
+def test_nan_is_no_agreement() -> None:
+    assert engine_bench._difference([np.array([np.nan])], [np.array([0.0])]) == float("inf")
+
+
+def test_published_shapes_have_their_size() -> None:
+    import torch
+    import transformers
+
+    billions = {"qwen2.5-14b": 14.8, "phi-4-14b": 14.7, "glm-4-9b": 9.4}
+    for name, expected in billions.items():
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(shape_config(f"random:{name}"))
+        size = engine_bench.parameters(model)["total"] / 1e9
+        assert size == pytest.approx(expected, abs=0.1), name
+    assert set(billions) < set(SHAPES)
+
+
+def test_unknown_names_are_usage_errors() -> None:
+    with pytest.raises(ConfigError, match="random:tiny"):
+        shape_config("random:huge")
+    done = CliRunner().invoke(group, [*OPTIONS, "--sides", "magic"])
+    assert done.exit_code == 2
+    assert "magic" in done.output
