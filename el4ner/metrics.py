@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,7 @@ class _Entity(NamedTuple):
     end: int
     label: str
     surface: str | None  # None where the prediction does not repeat it
+    score: float | None = None
 
 
 class _Record(NamedTuple):
@@ -123,6 +124,41 @@ class _Record(NamedTuple):
     text: str | None
     entities: tuple[_Entity, ...]
     status: str
+
+
+class Claim(NamedTuple):
+    """A predicted entity and what it is worth: "valid" may be right; the others are errors whatever gold says."""
+
+    start: int
+    end: int
+    label: str
+    score: float | None
+    kind: Literal["valid", "duplicate", "not_in_text"]
+
+    @property
+    def triple(self) -> tuple[int, int, str]:
+        """Offsets and label, as gold lists them."""
+        return self.start, self.end, self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What gold and prediction say of one sentence.
+
+    text: as gold has it. is_lost: there is no prediction. is_extra: there is no gold record, so every claim is wrong.
+    """
+
+    id: str
+    text: str | None
+    gold: tuple[tuple[int, int, str], ...]
+    claims: tuple[Claim, ...]
+    is_lost: bool = False
+    is_extra: bool = False
+
+    @property
+    def found(self) -> set[tuple[int, int, str]]:
+        """The valid claims, each once; none of an extra record counts as found."""
+        return set() if self.is_extra else {claim.triple for claim in self.claims if claim.kind == "valid"}
 
 
 class _Sentence(NamedTuple):
@@ -134,6 +170,18 @@ class _Sentence(NamedTuple):
     span_counts: tuple[int, int, int]  # correct, predicted, gold, labels ignored
     not_in_text: int
     duplicates: int
+
+
+def pair_records(gold: Sequence[Any], predicted: Sequence[Any]) -> list[Pair]:
+    """Each gold sentence with its checked prediction, in gold's order; then predictions without gold record.
+
+    Arguments and matching are those of `evaluate`. Raises ValueError if gold is malformed or lists an entity twice.
+    """
+    pairs, extra = _match(
+        [_record(item, position) for position, item in enumerate(gold, start=1)],
+        [_record(item, position) for position, item in enumerate(predicted, start=1)],
+    )
+    return [_pair(one, other) for one, other in pairs] + [_pair(None, record) for record in extra]
 
 
 def evaluate(gold: Sequence[Any], predicted: Sequence[Any], n_bootstrap: int = 1000, seed: int = 0) -> Evaluation:
@@ -152,8 +200,8 @@ def evaluate(gold: Sequence[Any], predicted: Sequence[Any], n_bootstrap: int = 1
         raise UsageError("no gold records; give at least one labelled sentence")
     predicted_records = [_record(item, position) for position, item in enumerate(predicted, start=1)]
     pairs, extra = _match(gold_records, predicted_records)
-    sentences = [_compare(one, other) for one, other in pairs]
-    sentences += [_compare(None, record) for record in extra]
+    sentences = [_compare(_pair(one, other)) for one, other in pairs]
+    sentences += [_compare(_pair(None, record)) for record in extra]
     problems = Problems(
         lost_records=sum(1 for _, other in pairs if other is None),
         extra_records=len(extra),
@@ -273,7 +321,9 @@ def _entity(entity: Any, where: str) -> _Entity:
             raise ValueError(f"{where}: an entity has the offset {value!r}; use integers, counted in code points")
     if not isinstance(label, str):
         raise ValueError(f"{where}: an entity has the label {label!r}; use a string")
-    return _Entity(int(start), int(end), label, _field(entity, "text"))
+    score = _field(entity, "score")
+    is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+    return _Entity(int(start), int(end), label, _field(entity, "text"), float(score) if is_number else None)
 
 
 def _check_score(entity: Mapping[str, Any]) -> None:
@@ -296,36 +346,47 @@ def _match(
     return pairs, [record for records in waiting.values() for record in reversed(records)]
 
 
-def _compare(gold: _Record | None, predicted: _Record | None) -> _Sentence:
-    """Counts of one sentence. Without gold record every predicted entity is wrong."""
+def _pair(gold: _Record | None, predicted: _Record | None) -> Pair:
+    """Checks each predicted entity against the gold text and the entities before it."""
     gold_entities = [] if gold is None else [(entity.start, entity.end, entity.label) for entity in gold.entities]
-    wanted = set(gold_entities)
-    if gold is not None and len(wanted) < len(gold_entities):
+    if gold is not None and len(set(gold_entities)) < len(gold_entities):
         raise ValueError(f"gold record {gold.id!r} lists an entity twice; list it once")
     seen: set[tuple[int, int, str]] = set()
-    spans: set[tuple[int, int]] = set()
-    correct: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    not_in_text = duplicates = 0
+    claims = []
     for entity in () if predicted is None else predicted.entities:
-        found[entity.label] += 1
         triple = entity[:3]
+        kind: Literal["valid", "duplicate", "not_in_text"] = "valid"
         if gold is not None and not _in_text(entity, gold, predicted):
-            not_in_text += 1
+            kind = "not_in_text"
         elif triple in seen:
-            duplicates += 1
+            kind = "duplicate"
         else:
             seen.add(triple)
-            spans.add(triple[:2])
-            correct[entity.label] += triple in wanted
-    wanted_spans = {triple[:2] for triple in wanted}
+        claims.append(Claim(*triple, entity.score, kind))
+    record = predicted if gold is None else gold
+    return Pair(
+        "" if record is None else record.id,
+        None if gold is None else gold.text,
+        tuple(gold_entities),
+        tuple(claims),
+        is_lost=predicted is None,
+        is_extra=gold is None,
+    )
+
+
+def _compare(pair: Pair) -> _Sentence:
+    """Counts of one sentence. Without gold record every predicted entity is wrong."""
+    wanted = set(pair.gold)
+    valid = [claim for claim in pair.claims if claim.kind == "valid"]
+    spans = {(claim.start, claim.end) for claim in valid}
+    wanted_spans = {(start, end) for start, end, _ in wanted}
     return _Sentence(
-        correct,
-        found,
+        Counter(claim.label for claim in valid if claim.triple in wanted),
+        Counter(claim.label for claim in pair.claims),
         Counter(label for _, _, label in wanted),
-        (len(spans & wanted_spans), len(spans) + not_in_text + duplicates, len(wanted_spans)),
-        not_in_text,
-        duplicates,
+        (len(spans & wanted_spans), len(spans) + len(pair.claims) - len(valid), len(wanted_spans)),
+        sum(1 for claim in pair.claims if claim.kind == "not_in_text"),
+        sum(1 for claim in pair.claims if claim.kind == "duplicate"),
     )
 
 
