@@ -8,9 +8,10 @@ stage, calibration of scores, kinds of errors and confusion between labels.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,21 +50,21 @@ def run_metrics(
     whole = evaluate(gold, predictions, n_bootstrap=0, seed=seed)
     pairs = pair_records(gold, predictions)
     resampling = Resampling(len(pairs), n_bootstrap, seed)
-    labels = {label: _score(pairs, resampling, lambda _, e, label=label: e[2] == label) for label in whole.labels}
+    count = lru_cache(maxsize=None)(lambda text: len(words(text)))
     problems = {name: getattr(whole.problems, name) for name in whole.problems.__dataclass_fields__}
     return {
         "version": VERSION,
         "sentences": whole.sentences,
-        "strict": _score(pairs, resampling),
+        "strict": _grouped(pairs, resampling, ["all"], lambda _text, _entity: "all")["all"],
         "macro": {name: getattr(whole.macro, name) for name in ("precision", "recall", "f1", "labels")},
-        "labels": labels,
+        "labels": _grouped(pairs, resampling, list(whole.labels), lambda _, entity: entity[2]),
         "spans": resampling.score(np.array([_span_counts(pair) for pair in pairs], dtype=np.int64)),
         "semeval": semeval(pairs, resampling),
         "seqeval": seqeval_averages(pairs),
         "seen": None if pool is None else _by_seen(pairs, pool, resampling),
         "nested": _by_nesting(pairs, resampling),
-        "entity_words": _by_group(pairs, resampling, _ENTITY_WORDS, lambda text, e: len(words(text[e[0] : e[1]]))),
-        "sentence_words": _by_group(pairs, resampling, _SENTENCE_WORDS, lambda text, _: len(words(text))),
+        "entity_words": _by_size(pairs, resampling, _ENTITY_WORDS, lambda text, e: count(text[e[0] : e[1]])),
+        "sentence_words": _by_size(pairs, resampling, _SENTENCE_WORDS, lambda text, _: count(text)),
         "stages": None if stages is None else _by_stage(pairs, stages, resampling),
         "problems": {**problems, "not_ok": dict(whole.problems.not_ok)},
         "errors": error_counts(pairs),
@@ -73,17 +74,19 @@ def run_metrics(
     }
 
 
-def _score(
-    pairs: Sequence[Pair], resampling: Resampling, belongs: Callable[[str, Triple], bool] = lambda _text, _triple: True
+def _grouped(
+    pairs: Sequence[Pair], resampling: Resampling, groups: Sequence[str], group_of: Callable[[str, Triple], str]
 ) -> dict[str, Any]:
-    """Strict scores among the gold and predicted entities that belong to a group; a claim counts where it claims."""
-    counts = np.zeros((len(pairs), 3), dtype=np.int64)
-    for row, pair in zip(counts, pairs, strict=True):
+    """Strict scores by group of entities; group_of(text, triple) names a gold or claimed entity's group."""
+    index = {group: number for number, group in enumerate(groups)}
+    counts = np.zeros((len(groups), len(pairs), 3), dtype=np.int64)
+    for row, pair in enumerate(pairs):
         text = pair.text or ""
-        row[0] = sum(1 for one in pair.found & set(pair.gold) if belongs(text, one))
-        row[1] = sum(1 for claim in pair.claims if belongs(text, claim.triple))
-        row[2] = sum(1 for one in pair.gold if belongs(text, one))
-    return resampling.score(counts)
+        claimed = [claim.triple for claim in pair.claims]
+        for column, entities in enumerate((pair.found & set(pair.gold), claimed, pair.gold)):
+            for one in entities:
+                counts[index[group_of(text, one)], row, column] += 1
+    return {group: resampling.score(counts[number]) for group, number in index.items()}
 
 
 def _span_counts(pair: Pair) -> tuple[int, int, int]:
@@ -151,7 +154,7 @@ def _by_seen(pairs: Sequence[Pair], pool: Sequence[Mapping[str, Any]], resamplin
         labels = known.get(text[one[0] : one[1]].casefold())
         return "unseen" if labels is None else "seen" if one[2] in labels else "seen_other_label"
 
-    return {name: _score(pairs, resampling, lambda text, e, name=name: kind(text, e) == name) for name in _SEEN}
+    return _grouped(pairs, resampling, _SEEN, kind)
 
 
 def _by_nesting(pairs: Sequence[Pair], resampling: Resampling) -> dict[str, Any] | None:
@@ -176,24 +179,14 @@ def _place(one: Triple, gold: Sequence[Triple]) -> str:
     return "crossing" if others else "flat"
 
 
-def _by_group(
+def _by_size(
     pairs: Sequence[Pair], resampling: Resampling, bounds: Sequence[int], size: Callable[[str, Triple], int]
 ) -> dict[str, Any]:
     """Strict scores by size in words: up to each bound, and above the last."""
-    edges = [(low + 1, high) for low, high in zip((0, *bounds), (*bounds, 10**9), strict=True)]
-
-    def name(low: int, high: int) -> str:
-        return str(low) if low == high else f"{low}+" if high == 10**9 else f"{low}-{high}"
-
-    sizes: dict[tuple[str, Triple], int] = {}
-
-    def within(text: str, one: Triple, low: int, high: int) -> bool:
-        key = (text, one)
-        if key not in sizes:
-            sizes[key] = max(1, size(text, one))
-        return low <= sizes[key] <= high
-
-    return {name(low, high): _score(pairs, resampling, partial(within, low=low, high=high)) for low, high in edges}
+    lows = [1, *(bound + 1 for bound in bounds)]
+    names = [str(low) if low == high else f"{low}-{high}" for low, high in zip(lows, bounds, strict=False)]
+    names.append(f"{lows[-1]}+")
+    return _grouped(pairs, resampling, names, lambda text, one: names[bisect_left(bounds, size(text, one))])
 
 
 def _by_stage(
