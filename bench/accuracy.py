@@ -9,19 +9,20 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from el4ner.bench._harness import commit, machine
+from el4ner.bench.evaluation_data import smaller
+from el4ner.bench.sharing import Remembering, answered, shared_engines
 from el4ner.config import make_config
-from el4ner.engines.base import Choose, Completion, FloatArray, Generate, TokenStates
 from el4ner.errors import ConfigError, InputError
 from el4ner.jsonl import read_inputs, write_predictions
 from el4ner.metrics import evaluate
 from el4ner.pipeline import El4ner
-from el4ner.pool import Pool, folds_for, load_pool
+from el4ner.pool import folds_for, load_pool
 from el4ner.preparation import Preparation
 from el4ner.records import Sentence
 
@@ -53,13 +54,6 @@ def sample_sentences(path: Path, limit: int | None, seed: int) -> list[Sentence]
     return [sentences[i] for i in sorted(random.Random(seed).sample(range(len(sentences)), limit))]
 
 
-def smaller(pool: Pool, limit: int | None) -> Pool:
-    """The pool, or `limit` of its sentences, always the same ones, whatever their order."""
-    if limit is None or limit >= len(pool.sentences):
-        return pool
-    return replace(pool, sentences=tuple(pool.sentences[i] for i in pool.sample(limit)))
-
-
 def member_system(name: str) -> Mapping[str, Any]:
     """Settings of a system by name; `member:NAME` asks one member of the default ensemble alone.
 
@@ -70,57 +64,6 @@ def member_system(name: str) -> Mapping[str, Any]:
     if name not in SYSTEMS:
         raise ConfigError(f"system {name!r}; choose from {', '.join(SYSTEMS)} or member:NAME")
     return SYSTEMS[name]
-
-
-def _answered(engines: Mapping[str, Any], encoder: Any) -> int:
-    return int(sum(engine.answered for engine in engines.values()) + encoder.answered)
-
-
-class _Remembering:
-    """An engine or encoder that answers again from memory, so that systems share readings and replies.
-
-    Answers do not depend on the batch, so what a system gets is what it would have got alone; its time is not, and is
-    not reported. answered: how many answers came from memory.
-    """
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._states: dict[tuple[str, tuple[int, ...]], TokenStates] = {}
-        self._replies: dict[Generate | Choose, Any] = {}
-        self.answered = 0
-
-    def generate(self, requests: Sequence[Generate]) -> list[Completion]:
-        return self._asked(requests, self._inner.generate)
-
-    def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
-        return self._asked(requests, self._inner.choose)
-
-    def _asked(self, requests: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
-        distinct = dict.fromkeys(requests)
-        missing = [request for request in distinct if request not in self._replies]
-        self.answered += len(distinct) - len(missing)
-        if missing:
-            self._replies.update(zip(missing, ask(missing), strict=True))
-        return [self._replies[request] for request in requests]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
-        keys = [(text, tuple(layers)) for text in texts]
-        distinct = dict.fromkeys(keys)
-        missing = [key for key in distinct if key not in self._states]
-        self.answered += len(distinct) - len(missing)
-        for key, states in zip(missing, self._inner.read([text for text, _ in missing], layers), strict=True):
-            self._states[key] = states
-        return [self._states[key] for key in keys]
-
-
-def _shared_engines(loader: Preparation) -> dict[str, Any]:
-    """An engine that remembers for every source that all its members ask in the same way; by source."""
-    ways = {m.source: {other.chat for other in loader.config.members if other.source == m.source}
-            for m in loader.config.members}  # fmt: skip
-    return {source: _Remembering(loader.engine(source, *chat)) for source, chat in ways.items() if len(chat) == 1}
 
 
 def measure_accuracy(
@@ -137,8 +80,8 @@ def measure_accuracy(
     train = str(split_file(folder, "train"))
     pool = smaller(load_pool(train, settings.get("labels")), pool_limit)
     loader = Preparation(make_config({"examples": train, **settings}))
-    encoder: Any = _Remembering(loader.encoder())
-    engines: Any = _shared_engines(loader)
+    encoder: Any = Remembering(loader.encoder())
+    engines: Any = shared_engines(loader)
     for name in systems:
         config = make_config({"examples": train, **settings, **member_system(name)})
         model = El4ner(
@@ -149,7 +92,7 @@ def measure_accuracy(
         )
         began = time.perf_counter()
         model.prepare(progress)
-        answered = _answered(engines, encoder)
+        before = answered(engines, encoder)
         prepared = time.perf_counter()
         predictions = []
         for prediction in model.predict_iter(sentences):
@@ -170,7 +113,7 @@ def measure_accuracy(
             "fitted": report["fitted"], "notes": report["notes"], "tokens": report["tokens"],
             "preparation_s": round(prepared - began, 1), "prediction_s": round(ended - prepared, 1),
             # no speed where a system before this one has asked the same already
-            "sentences_per_s": None if _answered(engines, encoder) > answered
+            "sentences_per_s": None if answered(engines, encoder) > before
             else round(len(sentences) / max(ended - prepared, 1e-9), 2),
             "threads": os.environ.get("OMP_NUM_THREADS", "default"), "peak_memory_mib": report["peak memory, MiB"],
             "python": platform.python_version(), "machine": machine(), "commit": commit(),

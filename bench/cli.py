@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from el4ner.bench.cli_options import Progress, assigned, names_of
+from el4ner.bench.cli_run import run
 from el4ner.cli_messages import warnings_as_messages
-from el4ner.documents import DocumentError, read_yaml
 from el4ner.errors import El4nerError
 
 
@@ -49,7 +49,7 @@ def kernels(
     from el4ner.kernels import operations
     from el4ner.kernels._dispatch import BACKENDS
 
-    names = _names(sizes, "--sizes")
+    names = names_of(sizes, "--sizes")
     for given, allowed, option in (
         (ops, operations(), "--op"),
         (backends, BACKENDS, "--backend"),
@@ -110,12 +110,12 @@ def engine(
     from el4ner.bench.random_models import bench_engine
     from el4ner.models import prefers_chat
 
-    names = _names(sides, "--sides")
+    names = names_of(sides, "--sides")
     if unknown := sorted(set(names) - set(SIDES)):
         raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(SIDES)}", param_hint="--sides")
     if threads is not None:
         torch.set_num_threads(threads)
-    progress = _Progress()
+    progress = Progress()
     model = bench_engine(
         source, device=device, dtype=dtype, chat=not source.startswith("random:") and prefers_chat(source)
     )
@@ -153,15 +153,15 @@ def accuracy(
     from el4ner.bench.accuracy import measure_accuracy, member_system
     from el4ner.bench.hub_datasets import dataset_folder
 
-    names = _names(systems, "--systems")
+    names = names_of(systems, "--systems")
     for name in names:
         member_system(name)
-    settings = _settings(assignments)
+    settings = assigned(assignments)
     folder = Path(data)
     if not any(folder.glob("*.jsonl*")):
         folder = dataset_folder(data, ["train", split])
     rows = measure_accuracy(
-        folder, names, split=split, limit=limit, seed=seed, settings=settings, out=predictions, progress=_Progress(),
+        folder, names, split=split, limit=limit, seed=seed, settings=settings, out=predictions, progress=Progress(),
         pool_limit=pool_limit,
     )  # fmt: skip
     for row in rows:
@@ -178,48 +178,7 @@ def _write_rows(rows: list[dict[str, Any]], out: str | None) -> None:
             file.write(lines)
 
 
-def _names(value: str, option: str) -> list[str]:
-    """Names separated by commas. Raises click.BadParameter if there is none."""
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    if not names:
-        raise click.BadParameter(f"{value!r} names nothing; write names, separated by commas", param_hint=option)
-    return names
-
-
-def _settings(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """`a.b=c` -> {"a": {"b": c}}, values read as YAML. Raises click.BadParameter for what is no assignment."""
-    settings: dict[str, Any] = {}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        steps = path.split(".")
-        if not equals or not all(steps):
-            raise click.BadParameter(f"{assignment!r}: write NAME=VALUE", param_hint="--set")
-        try:
-            value, _ = read_yaml(text)
-        except DocumentError as error:
-            raise click.BadParameter(f"{assignment!r}: {error}", param_hint="--set") from None
-        place = settings
-        for step in steps[:-1]:
-            place = place.setdefault(step, {})
-            if not isinstance(place, dict):
-                raise click.BadParameter(f"{assignment!r}: {step} has a value already", param_hint="--set")
-        if isinstance(place.get(steps[-1]), dict):
-            raise click.BadParameter(f"{assignment!r}: parts of {path} are set already", param_hint="--set")
-        place[steps[-1]] = value
-    return settings
-
-
-class _Progress:
-    """Messages on stderr, at most one in five seconds."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def __call__(self, message: str) -> None:
-        now = time.monotonic()
-        if now - self._last >= 5:
-            self._last = now
-            click.echo(message, err=True)
+group.add_command(run)
 
 
 def _warn(message: str) -> None:

@@ -55,7 +55,19 @@ def read_dataset(source: str, split: str) -> list[Demonstration]:
         raise PoolError(f"{source}: {error}") from None
 
 
+def split_names(source: str) -> list[str]:
+    """What the splits of a dataset are called there. Raises InputError if there is no such dataset."""
+    return list(_load_all(source))
+
+
 def _load(source: str, split: str) -> Any:
+    loaded = _load_all(source)
+    if split not in loaded:
+        raise InputError(f"{source}: no split {split!r}; there are {', '.join(loaded)}")
+    return loaded[split]
+
+
+def _load_all(source: str) -> Mapping[str, Any]:
     try:
         import datasets
     except ImportError:
@@ -73,10 +85,8 @@ def _load(source: str, split: str) -> Any:
             "network and HF_HUB_OFFLINE"
         ) from error
     if not isinstance(loaded, Mapping):
-        raise InputError(f"{source}: has no splits; save a DatasetDict with train and {split}")
-    if split not in loaded:
-        raise InputError(f"{source}: no split {split!r}; there are {', '.join(loaded)}")
-    return loaded[split]
+        raise InputError(f"{source}: has no splits; save a DatasetDict with train and test")
+    return loaded
 
 
 def _column(source: str, there: Sequence[str], wanted: Sequence[str]) -> str:

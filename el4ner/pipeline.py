@@ -16,10 +16,11 @@ from el4ner.jsonl import make_sentence, record_sentence
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
 from el4ner.records import Prediction, Sentence
-from el4ner.stages import classify, extract, retrieve, verify
+from el4ner.stages import Classified, Extracted, classify, extract, retrieve, verify
 from el4ner.stages.team import Team
 
 Text = str | Mapping[str, Any] | Sentence
+Watch = Callable[[Sequence[Sentence], Extracted, Classified], None]
 
 
 class El4ner:
@@ -33,6 +34,8 @@ class El4ner:
     def __init__(self, config: Config, *, engines: dict[str, Engine] | None = None, encoder: Encoder | None = None,
                  pool: Pool | None = None) -> None:  # fmt: skip
         self.config = config
+        self.watch: Watch | None = None
+        """Called with every batch and what its stages found, for evaluations; None for nobody."""
         self._given: dict[str, Any] = {"engines": engines, "encoder": encoder, "pool": pool}
         self._team: Team | None = None
         self._preparation: Preparation | None = None
@@ -124,6 +127,8 @@ class El4ner:
         extracted = extract(sentences, retrieved, team)
         classified = classify(sentences, retrieved, extracted, team)
         entities, usage = verify(sentences, retrieved, classified, team)
+        if self.watch is not None:
+            self.watch(sentences, extracted, classified)
         predictions = []
         for sentence, own, cost, ends in zip(sentences, entities, usage, extracted.read_up_to, strict=True):
             self._tokens["prompt"] += cost.prompt_tokens

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from el4ner.bench import ops
 from el4ner.bench._harness import commit, interleave
-from el4ner.bench.cli import _settings, group
+from el4ner.bench.cli import group
+from el4ner.bench.cli_options import assigned
 from el4ner.kernels import _dispatch
 from el4ner.kernels.vote import vote_ref
 
@@ -163,4 +164,4 @@ def test_wrong_options_of_accuracy_are_usage_errors(options: list[str], message:
 
 def test_assignments_nest() -> None:
     given = ("a.b=1", "a.c=[x, 2]", "d=true", "a.b=3")
-    assert _settings(given) == {"a": {"b": 3, "c": ["x", 2]}, "d": True}
+    assert assigned(given) == {"a": {"b": 3, "c": ["x", 2]}, "d": True}

@@ -1,0 +1,65 @@
+"""Engines and encoders that several systems use, with or without memory of what was asked before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from el4ner.engines.base import Choose, Completion, FloatArray, Generate, TokenStates
+from el4ner.preparation import Preparation
+
+
+class Remembering:
+    """An engine or encoder that answers again from memory, so that systems share readings and replies.
+
+    Answers do not depend on the batch, so what a system gets is what it would have got alone; its time is not, and is
+    not reported. answered: how many answers came from memory.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._states: dict[tuple[str, tuple[int, ...]], TokenStates] = {}
+        self._replies: dict[Generate | Choose, Any] = {}
+        self.answered = 0
+
+    def generate(self, requests: Sequence[Generate]) -> list[Completion]:
+        """As `Engine.generate`; what was asked before is not asked again."""
+        return self._asked(requests, self._inner.generate)
+
+    def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
+        """As `Engine.choose`; what was asked before is not asked again."""
+        return self._asked(requests, self._inner.choose)
+
+    def _asked(self, requests: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+        distinct = dict.fromkeys(requests)
+        missing = [request for request in distinct if request not in self._replies]
+        self.answered += len(distinct) - len(missing)
+        if missing:
+            self._replies.update(zip(missing, ask(missing), strict=True))
+        return [self._replies[request] for request in requests]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
+        """As `Engine.read`; what was read before is not read again."""
+        keys = [(text, tuple(layers)) for text in texts]
+        distinct = dict.fromkeys(keys)
+        missing = [key for key in distinct if key not in self._states]
+        self.answered += len(distinct) - len(missing)
+        for key, states in zip(missing, self._inner.read([text for text, _ in missing], layers), strict=True):
+            self._states[key] = states
+        return [self._states[key] for key in keys]
+
+
+def shared_engines(loader: Preparation, *, remember: bool = True) -> dict[str, Any]:
+    """An engine for every source that all its members ask in the same way, by source; it remembers if asked to."""
+    ways = {m.source: {other.chat for other in loader.config.members if other.source == m.source}
+            for m in loader.config.members}  # fmt: skip
+    engines = {source: loader.engine(source, *chat) for source, chat in ways.items() if len(chat) == 1}
+    return {source: Remembering(engine) if remember else engine for source, engine in engines.items()}
+
+
+def answered(engines: Mapping[str, Any], encoder: Any) -> int:
+    """How many answers of engines and encoder came from memory; 0 for those that do not remember."""
+    return sum(int(one.answered) for one in (*engines.values(), encoder) if isinstance(one, Remembering))

@@ -1,0 +1,164 @@
+"""What a system of an evaluation is: prepared with a pool, asked about sentences. And what systems are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal, Protocol, TypeVar, get_type_hints
+
+from el4ner.bench.sharing import Remembering, shared_engines
+from el4ner.config import Config
+from el4ner.decoding import keep
+from el4ner.engines import Encoder, Engine
+from el4ner.errors import ConfigError
+from el4ner.pool import Pool
+from el4ner.preparation import Preparation
+from el4ner.records import Entity, Prediction, Sentence, Span, Usage
+
+Kind = Literal["el4ner", "baseline"]
+S = TypeVar("S")
+
+
+class System(Protocol):
+    """A method under evaluation. settings: everything that decides its answers, as plain data."""
+
+    name: str
+    kind: Kind
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that decides the answers, as plain data."""
+        ...
+
+    def load(self) -> None:
+        """Load the models, before time is taken: whoever comes first in a run would pay for all."""
+        ...
+
+    def prepare(self, pool: Pool, progress: Callable[[str], None]) -> None:
+        """Learn from the pool what is learned; forgets a pool it had before."""
+        ...
+
+    def predict(self, sentences: Sequence[Sentence]) -> list[Prediction]:
+        """One prediction per sentence, in order."""
+        ...
+
+    def stages(self) -> list[dict[str, Any]] | None:
+        """The spans after each stage of the last `predict`, one record a sentence; None without stages."""
+        ...
+
+    def models(self) -> dict[str, str]:
+        """What was loaded: source -> name with revision or checksum, device and precision."""
+        ...
+
+
+class Workbench:
+    """What all systems of a run share: settings for models, one loader, the budget of demonstrations, the seed.
+
+    config: settings that hold for all systems alike. k: demonstrations a prompt may show. remember: answer again from
+    memory what another system asked before.
+    """
+
+    def __init__(self, config: Config, k: int, seed: int, *, remember: bool = False) -> None:
+        self.config = config
+        self.k = k
+        self.seed = seed
+        self._remember = remember
+        self._loader = Preparation(config)
+        self._encoder: Any = None
+        self._engines: dict[str, Any] | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The sentence encoder, loaded when it is first asked for."""
+        if self._encoder is None:
+            loaded = self._loader.encoder()
+            self._encoder = Remembering(loaded) if self._remember else loaded
+        encoder: Encoder = self._encoder
+        return encoder
+
+    @property
+    def engines(self) -> dict[str, Any]:
+        """The engines of the members' sources that are asked in one way, loaded when first asked for."""
+        if self._engines is None:
+            self._engines = shared_engines(self._loader, remember=self._remember)
+        return self._engines
+
+    @property
+    def engine(self) -> Engine:
+        """The first member's model: what every baseline that prompts one model asks."""
+        if not self.config.members:
+            raise ConfigError("members: none; a baseline that prompts needs one")
+        member = self.config.members[0]
+        engine: Engine = self.engines.get(member.source) or self._loader.engine(member.source, member.chat)
+        return engine
+
+    @property
+    def loaded(self) -> tuple[Mapping[str, Any], Any]:
+        """The engines and the encoder that are in memory already."""
+        return self._engines or {}, self._encoder
+
+    def forget(self) -> None:
+        """Drop what models keep of earlier prompts, so that no system profits from the one before."""
+        for engine in (self._engines or {}).values():
+            if hasattr(engine, "forget_prefixes"):
+                engine.forget_prefixes()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entity that a baseline found; score is its own measure of certainty, not calibrated."""
+
+    span: Span
+    label: str
+    score: float = 1.0
+
+
+_FREE = Usage()
+
+
+def prediction_of(
+    sentence: Sentence,
+    found: Sequence[Found],
+    overlap: str,
+    name: str,
+    usage: Usage = _FREE,
+    error: str | None = None,
+) -> Prediction:
+    """A record from what a baseline found; copies are united, and overlaps resolved by score where output is flat."""
+    best: dict[tuple[Span, str], float] = {}
+    for one in found:
+        best[one.span, one.label] = max(one.score, best.get((one.span, one.label), 0.0))
+    items = sorted(best.items(), key=lambda item: (item[0][0], item[0][1]))
+    kept = keep([span for (span, _), _ in items], [score for _, score in items], 0.0, overlap)
+    entities = tuple(
+        Entity(span.start, span.end, sentence.text[span.start : span.end], label, score, proposed_by=(name,))
+        for (span, label), score in (items[i] for i in kept)
+    )
+    status: Literal["ok", "failed"] = "ok" if error is None else "failed"
+    return Prediction(sentence.id, sentence.text, entities, status, error, usage)
+
+
+def with_options(defaults: S, given: Mapping[str, Any], system: str) -> S:
+    """Settings of a baseline, a frozen dataclass, with the options given for it.
+
+    Raises ConfigError for an option that it does not have, or a value of another type.
+    """
+    assert is_dataclass(defaults)
+    hints = get_type_hints(type(defaults))
+    known = [field.name for field in fields(defaults)]
+    values = asdict(defaults)  # type: ignore[call-overload]
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(f"--option {system}.{key}: unknown; {system} has {', '.join(known) or 'no options'}")
+        allowed = getattr(hints[key], "__args__", None)
+        if getattr(hints[key], "__origin__", None) is Literal:
+            if value not in allowed:
+                raise ConfigError(f"--option {system}.{key}={value!r}; choose from {', '.join(map(str, allowed))}")
+        elif hints[key] is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif type(value) is not hints[key] and value not in (allowed or ()):
+            kind = getattr(hints[key], "__name__", str(hints[key]))
+            if not (allowed and type(value) in allowed):
+                raise ConfigError(f"--option {system}.{key}={value!r}: give a value of type {kind}")
+        values[key] = value
+    return type(defaults)(**values)
