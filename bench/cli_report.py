@@ -1,0 +1,53 @@
+"""el4ner-bench compare and report: what finished runs say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from el4ner.errors import UsageError
+
+
+@click.command()
+@click.argument("places", nargs=-1, required=True, metavar="A B | DIR")
+@click.option("--gold", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What A and B answer.")
+@click.option("--against", help="Of one DIR: the system that all others are compared with. Default: the best.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of swaps and resampling.")
+@click.option("--permutations", type=click.IntRange(100), default=10_000, show_default=True, help="Random swaps.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
+def compare(
+    places: tuple[str, ...], gold: Path | None, against: str | None, seed: int, permutations: int, as_json: bool
+) -> None:
+    """Paired permutation test on strict F1: is A better than B, or are DIR's systems better than one of them?
+
+    A and B are predictions files (then --gold), or DIR:NAME for a system of a run's folder. The p-value is two-sided;
+    the interval of the difference resamples sentences.
+    """
+    from el4ner.bench.compare import compare as compare_two
+    from el4ner.bench.compare import compare_all, comparison_lines, sentence_counts
+    from el4ner.bench.finished_run import answers_of, load_run
+
+    if len(places) == 1:
+        run = load_run(Path(places[0]))
+        if not run.pairs:
+            raise UsageError(f"{places[0]}: has no finished systems to compare")
+        if against is not None and against not in run.pairs:
+            raise UsageError(f"--against {against}: no finished system; there are {', '.join(run.pairs)}")
+        counts = {name: sentence_counts(pairs) for name, pairs in run.pairs.items()}
+        found = compare_all(counts, against, seed=seed, permutations=permutations)
+    elif len(places) == 2:
+        if against is not None:
+            raise UsageError("--against goes with one DIR; of two, the first is compared with the second")
+        (name_a, a), (name_b, b) = (answers_of(place, gold) for place in places)
+        if [(p.id, p.gold) for p in a if not p.is_extra] != [(p.id, p.gold) for p in b if not p.is_extra]:
+            raise UsageError(f"{places[0]} and {places[1]} do not answer the same sentences")
+        names = (name_a, name_b) if name_a != name_b else places
+        sides = sentence_counts(a), sentence_counts(b)
+        found = [compare_two(names[0], sides[0], names[1], sides[1], seed=seed, permutations=permutations)]
+    else:
+        raise UsageError(f"{len(places)} places; give A and B, or one DIR")
+    lines = [json.dumps(c.to_dict(), ensure_ascii=False) for c in found] if as_json else comparison_lines(found)
+    for line in lines:
+        click.echo(line)

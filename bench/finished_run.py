@@ -1,0 +1,163 @@
+"""What a run left behind: a folder with manifest, gold, predictions, timings and metrics, or the digest of one.
+
+A digest is one JSON file, {"manifest", "metrics", "timings", "comparisons"}: all numbers, none of the texts, so that it
+may be committed where the data may not. Everything in a folder is input here and is checked as such.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from el4ner.bench.compare import compare_all, sentence_counts
+from el4ner.bench.metrics import VERSION, run_metrics
+from el4ner.errors import InputError, UsageError
+from el4ner.jsonl import read_records
+from el4ner.lines import display_name
+from el4ner.metrics import Pair, pair_records, read_predicted
+
+REFERENCE = "default"
+"""The system that others are compared with, where a run has it; else the best one."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One run. metrics, timings: by system. pairs: gold beside prediction by system, empty for a digest.
+
+    comparisons: each system against the reference, as `Comparison.to_dict`. unfinished: systems whose predictions are
+    missing or incomplete, and how many there are; they have no metrics.
+    """
+
+    name: str
+    manifest: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    timings: Mapping[str, Mapping[str, Any]]
+    comparisons: Sequence[Mapping[str, Any]]
+    pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)
+    unfinished: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The manifest's facts about the evaluated sentences."""
+        found: Mapping[str, Any] = self.manifest["data"]
+        return found
+
+    def digest(self) -> dict[str, Any]:
+        """All numbers without texts, plain data for JSON."""
+        return {
+            "manifest": dict(self.manifest),
+            "metrics": {"systems": dict(self.metrics)},
+            "timings": dict(self.timings),
+            "comparisons": list(self.comparisons),
+        }
+
+
+def load_run(path: Path) -> FinishedRun:
+    """A run's folder or digest. Raises InputError naming the file if one is missing or malformed."""
+    if path.is_file():
+        return _from_digest(path)
+    manifest = _object(path / "manifest.json")
+    _check_manifest(manifest, path / "manifest.json")
+    gold = read_gold_file(path / "gold.jsonl")
+    pool = [record for _, record in read_records(path / "pool.jsonl")] if _has_lines(path / "pool.jsonl") else None
+    stored = _object(path / "metrics.json").get("systems", {}) if (path / "metrics.json").is_file() else {}
+    timings = _object(path / "timings.json") if (path / "timings.json").is_file() else {}
+    metrics, pairs, unfinished = {}, {}, {}
+    for name in manifest["systems"]:
+        predicted = system_predictions(path, name)
+        if len(predicted) < len(gold):
+            unfinished[name] = len(predicted)
+            continue
+        pairs[name] = _paired(gold, predicted, path)
+        metrics[name] = stored.get(name, {})
+        if metrics[name].get("version") != VERSION or "calibration" not in metrics[name]:
+            staged = path / "stages" / f"{file_name(name)}.jsonl"
+            stages = [record for _, record in read_records(staged)] if _has_lines(staged) else None
+            metrics[name] = run_metrics(gold, predicted, pool, stages, seed=manifest.get("seed") or 0)
+    counts = {name: sentence_counts(found) for name, found in pairs.items()}
+    against = REFERENCE if REFERENCE in counts else None
+    comparisons = [c.to_dict() for c in compare_all(counts, against)] if counts else []
+    return FinishedRun(path.resolve().name, manifest, metrics, timings, comparisons, pairs, unfinished)
+
+
+def _from_digest(path: Path) -> FinishedRun:
+    found = _object(path)
+    if not {"manifest", "metrics", "timings"} <= set(found):
+        raise InputError(f"{display_name(path)}: is no digest of a run; write one with el4ner-bench report --keep")
+    _check_manifest(found["manifest"], path)
+    return FinishedRun(
+        path.stem, found["manifest"], found["metrics"]["systems"], found["timings"], found.get("comparisons", [])
+    )
+
+
+def file_name(system: str) -> str:
+    """A system's name as a file name: ":" becomes "."."""
+    return system.replace(":", ".")
+
+
+def system_predictions(folder: Path, name: str) -> list[dict[str, Any]]:
+    """A system's records in a run's folder; none if there is no file yet. Raises InputError for a malformed one."""
+    path = folder / "predictions" / f"{file_name(name)}.jsonl"
+    return read_predicted(path) if _has_lines(path) else []
+
+
+def read_gold_file(path: Path) -> list[dict[str, Any]]:
+    """Gold records. Raises InputError if a record or an entity is malformed, or there are none."""
+    gold = read_predicted(path)
+    if not gold:
+        raise InputError(f"{display_name(path)}: has no sentences; give the evaluated ones")
+    return gold
+
+
+def _paired(gold: Sequence[Any], predicted: Sequence[Any], path: Path) -> list[Pair]:
+    try:
+        return pair_records(gold, predicted)
+    except ValueError as error:
+        raise InputError(f"{display_name(path / 'gold.jsonl')}: {error}") from None
+
+
+def _has_lines(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{display_name(path)}: cannot be read ({error}); is this the folder of a run?") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{display_name(path)}: is no JSON object; is this the folder of a run?")
+    return found
+
+
+def _check_manifest(manifest: Any, path: Path) -> None:
+    """Raises InputError unless a manifest has what every table needs."""
+    data, systems = (
+        (manifest.get(key) for key in ("data", "systems")) if isinstance(manifest, Mapping) else (None, None)
+    )
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str) or not isinstance(systems, Mapping):
+        raise InputError(
+            f'{display_name(path)}: lacks "data" with a "name", or "systems"; is this the folder of a run?'
+        )
+
+
+def answers_of(place: str, gold: Path | None) -> tuple[str, list[Pair]]:
+    """A system's name and its answers beside gold. place: a predictions file (then `gold`), or DIR:NAME of a run.
+
+    Raises UsageError if it is neither, or if a file comes without gold.
+    """
+    folder, colon, name = place.partition(":")
+    if Path(place).is_file():
+        if gold is None:
+            raise UsageError(f"{place}: is a predictions file; say what it is scored against: --gold FILE")
+        return place, _paired(read_gold_file(gold), read_predicted(place), gold)
+    if not colon or not (Path(folder) / "manifest.json").is_file():
+        raise UsageError(f"{place}: is neither a predictions file nor DIR:NAME with the folder of a run")
+    systems = _object(Path(folder) / "manifest.json").get("systems", {})
+    if name not in systems:
+        raise UsageError(f"{folder}: has no system {name!r}; there are {', '.join(sorted(systems)) or 'none'}")
+    gold_records = read_gold_file(gold or Path(folder) / "gold.jsonl")
+    return name, _paired(gold_records, system_predictions(Path(folder), name), Path(folder))
