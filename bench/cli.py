@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from el4ner.bench.cli_options import Progress, assigned, names_of
+from el4ner.bench.cli_report import compare
 from el4ner.bench.cli_run import run
 from el4ner.cli_messages import warnings_as_messages
 from el4ner.errors import El4nerError
@@ -179,6 +180,7 @@ def _write_rows(rows: list[dict[str, Any]], out: str | None) -> None:
 
 
 group.add_command(run)
+group.add_command(compare)
 
 
 def _warn(message: str) -> None:
