@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from el4ner.cli_messages import need_stdout, say_warning, warnings_as_messages
+from el4ner.cli_plan import plan
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
 from el4ner.errors import El4nerError
@@ -94,6 +95,7 @@ def main() -> None:
 
 main.add_command(predict)
 main.add_command(pool)
+main.add_command(plan)
 
 
 @main.command()

@@ -34,12 +34,15 @@ class MemberConfig(_Settings):
     where a model has one, but for the embedded model, which follows demonstrations far better without: it named 74%
     of the labels of 86 gold spans of WNUT17 dev (60 sentences, wording "list", 4 demonstrations), with it 22%, where
     always saying "person" would name 48%.
+
+    quantization: load the weights in 8 or 4 bits, by bitsandbytes.
     """
 
     name: str = Field(pattern=r"^[a-z0-9._-]+$")
     source: str = Field(min_length=1)
     variant: Variant = "list"
     chat: Literal["auto"] | bool = "auto"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
 
 
 class RetrieveConfig(_Settings):
@@ -171,7 +174,11 @@ class StackConfig(_Settings):
 
 
 class Config(_Settings):
-    """All settings of a run. Members that share a source share one set of weights."""
+    """All settings of a run. Members that share a source share one set of weights.
+
+    memory_limit_mib: most memory on the device; models that do not fit together within it take turns. None: what is
+    free there.
+    """
 
     preset: Literal["default", "paper"] = "default"
     members: tuple[MemberConfig, ...] = (
@@ -185,6 +192,7 @@ class Config(_Settings):
     labels: str | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    memory_limit_mib: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=128, ge=1, le=4096)
     seed: int = Field(default=0, ge=0)
     min_score: float | None = Field(default=None, ge=0, le=1)

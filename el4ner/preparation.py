@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,12 @@ from el4ner.cache import ArrayCache, cache_root
 from el4ner.config import Config, MemberConfig
 from el4ner.engines import Encoder, Engine, load_encoder, load_engine
 from el4ner.engines.base import FloatArray
+from el4ner.engines.residency import Residency
+from el4ner.engines.server import Budget, ServerSettings
 from el4ner.errors import ConfigError
-from el4ner.models import prefers_chat
+from el4ner.models import prefers_chat, resolve
 from el4ner.operating import Decided, best_threshold, threshold_for
+from el4ner.plan import Plan, check_fits, make_plan, mib, resident_bytes
 from el4ner.pool import Pool, load_pool
 from el4ner.records import Candidate
 from el4ner.shipped import shipped_fit
@@ -87,25 +91,88 @@ class Preparation:
         self.threshold = 0.0
         self.points: NDArray[np.float64] | None = None
         self._engines = engines or {}
-        self._loaded: dict[tuple[str, bool], Engine] = {}
+        self._loaded: dict[tuple[str, bool, str], Engine] = {}
         self._encoder = encoder
         self._pool = pool
+        self._process: int | None = None
 
-    def engine(self, source: str, chat: Literal["auto"] | bool = "auto") -> Engine:
-        """The engine of a source, loaded once; engines with and without chat template share one set of weights."""
+    def engine(self, source: str, chat: Literal["auto"] | bool = "auto", *, quantization: str | None = None) -> Engine:
+        """The engine of a source, loaded once; engines with and without chat template share one set of weights.
+
+        quantization: None for what the first member of that source has.
+        """
         if source in self._engines:
             return self._engines[source]
         templated = prefers_chat(source) if chat == "auto" else chat
-        key = (source, templated)
+        if quantization is None:
+            quantization = next((m.quantization for m in self.config.members if m.source == source), "none")
+        key = (source, templated, quantization)
         if key not in self._loaded:
             self.progress(f"loading {source}")
-            self._loaded[key] = load_engine(source, device=self.config.device, dtype=self.config.dtype, chat=templated)
+            options: dict[str, Any] = {}
+            self._process = self._process or resident_bytes()
+            if resolve(source).kind != "server":
+                options = {"quantization": quantization, "residency": self.residency}
+                if self.plan is not None:
+                    options["prefix_cache_bytes"] = self.plan.cache_limit
+            else:
+                options = self.server_options
+            self._loaded[key] = load_engine(
+                source, device=self.config.device, dtype=self.config.dtype, chat=templated, **options
+            )
         return self._loaded[key]
+
+    @cached_property
+    def server_options(self) -> dict[str, Any]:
+        """How members behind servers are asked, and the budget that they share."""
+        server = self.config.server
+        values = {name: getattr(server, name) for name in type(server).model_fields}
+        values["api_key"] = server.api_key.get_secret_value() if server.api_key is not None else None
+        settings = ServerSettings(**values)
+        return {"settings": settings, "budget": Budget(settings.max_requests, settings.max_tokens)}
+
+    @cached_property
+    def residency(self) -> Residency:
+        """Who is in memory: all models where they fit by prediction, else they take turns."""
+        plan = self.plan
+        return Residency() if plan is None else Residency(plan.models_limit, plan.largest_cache)
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """The memory plan, made where there is something to decide: several models, or a limit.
+
+        Raises ConfigError where one alone does not fit the memory limit of the settings.
+        """
+        config = self.config
+        members = [member for member in config.members if member.source not in self._engines]
+        weights = {(m.source, m.quantization) for m in members if resolve(m.source).kind != "server"}
+        if config.memory_limit_mib is None and len(weights) < 2:
+            return None
+        plan = make_plan(config, members, self._process)
+        check_fits(plan)
+        if plan.mode != "resident":
+            self.notes.append(
+                f"the models take about {mib(plan.resident)} MiB together, {mib(plan.available or 0)} MiB are there: "
+                "they take turns"
+            )
+        return plan
+
+    def predicted(self) -> Plan | None:
+        """The memory plan of the models that were loaded; None where none was."""
+        loaded = {(source, quantization) for source, _, quantization in self._loaded}
+        members = [m for m in self.config.members if (m.source, m.quantization) in loaded]
+        return make_plan(self.config, members, self._process) if members else None
+
+    def engine_notes(self) -> list[str]:
+        """What the engines note about how they ran, each note once."""
+        engines = [*self._engines.values(), *self._loaded.values()]
+        return list(dict.fromkeys(note for engine in engines for note in getattr(engine, "notes", ())))
 
     def encoder(self) -> Encoder:
         """The sentence encoder, loaded once."""
         if self._encoder is None:
             self.progress(f"loading {self.config.encoder}")
+            self._process = self._process or resident_bytes()
             self._encoder = load_encoder(self.config.encoder, device=self.config.device, dtype=self.config.dtype)
         return self._encoder
 
@@ -173,7 +240,9 @@ class Preparation:
         style = style_of(self.config)
         kind = "paper" if self.config.preset == "paper" else "default"
         return tuple(
-            PromptedMember(m.name, self.engine(m.source, m.chat), m.variant, pool.labels, kind, style)  # type: ignore[arg-type]
+            PromptedMember(
+                m.name, self.engine(m.source, m.chat, quantization=m.quantization), m.variant, pool.labels, kind, style
+            )  # type: ignore[arg-type]
             for m in wanted
         )
 
@@ -185,7 +254,7 @@ class Preparation:
         """Finds demonstrations; None for a pool without sentences."""
         if not pool.sentences:
             return None
-        return Retriever(pool, self.encoder(), self.config.retrieve, self.cache)
+        return Retriever(pool, self.encoder(), self.config.retrieve, self.cache, self.config.seed)
 
     def verifier(self, team: Team) -> PromptedMember | None:
         """Who verifies: the named member, else the first that is asked; None where prompting nobody."""

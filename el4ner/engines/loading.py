@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.attention import install
+from el4ner.engines.quantization import quantization_config
+from el4ner.engines.residency import Residency
+from el4ner.engines.sizes import size_of
 from el4ner.errors import EngineError, ModelNotFoundError
 from el4ner.models import ResolvedModel, local_folder, resolve
 
@@ -21,19 +24,53 @@ T = TypeVar("T")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(eq=False)
 class LoadedModel:
-    """One set of weights in memory. `shared` holds what its users share beside it, such as the prefix cache."""
+    """One set of weights. `shared` holds what its users share beside it, such as the prefix cache.
 
-    model: Any
-    tokenizer: Any
-    source: str
-    device: torch.device
-    dtype: torch.dtype
-    shared: dict[str, Any] = field(default_factory=dict)
+    model: the weights, loaded again where they had to leave memory. load: how to load them, None where they cannot
+    leave. n_bytes: their size. residency: who takes turns with it.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, source: str, device: torch.device, dtype: torch.dtype, *,
+        load: Callable[[], Any] | None = None, n_bytes: int = 0, residency: Residency | None = None,
+    ) -> None:  # fmt: skip
+        self.tokenizer = tokenizer
+        self.source = source
+        self.device = device
+        self.dtype = dtype
+        self.n_bytes = n_bytes
+        self.shared: dict[str, Any] = {}
+        self._model = model
+        self._load = load
+        self._residency = residency
+
+    @property
+    def model(self) -> Any:
+        """The transformers model. Raises EngineError if it had to leave and cannot be loaded again."""
+        if self._model is None:
+            assert self._load is not None  # only what can be loaded again leaves
+            if self._residency is not None:
+                self._residency.admit(self)
+            self._model = self._load()
+        elif self._residency is not None:
+            self._residency.use(self)
+        return self._model
+
+    def release(self) -> None:
+        """Leave memory, with everything that was computed by the weights; `model` brings them back."""
+        if self._load is None:
+            return
+        self._model = None
+        self.shared.pop("repeated", None)
+        if "prefixes" in self.shared:
+            self.shared["prefixes"].clear()
+        gc.collect()  # modules refer to each other in circles
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-_loaded: weakref.WeakValueDictionary[tuple[str, str, str, str], LoadedModel] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[str, ...], LoadedModel] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -82,46 +119,72 @@ def numbers_of(source: str, device: torch.device, dtype: torch.dtype) -> str:
     return f"{source} ({device.type}, {str(dtype).rpartition('.')[2]})"
 
 
-def load_model(source: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Load a causal LM, or hand out the one already in memory for this source, device and dtype.
+def load_model(
+    source: str, device: str = "auto", dtype: str = "auto", *, quantization: str = "none",
+    residency: Residency | None = None,
+) -> LoadedModel:  # fmt: skip
+    """Load a causal LM, or hand out the one already in memory for this source, device, dtype and quantisation.
 
-    Raises ModelNotFoundError if there is no such model, EngineError if it cannot be loaded.
+    residency: models that share memory with it; one already in memory keeps its own. Raises ModelNotFoundError if
+    there is no such model, EngineError if it cannot be loaded.
     """
     resolved = resolve(source)
     if resolved.kind == "server":
         raise EngineError(f"model {source!r} is a server; its weights cannot be loaded here")
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    key = (resolved.location, resolved.identity or "", str(torch_device), str(torch_dtype))
+    key = (resolved.location, resolved.identity or "", str(torch_device), str(torch_dtype), quantization)
     with _lock:
         loaded = _loaded.get(key)
         if loaded is None:
-            loaded = _load(resolved, torch_device, torch_dtype)
+            loaded = _load(resolved, torch_device, torch_dtype, quantization, residency)
             _loaded[key] = loaded
         return loaded
 
 
-def _load(resolved: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def _load(
+    resolved: ResolvedModel, device: torch.device, dtype: torch.dtype, quantization: str, residency: Residency | None
+) -> LoadedModel:
     import transformers
 
     folder = local_folder(resolved)
     options: dict[str, Any] = {"trust_remote_code": False}
     if resolved.kind == "hub" and resolved.identity:
         options["revision"] = resolved.identity
+    quantized = quantization_config(quantization, dtype)
     with load_errors(resolved), quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **options
-        )
-        model = model.to(device).eval()
-    if device.type == "cpu":
-        install(model)
     if not getattr(tokenizer, "is_fast", False):
         raise EngineError(f"model {resolved.name!r} has no fast tokenizer; el4ner needs one for character offsets")
+
+    def load() -> Any:
+        with load_errors(resolved), quiet_transformers():
+            return _weights(folder, device, dtype, quantized, options)
+
+    n_bytes = 0
+    if residency is not None and residency.limit_bytes is not None:
+        n_bytes = size_of(resolved).weight_bytes(dtype, quantization)
+    loaded = LoadedModel(None, tokenizer, "", device, dtype, load=load, n_bytes=n_bytes, residency=residency)
+    revision = resolved.identity or getattr(loaded.model.config, "_commit_hash", None)
+    loaded.source = f"{resolved.name}@{revision[:16]}" if revision else resolved.name
+    if quantization != "none":
+        loaded.source += f" in {quantization}"
+    return loaded
+
+
+def _weights(folder: str, device: torch.device, dtype: torch.dtype, quantized: Any, options: dict[str, Any]) -> Any:
+    import transformers
+
+    if quantized is not None:  # such weights cannot be moved once they are there
+        options = options | {"quantization_config": quantized, "device_map": {"": str(device)}}
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    if quantized is None:
+        model = model.to(device)
+    model = model.eval()
     model.requires_grad_(False)
-    revision = resolved.identity or getattr(model.config, "_commit_hash", None)
-    name = f"{resolved.name}@{revision[:16]}" if revision else resolved.name
-    return LoadedModel(model, tokenizer, name, device, dtype)
+    if device.type == "cpu":
+        install(model)
+    return model
 
 
 @contextmanager

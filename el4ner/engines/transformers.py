@@ -10,6 +10,7 @@ import numpy as np
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
 from el4ner.engines.batches import check_layers, even_batches, length_batches
+from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, READ_TOKENS, decode_replies
 from el4ner.engines.chat import PromptRenderer, TokenIds
 from el4ner.engines.counts import TokenCounts
 from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
@@ -19,6 +20,7 @@ from el4ner.engines.loading import LoadedModel, halving, load_model, numbers_of,
 from el4ner.engines.packing import Packing, check
 from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner
 from el4ner.engines.repeated import RepeatedCache
+from el4ner.engines.residency import Residency
 from el4ner.engines.scoring import Budgets, ChoiceScorer, PlainScorer, Question
 from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
@@ -26,13 +28,8 @@ from el4ner.errors import EngineError
 
 T = TypeVar("T")
 
-_READ_TOKENS = {"cpu": 192, "cuda": 32768}
 _READ_MULTIPLE = 16
 """On a CPU texts are read in batches of fixed shapes: rows padded to a multiple of this many tokens."""
-# Padded new tokens per packed forward pass. A CPU with two cores is busy from about 256 on; larger passes pad more.
-_FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
-_DECODE_REPLIES = {"cpu": 96, "cuda": 256}
-_PREFIX_CACHE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 
 
 class TransformersEngine:
@@ -41,8 +38,9 @@ class TransformersEngine:
     source: `embedded:NAME`, a model folder, a .gguf file or a Hugging Face id. Engines of one source, device and dtype
     share one model in memory, and its cache of prefixes. read_tokens, forward_tokens: padded tokens per forward pass of
     `read` and of everything else (defaults by device). prefix_cache_bytes: memory for keys and values of prompt
-    prefixes; the first engine of a model sets it. loaded: a model that is in memory already. counts: tokens asked,
-    computed and written so far. Raises ModelNotFoundError or EngineError if the model cannot be loaded.
+    prefixes; the first engine of a model sets it. quantization: none, 8bit or 4bit. residency: the models that it
+    takes turns with. loaded: a model that is in memory already. counts: tokens asked, computed and written so far.
+    Raises ModelNotFoundError or EngineError if the model cannot be loaded.
     """
 
     def __init__(
@@ -56,19 +54,21 @@ class TransformersEngine:
         read_tokens: int | None = None,
         forward_tokens: int | None = None,
         prefix_cache_bytes: int | None = None,
+        quantization: str = "none",
+        residency: Residency | None = None,
         loaded: LoadedModel | None = None,
     ) -> None:
         self.name = name
-        self._loaded = loaded or load_model(source, device, dtype)
+        self._loaded = loaded or load_model(source, device, dtype, quantization=quantization, residency=residency)
         self.source = numbers_of(self._loaded.source, self._loaded.device, self._loaded.dtype)
         self.device = self._loaded.device
         self.dtype = self._loaded.dtype
         self._config = self.model.config.get_text_config()
-        self._read_tokens = read_tokens or _READ_TOKENS.get(self.device.type, 2048)
-        self._forward_tokens = forward_tokens or _FORWARD_TOKENS.get(self.device.type, 512)
+        self._read_tokens = read_tokens or READ_TOKENS.get(self.device.type, 2048)
+        self._forward_tokens = forward_tokens or FORWARD_TOKENS.get(self.device.type, 512)
         self._text = TextTokens(self.tokenizer)
         self._prompts = PromptRenderer(self.tokenizer, name, chat)
-        limit = prefix_cache_bytes or _PREFIX_CACHE_BYTES.get(self.device.type, 1 << 30)
+        limit = prefix_cache_bytes or PREFIX_CACHE_BYTES.get(self.device.type, 512 << 20)
         self._cache: PrefixCache = self._loaded.shared.setdefault("prefixes", PrefixCache(limit))
         self.counts = TokenCounts()
         self.computed: list[int] = []
@@ -234,7 +234,7 @@ class TransformersEngine:
 
     def _write_packed(self, replies: Sequence[Reply], writer: ReplyWriter) -> None:
         """Replies side by side; with fewer and smaller passes where memory does not suffice."""
-        at_once = _DECODE_REPLIES.get(self.device.type, 16)
+        at_once = decode_replies(self.device.type)
 
         def attempt(forward_tokens: int) -> None:
             runner = self._runner(forward_tokens)
@@ -286,11 +286,19 @@ class TransformersEngine:
     def _runner(self, forward_tokens: int) -> PrefixRunner:
         return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens)
 
-    def _budgets(self, forward_tokens: int) -> Budgets:
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens of prefixes are kept at most."""
+        return self._cache.limit_bytes // self._kv_bytes_per_token()
+
+    def _kv_bytes_per_token(self) -> int:
         config = self._config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        per_token = 2 * self.n_layers * int(heads) * int(width) * self.dtype.itemsize
+        return 2 * self.n_layers * int(heads) * int(width) * self.dtype.itemsize
+
+    def _budgets(self, forward_tokens: int) -> Budgets:
+        per_token = self._kv_bytes_per_token()
         kv_bytes = max(1, self._cache.limit_bytes // 2) * forward_tokens // self._forward_tokens
         return Budgets(forward_tokens, forward_tokens, kv_bytes, per_token)
 

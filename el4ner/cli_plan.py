@@ -1,0 +1,31 @@
+"""`el4ner plan`: will the models fit, before any of them is loaded?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from el4ner.cli_messages import need_stdout
+from el4ner.cli_predict import check_device, given, model_options
+from el4ner.jsonl import json_text
+
+
+@click.command()
+@model_options
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Sentences a model reads at once.")
+@click.option("--memory-limit-mib", type=click.IntRange(min=1), metavar="MIB", help="Most memory that may be taken.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def plan(config: str | None, as_json: bool, **options: Any) -> None:
+    """Predict the memory that the members' models take, and whether they stay in memory together or take turns.
+
+    Reads configurations and GGUF metadata, no weights. Members that share a source share its weights.
+    """
+    need_stdout()
+    from el4ner.config import load_config
+    from el4ner.plan import make_plan, render_plan
+
+    settings = load_config(config, overrides=given(options))
+    check_device(settings.device)
+    made = make_plan(settings)
+    click.echo(json_text(made.to_dict()) if as_json else render_plan(made))

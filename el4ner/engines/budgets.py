@@ -1,0 +1,17 @@
+"""How much runs at once on each kind of device: what the engine does and the memory plan predicts."""
+
+from __future__ import annotations
+
+READ_TOKENS = {"cpu": 192, "cuda": 32768}
+"""Padded tokens per forward pass of `read`."""
+FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Padded new tokens per packed forward pass. A CPU with two cores is busy from about 256 on; larger passes pad more."""
+PREFIX_CACHE_BYTES = {"cpu": 512 << 20, "cuda": 8 << 30}
+"""Keys and values of prefixes that are kept. On a CPU it keeps the embedded model's runs under 2 GiB."""
+
+_DECODE_REPLIES = {"cpu": 96, "cuda": 256}
+
+
+def decode_replies(device: str) -> int:
+    """Replies that are written at once."""
+    return _DECODE_REPLIES.get(device, 16)

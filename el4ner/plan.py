@@ -1,0 +1,254 @@
+"""Will the models fit? Weights, keys and values, and workspace of every model, predicted before any of them is loaded.
+
+    resident:  sum of all weights + the largest cache and workspace + what the process takes by itself
+    by turns:  the largest single model instead of the sum
+
+Members that share a source share its weights and its cache. Prediction needs configurations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from el4ner.config import Config, MemberConfig
+from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, decode_replies
+from el4ner.engines.sizes import ModelSize, encoder_parameters, size_of
+from el4ner.errors import ConfigError
+from el4ner.models import resolve
+
+MIB = 1 << 20
+
+FIT_SHARE = 0.9
+"""Share of the free memory that models may take: allocators lose some of it between blocks."""
+LEAST_CACHE = 16 * MIB
+"""Prefixes are kept in no less than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """One set of weights: who uses it, and the bytes it is predicted to take.
+
+    cache: keys and values of prefixes that are kept. workspace: those of the batch that runs, copied side by side,
+    with its states, masks and logits.
+    """
+
+    source: str
+    members: tuple[str, ...]
+    quantization: str
+    parameters: int
+    weights: int
+    kv_per_token: int
+    cache: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """Everything this model takes while it runs."""
+        return self.weights + self.cache + self.workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is predicted to take on a device, in bytes.
+
+    encoder: weights of the sentence encoder, which always stay. process: what Python and its libraries take on a CPU,
+    measured now; 0 on a GPU. available: free memory of the device, or the limit that was given. mode: "resident",
+    "turns" or "too large". cache_limit: what an engine may keep of prefixes.
+    """
+
+    device: str
+    dtype: str
+    models: tuple[ModelPlan, ...]
+    encoder: int
+    process: int
+    available: int | None
+    limited: bool
+    mode: str
+    cache_limit: int
+
+    @property
+    def resident(self) -> int:
+        """All models in memory at once; only one of them runs at a time."""
+        models = sum(model.weights + model.cache for model in self.models)
+        return self._fixed + models + max((model.workspace for model in self.models), default=0)
+
+    @property
+    def _fixed(self) -> int:
+        return self.process + self.encoder
+
+    @property
+    def turns(self) -> int:
+        """One model in memory at a time."""
+        return self._fixed + max((model.total for model in self.models), default=0)
+
+    @property
+    def predicted(self) -> int:
+        """What the run will take as planned."""
+        return self.resident if self.mode == "resident" else self.turns
+
+    @property
+    def models_limit(self) -> int | None:
+        """Most that models in memory may take with their caches, None for all of them."""
+        if self.mode == "resident" or self.available is None:
+            return None
+        others = self._fixed + max((model.workspace for model in self.models), default=0)
+        return max(int(self.available * FIT_SHARE) - others, 1)
+
+    @property
+    def largest_cache(self) -> int:
+        """Keys and values that one model keeps at most."""
+        return max((model.cache for model in self.models), default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, bytes as MiB, for JSON."""
+        models = []
+        for model in self.models:
+            facts = {key: value for key, value in asdict(model).items() if key not in ("weights", "cache", "workspace")}
+            parts = {"weights": model.weights, "cache": model.cache, "workspace": model.workspace, "total": model.total}
+            models.append(facts | {f"{key}_mib": mib(value) for key, value in parts.items()})
+        sizes = {
+            "encoder": self.encoder, "process": self.process, "resident": self.resident, "turns": self.turns,
+            "predicted": self.predicted, "available": self.available,
+        }  # fmt: skip
+        own = {f"{key}_mib": None if value is None else mib(value) for key, value in sizes.items()}
+        return {"device": self.device, "dtype": self.dtype, "mode": self.mode, "models": models} | own
+
+
+def mib(n_bytes: float) -> int:
+    """Bytes as whole MiB."""
+    return round(n_bytes / MIB)
+
+
+def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, process: int | None = None) -> Plan:
+    """The plan of a run with these settings. Raises what resolving models and reading configurations raise.
+
+    members: only these. process: bytes of the process without models, where they are known.
+    """
+    from el4ner.engines.loading import choose_device, choose_dtype
+
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for member in config.members if members is None else members:
+        if resolve(member.source).kind != "server":  # a server's memory is its own
+            groups.setdefault((member.source, member.quantization), []).append(member.name)
+    encoder = encoder_parameters(resolve(config.encoder)) * dtype.itemsize
+    if device.type != "cpu":
+        process = 0
+    elif process is None:
+        process = resident_bytes()
+    sizes = [size_of(resolve(source)) for source, _ in groups]
+    limit = None if config.memory_limit_mib is None else config.memory_limit_mib * MIB
+    heaviest = max((s.weight_bytes(dtype, bits) for s, (_, bits) in zip(sizes, groups, strict=True)), default=0)
+    cache_limit = PREFIX_CACHE_BYTES.get(device.type, 512 << 20)
+    if limit is not None:  # half of what the heaviest model leaves; the batch that runs takes half of that again
+        room = int(limit * FIT_SHARE) - process - encoder - heaviest
+        cache_limit = min(cache_limit, max(LEAST_CACHE, room // 2))
+    models = tuple(
+        plan_model(source, names, bits, size, config, device.type, dtype, cache_limit)
+        for size, ((source, bits), names) in zip(sizes, groups.items(), strict=True)
+    )
+    available = limit if limit is not None else free_bytes(str(device))
+    if available is not None and limit is None and device.type == "cpu":
+        available += process  # what is free beside what the process has already
+    plan = Plan(str(device), str(dtype).rpartition(".")[2], models, encoder, process, available, limit is not None,
+                "resident", cache_limit)  # fmt: skip
+    if available is None or plan.resident <= available * FIT_SHARE:
+        return plan
+    return replace(plan, mode="turns" if plan.turns <= available * FIT_SHARE else "too large")
+
+
+def plan_model(
+    source: str,
+    names: Sequence[str],
+    quantization: str,
+    size: ModelSize,
+    config: Config,
+    device: str,
+    dtype: Any,
+    cache_limit: int,
+) -> ModelPlan:
+    """What one model takes.
+
+    cache: the prefixes of one chunk of sentences, at most what the engine keeps. workspace: a batch's prefixes copied
+    side by side (half of that limit at most), 12 numbers of the widest layer and of the state for every token of a
+    pass, its mask, and a row of float32 logits with its copy for every reply that is written at once.
+    """
+    per_token = size.kv_bytes_per_token(dtype)
+    longest = min(config.max_prompt_tokens, size.positions or config.max_prompt_tokens)
+    cache = min(cache_limit, config.batch_size * longest * per_token)
+    tokens = FORWARD_TOKENS.get(device, 512)
+    rows = min(config.batch_size, decode_replies(device))
+    columns = longest + config.extract.max_new_tokens * len(names)
+    copies = min(cache_limit // 2, rows * columns * per_token)
+    states = tokens * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
+    mask = tokens * (longest + tokens) * 4
+    logits = 2 * 4 * size.vocabulary * min(decode_replies(device), rows * len(names))
+    return ModelPlan(
+        source, tuple(names), quantization, size.parameters, size.weight_bytes(dtype, quantization), per_token,
+        cache, copies + states + mask + logits,
+    )  # fmt: skip
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not say (/proc)."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * resource.getpagesize()
+    except (OSError, ValueError, IndexError, ImportError):
+        return 0
+
+
+def free_bytes(device: str) -> int | None:
+    """Free memory of a device; of the CPU what the system calls available (Linux), None where it does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+def check_fits(plan: Plan) -> None:
+    """Raises ConfigError for a plan whose largest model does not fit alone, where a limit was given."""
+    if plan.mode == "too large" and plan.limited:
+        largest = max(plan.models, key=lambda model: model.total)
+        raise ConfigError(
+            f"memory_limit_mib={mib(plan.available or 0)}: {largest.source} takes about {mib(plan.turns)} MiB alone; "
+            "raise the limit, lower batch_size, or choose a smaller model or fewer bits"
+        )
+
+
+def render_plan(plan: Plan) -> str:
+    """The plan as lines for reading."""
+    lines = [f"{plan.device}, {plan.dtype}; MiB predicted from configurations, nothing was loaded", ""]
+    lines.append(f"{'model':<36}{'weights':>9}{'cache':>8}{'work':>8}{'total':>8}  members")
+    for model in plan.models:
+        name = model.source if model.quantization == "none" else f"{model.source} ({model.quantization})"
+        sizes = (model.weights, model.cache, model.workspace, model.total)
+        columns = "".join(f"{mib(value):>{width}}" for value, width in zip(sizes, (9, 8, 8, 8), strict=True))
+        lines.append(f"{name:<36}{columns}  {', '.join(model.members)}")
+    lines.append(f"{'sentence encoder':<36}{mib(plan.encoder):>9}{'':>16}{mib(plan.encoder):>8}")
+    if plan.process:
+        lines.append(f"{'Python and libraries':<36}{'':>25}{mib(plan.process):>8}")
+    lines.append("")
+    there = "unknown" if plan.available is None else f"{mib(plan.available)} MiB"
+    what = "limit" if plan.limited else "free"
+    lines.append(f"all resident {mib(plan.resident)} MiB, by turns {mib(plan.turns)} MiB, {what} {there}")
+    verdict = {
+        "resident": "all models stay in memory",
+        "turns": "models take turns: each stage loads the next one",
+        "too large": "the largest model does not fit: lower --batch-size, or choose a smaller model or fewer bits",
+    }[plan.mode]
+    lines.append(verdict)
+    return "\n".join(lines)

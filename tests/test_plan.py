@@ -1,0 +1,180 @@
+"""The memory plan is what loading takes, members share weights, and models that do not fit together take turns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from el4ner.bench.random_models import shape_config  # noqa: E402
+from el4ner.cli import main  # noqa: E402
+from el4ner.config import Config, make_config  # noqa: E402
+from el4ner.engines import Choose, Generate, load_engine  # noqa: E402
+from el4ner.engines.loading import load_model  # noqa: E402
+from el4ner.engines.residency import Residency  # noqa: E402
+from el4ner.engines.sizes import size_of  # noqa: E402
+from el4ner.errors import ConfigError, EngineError  # noqa: E402
+from el4ner.models import embedded_file, local_folder, resolve  # noqa: E402
+from el4ner.plan import MIB, check_fits, make_plan, render_plan  # noqa: E402
+from el4ner.preparation import Preparation  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("embedded")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two random models with the embedded model's tokenizer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(local_folder(resolve("embedded:smollm2")))
+    made = []
+    for seed in (1, 2):
+        folder = tmp_path_factory.mktemp(f"tiny{seed}")
+        torch.manual_seed(seed)
+        transformers.AutoModelForCausalLM.from_config(shape_config("random:tiny")).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made.append(str(folder))
+    return made
+
+
+def _config(folders: list[str], **settings: Any) -> Config:
+    members = [{"name": f"m{i}", "source": folder} for i, folder in enumerate(folders)]
+    return make_config({"members": members, "device": "cpu", "dtype": "float32", **settings})
+
+
+def test_predicted_weights_are_what_is_loaded(folders: list[str]) -> None:
+    for source in (folders[0], "embedded:smollm2"):
+        size = size_of(resolve(source))
+        model = load_model(source, "cpu", "float32").model
+        assert size.weight_bytes(torch.float32) == sum(p.nbytes for p in model.parameters())
+        engine: Any = load_engine(source, device="cpu", dtype="float32")
+        engine.choose([Choose(("abc", "def", "ghi"), (" a",))])
+        chunks = engine._cache._chunks.values()
+        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        assert sum(chunk.n_bytes for chunk in chunks) == tokens * size.kv_bytes_per_token(torch.float32)
+
+
+def test_gguf_metadata_give_the_same_size_as_the_converted_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from el4ner.engines import sizes
+    from el4ner.models import EMBEDDED
+
+    if embedded_file(EMBEDDED[0]) is None:
+        pytest.skip("the embedded model is not installed as a GGUF file")
+    resolved = resolve("embedded:smollm2")
+    if resolved.kind != "gguf":
+        pytest.skip("the originals were chosen")
+    converted = size_of(resolved)
+    monkeypatch.setattr(sizes, "is_intact", lambda _: False)
+    assert size_of(resolved) == converted
+
+
+def test_members_of_one_source_share_weights(folders: list[str]) -> None:
+    plan = make_plan(_config([folders[0], folders[0], folders[1]]))
+    assert [model.members for model in plan.models] == [("m0", "m1"), ("m2",)]
+    assert plan.mode == "resident"
+    one, two = make_plan(_config(folders[:1])), plan
+    assert two.resident - two.process > one.resident - one.process
+    assert "m0, m1" in render_plan(plan)
+
+
+def test_fewer_bits_take_less() -> None:
+    member = {"name": "m", "source": "embedded:smollm2"}
+    sizes = [
+        make_plan(make_config({"members": [member | {"quantization": bits}], "device": "cpu"})).models[0].weights
+        for bits in ("none", "8bit", "4bit")
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+    size = size_of(resolve("embedded:smollm2"))
+    assert sizes[1] == (size.parameters - size.linear) * 4 + size.linear
+
+
+def test_a_limit_makes_models_take_turns_or_is_refused(folders: list[str]) -> None:
+    free = make_plan(_config(folders, batch_size=2))
+    between = (free.turns + free.resident) // 2
+    limit = int(between / 0.9 / MIB)
+    plan = make_plan(_config(folders, batch_size=2, memory_limit_mib=limit), process=free.process)
+    assert plan.mode == "turns"
+    assert plan.models_limit is not None
+    takes = [model.weights + plan.largest_cache for model in plan.models]
+    assert max(takes) <= plan.models_limit < sum(takes)
+    small = make_plan(_config(folders, memory_limit_mib=1))
+    assert small.mode == "too large"
+    with pytest.raises(ConfigError, match="memory_limit_mib=1"):
+        check_fits(small)
+    with pytest.raises(ConfigError, match="memory_limit_mib=1"):
+        Preparation(_config(folders, memory_limit_mib=1)).engine(folders[0])
+
+
+def test_taking_turns_changes_no_answer(folders: list[str]) -> None:
+    requests = [Choose(("List.\n", "Ann met Bob.\n", f"{who} is a"), (" person", " none of these")) for who in "AB"]
+    lists = [Generate(("List.\n", "Ann met Bob.\n", "Names:"), None, 4)]
+    expected = []
+    for folder in folders:
+        engine = load_engine(folder, device="cpu", dtype="float32")
+        expected.append((engine.choose(requests), engine.generate(lists), engine.read(["Ann"], [1])))
+        del engine
+    size = size_of(resolve(folders[0])).weight_bytes(torch.float32)
+    residency = Residency(limit_bytes=size + size // 2)
+    engines: list[Any] = [load_engine(f, device="cpu", dtype="float32", residency=residency) for f in folders]
+    for _ in range(2):  # stage by stage, as the pipeline asks
+        for engine, (scores, _, _) in zip(engines, expected, strict=True):
+            for found, wanted in zip(engine.choose(requests), scores, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+        for engine, (_, replies, states) in zip(engines, expected, strict=True):
+            assert engine.generate(lists) == replies
+            np.testing.assert_array_equal(engine.read(["Ann"], [1])[0].states[1], states[0].states[1])
+            assert residency.n_bytes <= residency.limit_bytes
+    # loading, then three switches of two models in each of two rounds but where the same model goes on
+    assert residency.departures == residency.arrivals - 1 >= 7
+    assert sum(engine._loaded._model is not None for engine in engines) == 1
+
+
+def test_all_stay_where_they_fit(folders: list[str]) -> None:
+    preparation = Preparation(_config([*folders, folders[0]]))
+    engines: list[Any] = [preparation.engine(folder) for folder in folders]
+    assert preparation.engine(folders[0]) is engines[0]
+    for _ in range(2):
+        for engine in engines:
+            engine.choose([Choose(("a", "b", "c"), (" d",))])
+    assert preparation.residency.departures == 0
+    assert all(engine._loaded._model is not None for engine in engines)
+    predicted = preparation.predicted()
+    assert predicted is not None
+    assert [model.members for model in predicted.models] == [("m0", "m2"), ("m1",)]
+
+
+def test_quantisation_without_its_library_is_one_line(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from el4ner.engines import quantization
+
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EngineError, match="bitsandbytes") as caught:
+        load_engine(folders[0], device="cpu", dtype="float32", quantization="4bit")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EngineError, match="none, 8bit or 4bit"):
+        load_engine(folders[0], device="cpu", dtype="float32", quantization="2bit")
+
+
+def test_the_command_loads_no_weights(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
+    options = ["plan", "--device", "cpu", "--members", f"a={folders[0]}", "--members", f"b={folders[1]}"]
+    done = CliRunner().invoke(main, [*options, "--json"])
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert plan["mode"] == "resident"
+    assert [model["members"] for model in plan["models"]] == [["a"], ["b"]]
+    assert plan["predicted_mib"] == plan["resident_mib"] > sum(model["weights_mib"] for model in plan["models"])
+    assert "all models stay in memory" in CliRunner().invoke(main, options).stdout
+    broken = Path(folders[0]).parent / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    done = CliRunner().invoke(main, ["plan", "--members", f"a={broken}"])
+    assert done.exit_code == 1
+    assert "configuration cannot be read" in done.stderr
