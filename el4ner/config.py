@@ -46,14 +46,17 @@ class MemberConfig(_Settings):
 
 
 class RetrieveConfig(_Settings):
-    """Stage 1, demonstrations by span similarity.
+    """Stage 1, demonstrations.
 
+    by: "spans" is the method's own, by span similarity; the others are there to be compared with: "sentence" (cosine of
+    sentence embeddings), "bm25" (shared words) and "random".
     spans: whose spans of the input are compared: "members" asks every member zero-shot, as published; "proposers"
     takes noun phrases and pool strings, which costs no generation. On the pool side the spans are the gold entities,
     as in the public re-implementation. pos_of: the word whose part of speech weighs a span.
     """
 
     k: int = Field(default=4, ge=0, le=64)
+    by: Literal["spans", "sentence", "bm25", "random"] = "spans"
     spans: Literal["members", "proposers"] = "proposers"
     pos_of: Literal["first", "max", "last"] = "max"
 

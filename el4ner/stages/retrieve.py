@@ -19,6 +19,7 @@ from el4ner.engines.base import Encoder
 from el4ner.kernels import SpanPool, span_topk
 from el4ner.pool import Pool
 from el4ner.records import Demonstration, Sentence, Span, Usage
+from el4ner.stages.ranking import Bm25Ranking, RandomRanking, Ranking, SentenceRanking
 from el4ner.stages.team import Team
 from el4ner.text import noun_phrases, pos_tags, span_weight, words
 from el4ner.voters.conversations import together
@@ -33,12 +34,15 @@ class Retrieved:
 
 
 class Retriever:
-    """Finds demonstrations in one pool; the pool side is its gold spans."""
+    """Finds demonstrations in one pool; the pool side is its gold spans. seed: for those drawn at random."""
 
-    def __init__(self, pool: Pool, encoder: Encoder, config: RetrieveConfig, cache: ArrayCache) -> None:
+    def __init__(self, pool: Pool, encoder: Encoder, config: RetrieveConfig, cache: ArrayCache, seed: int = 0) -> None:
         self.pool = pool
         self._encoder = encoder
         self._config = config
+        # only sentences with entities are demonstrations, however they are ranked
+        self._shown = [position for position, d in enumerate(pool.sentences) if d.entities]
+        self._ranking = _ranking([pool.sentences[s].text for s in self._shown], encoder, config, cache, seed)
         owners = [(s, d.text[e.start : e.end]) for s, d in enumerate(pool.sentences) for e in d.entities]
         surfaces = sorted({surface for _, surface in owners})
         key = content_key("demonstration spans", encoder.source, surfaces)
@@ -73,6 +77,12 @@ class Retriever:
         k = self._config.k
         if not k or not self.pool.sentences:
             return [()] * len(sentences)
+        folds: Sequence[int | None] = [None] * len(sentences) if exclude_folds is None else exclude_folds
+        exclude = [self._own(sentence, fold) for sentence, fold in zip(sentences, folds, strict=True)]
+        if self._ranking is not None:
+            left_out = [{p for p, s in enumerate(self._shown) if s in own} for own in exclude]
+            ranked = self._ranking.top([sentence.text for sentence in sentences], k, left_out)
+            return [tuple(self.pool.sentences[self._shown[p]] for p in own) for own in ranked]
         surfaces, weights, offsets = [], [], [0]
         for sentence, own in zip(sentences, spans, strict=True):
             units = words(sentence.text)
@@ -80,8 +90,6 @@ class Retriever:
             surfaces += [sentence.text[span.start : span.end] for span in own]
             weights += [span_weight(span, units, tags, self._config.pos_of) for span in own]
             offsets.append(len(surfaces))
-        folds: Sequence[int | None] = [None] * len(sentences) if exclude_folds is None else exclude_folds
-        exclude = [self._own(sentence, fold) for sentence, fold in zip(sentences, folds, strict=True)]
         ids, _ = span_topk(
             self._encoder.encode(surfaces), np.array(offsets), np.array(weights, dtype=np.float32),
             self._spans, k, exclude=exclude, backend="auto",
@@ -99,12 +107,31 @@ class Retriever:
         return same if fold is None else same | self._in_fold[fold]
 
 
+def _ranking(
+    texts: Sequence[str], encoder: Encoder, config: RetrieveConfig, cache: ArrayCache, seed: int
+) -> Ranking | None:
+    """How pool sentences are ranked where that is not by spans."""
+    if config.by == "sentence":
+        return SentenceRanking(texts, encoder, cache)
+    if config.by == "bm25":
+        return Bm25Ranking(texts)
+    return RandomRanking(len(texts), seed) if config.by == "random" else None
+
+
 def input_spans(sentences: Sequence[Sentence], team: Team) -> tuple[list[list[Span]], list[Usage]]:
-    """The spans of the input that retrieval compares: the members' zero-shot lists united, or the free proposers'."""
+    """The spans of the input that retrieval compares: the members' zero-shot lists united, or the free proposers'.
+
+    None where it does not compare spans.
+    """
+    if team.config.retrieve.by != "spans":
+        return [[] for _ in sentences], [Usage()] * len(sentences)
     if team.config.retrieve.spans == "members":
         spans: list[set[Span]] = [set() for _ in sentences]
         usage = [Usage()] * len(sentences)
-        for lists in together([member.extraction(sentences) for member in team.members]):
+        computed: list[int] = []
+        talks = [member.extraction(sentences) for member in team.members]
+        for member, lists, tokens in zip(team.members, together(talks, computed), computed, strict=True):
+            team.spend("retrieve", member.name, (listed.usage for listed in lists), tokens)
             for i, listed in enumerate(lists):
                 spans[i].update(listed.spans)
                 usage[i] = usage[i] + listed.usage
