@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from el4ner.bench.system import Found, Kind, Workbench, prediction_of, with_options
+from pydantic import Field
+
+from el4ner.bench.system import BaselineSettings, Found, Kind, Workbench, prediction_of, with_options
 from el4ner.pool import Pool, PoolStrings
 from el4ner.records import Prediction, Sentence, Span
 from el4ner.text import words
 
 
-@dataclass(frozen=True)
-class DictionarySettings:
+class DictionarySettings(BaselineSettings):
     """least_share: a string must be an entity in at least this share of its places in the pool (0.5: more often than
     not); it keeps out common words that were a name once. folded: also strings that differ in case only."""
 
-    least_share: float = 0.5
+    least_share: float = Field(default=0.5, ge=0, le=1)
     folded: bool = False
 
 
@@ -34,7 +34,7 @@ class Dictionary:
     kind: Kind = "baseline"
 
     def __init__(self, bench: Workbench, options: Mapping[str, Any]) -> None:
-        self._own = with_options(DictionarySettings(), options, self.name)
+        self._own = with_options(DictionarySettings, options, self.name)
         self._overlap = bench.config.overlap
         self._labels: dict[str, tuple[str, float]] = {}
         self._strings = PoolStrings(())
@@ -42,7 +42,7 @@ class Dictionary:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The options and the policy for overlaps."""
-        return {**asdict(self._own), "overlap": self._overlap}
+        return {**self._own.model_dump(), "overlap": self._overlap}
 
     def load(self) -> None:
         """No models."""

@@ -54,9 +54,9 @@ class Remembering:
 
 def shared_engines(loader: Preparation, *, remember: bool = True) -> dict[str, Any]:
     """An engine for every source that all its members ask in the same way, by source; it remembers if asked to."""
-    ways = {m.source: {other.chat for other in loader.config.members if other.source == m.source}
-            for m in loader.config.members}  # fmt: skip
-    engines = {source: loader.engine(source, *chat) for source, chat in ways.items() if len(chat) == 1}
+    members = loader.config.members
+    ways = {m.source: {other.chat for other in members if other.source == m.source} for m in members}
+    engines = {source: loader.engine(source, next(iter(chats))) for source, chats in ways.items() if len(chats) == 1}
     return {source: Remembering(engine) if remember else engine for source, engine in engines.items()}
 
 

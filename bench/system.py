@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Literal, Protocol, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from el4ner.bench.sharing import Remembering, shared_engines
 from el4ner.config import Config
-from el4ner.decoding import keep
 from el4ner.engines import Encoder, Engine
 from el4ner.errors import ConfigError
 from el4ner.pool import Pool
@@ -16,7 +17,7 @@ from el4ner.preparation import Preparation
 from el4ner.records import Entity, Prediction, Sentence, Span, Usage
 
 Kind = Literal["el4ner", "baseline"]
-S = TypeVar("S")
+B = TypeVar("B", bound="BaselineSettings")
 
 
 class System(Protocol):
@@ -124,41 +125,40 @@ def prediction_of(
     usage: Usage = _FREE,
     error: str | None = None,
 ) -> Prediction:
-    """A record from what a baseline found; copies are united, and overlaps resolved by score where output is flat."""
+    """A record from what a baseline found. Copies are united; where output is flat, of spans that overlap the one with
+    the best score stays, of equal ones the longest, then the first."""
     best: dict[tuple[Span, str], float] = {}
     for one in found:
         best[one.span, one.label] = max(one.score, best.get((one.span, one.label), 0.0))
-    items = sorted(best.items(), key=lambda item: (item[0][0], item[0][1]))
-    kept = keep([span for (span, _), _ in items], [score for _, score in items], 0.0, overlap)
+    kept: list[tuple[Span, str]] = []
+    for span, label in sorted(best, key=lambda key: (-best[key], key[0].start - key[0].end, key)):
+        if overlap == "nested" or all(span.end <= other.start or other.end <= span.start for other, _ in kept):
+            kept.append((span, label))
     entities = tuple(
-        Entity(span.start, span.end, sentence.text[span.start : span.end], label, score, proposed_by=(name,))
-        for (span, label), score in (items[i] for i in kept)
+        Entity(
+            span.start, span.end, sentence.text[span.start : span.end], label, best[span, label], proposed_by=(name,)
+        )
+        for span, label in sorted(kept)
     )
-    status: Literal["ok", "failed"] = "ok" if error is None else "failed"
+    status: Literal["ok", "truncated"] = "ok" if error is None else "truncated"
     return Prediction(sentence.id, sentence.text, entities, status, error, usage)
 
 
-def with_options(defaults: S, given: Mapping[str, Any], system: str) -> S:
-    """Settings of a baseline, a frozen dataclass, with the options given for it.
+class BaselineSettings(BaseModel):
+    """Settings of a baseline: checked when made, never changed."""
 
-    Raises ConfigError for an option that it does not have, or a value of another type.
-    """
-    assert is_dataclass(defaults)
-    hints = get_type_hints(type(defaults))
-    known = [field.name for field in fields(defaults)]
-    values = asdict(defaults)  # type: ignore[call-overload]
-    for key, value in given.items():
-        if key not in known:
-            raise ConfigError(f"--option {system}.{key}: unknown; {system} has {', '.join(known) or 'no options'}")
-        allowed = getattr(hints[key], "__args__", None)
-        if getattr(hints[key], "__origin__", None) is Literal:
-            if value not in allowed:
-                raise ConfigError(f"--option {system}.{key}={value!r}; choose from {', '.join(map(str, allowed))}")
-        elif hints[key] is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        elif type(value) is not hints[key] and value not in (allowed or ()):
-            kind = getattr(hints[key], "__name__", str(hints[key]))
-            if not (allowed and type(value) in allowed):
-                raise ConfigError(f"--option {system}.{key}={value!r}: give a value of type {kind}")
-        values[key] = value
-    return type(defaults)(**values)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def with_options(settings: type[B], given: Mapping[str, Any], system: str) -> B:
+    """Settings of a baseline with the options given for it. Raises ConfigError for one that it does not have, or a
+    value that is not allowed."""
+    try:
+        return settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join([system, *map(str, first["loc"])])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(settings.model_fields) or "no options"
+            raise ConfigError(f"--option {place}: unknown; {system} has {known}") from None
+        raise ConfigError(f"--option {place}={first['input']!r}: {first['msg']}") from None

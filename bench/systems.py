@@ -8,6 +8,7 @@ take settings through `--set`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from el4ner.bench.own_system import OwnSystem
 from el4ner.bench.system import System, Workbench
 from el4ner.config import load_config, make_config, merge
 from el4ner.errors import ConfigError
+
+Maker = Callable[[Workbench, Mapping[str, Any]], System]
 
 OWN: Mapping[str, Mapping[str, Any]] = {
     "default": {"voters": "auto"},
@@ -27,14 +30,23 @@ OWN: Mapping[str, Mapping[str, Any]] = {
 as the default does."""
 
 
-def _dictionary(bench: Workbench, options: Mapping[str, Any]) -> System:
-    from el4ner.bench.baseline_dictionary import Dictionary
+def _baseline(module: str, name: str) -> Maker:
+    """Makes a baseline of `el4ner.bench.baseline_MODULE`, which is imported when it is asked for."""
 
-    return Dictionary(bench, options)
+    def make(bench: Workbench, options: Mapping[str, Any]) -> System:
+        system: System = getattr(import_module(f"el4ner.bench.baseline_{module}"), name)(bench, options)
+        return system
+
+    return make
 
 
-BASELINES: Mapping[str, Callable[[Workbench, Mapping[str, Any]], System]] = {
-    "dictionary": _dictionary,
+BASELINES: Mapping[str, Maker] = {
+    "zero-shot": _baseline("one_prompt", "ZeroShot"),
+    "kate": _baseline("one_prompt", "Kate"),
+    "gpt-ner": _baseline("gpt_ner", "GptNer"),
+    "deer": _baseline("deer", "Deer"),
+    "dictionary": _baseline("dictionary", "Dictionary"),
+    "fine-tuned": _baseline("fine_tuned", "FineTuned"),
 }
 
 MEMBER = "member:"

@@ -277,7 +277,7 @@ def test_wrong_names_and_options_are_refused(folder: Path, tmp_path: Path) -> No
         ("member:none", {}, "voters"),
         ("default", {"default": {"k": 3}}, "use --set"),
         ("dictionary", {"dictionary": {"shares": 3}}, "dictionary has least_share, folded"),
-        ("dictionary", {"dictionary": {"folded": 3}}, "give a value of type bool"),
+        ("dictionary", {"dictionary": {"folded": 3}}, "a valid boolean"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_system(name, bench, {}, options)

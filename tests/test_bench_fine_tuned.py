@@ -1,0 +1,70 @@
+"""The supervised reference: training on a few sentences with the real embedded model, and a bounded, early end."""
+
+from __future__ import annotations
+
+import pytest
+
+from el4ner.bench.system import Workbench
+from el4ner.bench.systems import make_system
+from el4ner.bench.tagger import Tagger, TrainingSettings, strict_f1, tag_names, train
+from el4ner.config import make_config
+from el4ner.errors import EngineError
+from el4ner.pool import Pool, labels_of
+from el4ner.records import Demonstration, LabelledSpan, Sentence
+
+pytestmark = [pytest.mark.embedded, pytest.mark.slow]
+
+
+def labelled(text: str, *entities: tuple[str, str]) -> Demonstration:
+    spans = tuple(LabelledSpan(text.index(s), text.index(s) + len(s), label) for s, label in entities)
+    return Demonstration(text, text, spans)
+
+
+SENTENCES = (
+    labelled("Ada Lovelace saw Rome.", ("Ada Lovelace", "person"), ("Rome", "place")),
+    labelled("it rains", ),
+    labelled("Paris is far from Rome", ("Paris", "place"), ("Rome", "place")),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return Tagger.load("embedded:smollm2", "cpu")
+
+
+def test_training_learns_its_sentences_and_keeps_the_best_epoch(tagger: Tagger) -> None:
+    tagger.begin(tag_names(["person", "place"]), 0, twice=True, max_tokens=64)
+    before = strict_f1(tagger, SENTENCES)
+    settings = TrainingSettings(epochs=12, steps=10, patience=12, rate=2e-4, warm_up=0.1, decay=0.0, rows=3, seed=0)
+    history = train(tagger, SENTENCES, SENTENCES, settings, lambda _: None)
+    assert len(history) == 10  # one update an epoch; the bound on updates ends it
+    assert before < 0.5 < max(history)
+    assert strict_f1(tagger, SENTENCES) == max(history)
+    worse = TrainingSettings(epochs=9, steps=0, patience=1, rate=5.0, warm_up=0.0, decay=0.0, rows=3, seed=0)
+    ruined = train(tagger, SENTENCES, SENTENCES, worse, lambda _: None)
+    assert len(ruined) < 9  # no better for two epochs
+    assert strict_f1(tagger, SENTENCES) == max(ruined)
+    (cut, empty) = tagger.tag(["word " * 80, ""])
+    assert cut.read_up_to is not None
+    assert 0 < cut.read_up_to < 400
+    assert (empty.entities, empty.read_up_to) == ((), None)
+
+
+def test_the_system_trains_on_a_copy(monkeypatch: pytest.MonkeyPatch, tagger: Tagger) -> None:
+    monkeypatch.setattr(Tagger, "load", classmethod(lambda cls, source, device: tagger))
+    bench = Workbench(make_config({"device": "cpu"}), 4, 0)
+    options = {"fine-tuned": {"epochs": 1, "steps": 1, "held_out": 0.3}}
+    system = make_system("fine-tuned", bench, {}, options)
+    system.load()
+    first = next(iter(tagger.body.parameters())).clone()
+    system.prepare(Pool(SENTENCES, labels_of(SENTENCES), 2), lambda _: None)
+    assert first.equal(next(iter(tagger.body.parameters())))
+    (predicted,) = system.predict([Sentence("1", "Ada Lovelace saw Rome.")])
+    assert predicted.status == "ok"
+    assert all(0 <= e.score <= 1 and e.label in ("person", "place") for e in predicted.entities)
+    assert system.models()["embedded:smollm2"].startswith("embedded:smollm2@")
+
+
+def test_a_server_cannot_be_trained() -> None:
+    with pytest.raises(EngineError, match="is a server and cannot be trained"):
+        Tagger.load("http://localhost:1/v1")
