@@ -243,7 +243,7 @@ def predict(
             click.echo(f"el4ner: {_promise(point)}", err=True)
         if report_file is not None:
             with report_file as stream:
-                stream.write(json_text(model.report()).encode() + b"\n")
+                stream.write(json_text(model.report() | {"memory, MiB": model.memory()}).encode() + b"\n")
     if set(statuses) - {"ok"}:
         click.echo(f"el4ner: {_summary(statuses)}", err=True)
         click.get_current_context().exit(INCOMPLETE)

@@ -13,6 +13,7 @@ from el4ner.config import Config, load_config, merge
 from el4ner.engines.base import Encoder, Engine
 from el4ner.errors import EngineError, KernelError, UsageError
 from el4ner.jsonl import make_sentence, record_sentence
+from el4ner.plan import mib, peak_mib
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
 from el4ner.records import Prediction, Sentence
@@ -39,6 +40,7 @@ class El4ner:
         self._given: dict[str, Any] = {"engines": engines, "encoder": encoder, "pool": pool}
         self._team: Team | None = None
         self._preparation: Preparation | None = None
+        self._at_once = config.batch_size
         self._seconds: dict[str, float] = defaultdict(float)
         self._statuses: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
@@ -63,6 +65,8 @@ class El4ner:
             began = time.perf_counter()
             self._preparation = Preparation(self.config, progress=progress, **self._given)
             self._team = self._preparation.team()
+            self._team.tokens.clear()  # the report counts what predictions cost
+            self._at_once = self._preparation.at_once(self._team)
             self._seconds["preparation"] += time.perf_counter() - began
 
     def predict(self, texts: Iterable[Text]) -> list[Prediction]:
@@ -123,6 +127,9 @@ class El4ner:
         team = self._team
         if team is None or not sentences:
             return []
+        if len(sentences) > self._at_once:
+            starts = range(0, len(sentences), self._at_once)
+            return [found for i in starts for found in self._run(sentences[i : i + self._at_once])]
         retrieved = retrieve(sentences, team)
         extracted = extract(sentences, retrieved, team)
         classified = classify(sentences, retrieved, extracted, team)
@@ -141,8 +148,22 @@ class El4ner:
             )
         return predictions
 
+    def memory(self) -> dict[str, Any]:
+        """Memory predicted for the models that were loaded (`el4ner plan`), and the peak that was measured, in MiB."""
+        preparation = self._preparation
+        plan = None if preparation is None else preparation.predicted()
+        return {
+            "predicted": None if plan is None else mib(plan.predicted),
+            "measured peak": peak_mib("cpu" if plan is None else plan.device),
+            "plan": None if plan is None else plan.to_dict(),
+        }
+
     def report(self) -> dict[str, Any]:
-        """What the run was and did: settings, who was asked and why, counts, tokens, seconds, peak memory."""
+        """What the run was and did: settings, who was asked and why, counts, tokens, seconds, peak memory.
+
+        tokens by stage: per member those of prompts, those of them that were not computed because another prompt
+        had them already, and those of replies.
+        """
         team, preparation = self._team, self._preparation
         return {
             "settings": self.config.model_dump(mode="json"),
@@ -152,12 +173,17 @@ class El4ner:
             "threshold": None if team is None else team.threshold,
             "stack": _weights(team),
             "fitted": {} if preparation is None else preparation.facts,
-            "notes": [] if preparation is None else preparation.notes,
+            "notes": [] if preparation is None else preparation.notes + preparation.engine_notes(),
             "replies": {} if team is None else dict(team.counts),
             "records": dict(self._statuses),
             "tokens": dict(self._tokens),
+            "tokens by stage": {}
+            if team is None
+            else {
+                stage: {member: dict(tokens) for member, tokens in own.items()} for stage, own in team.tokens.items()
+            },
             "seconds": {name: round(value, 2) for name, value in self._seconds.items()},
-            "peak memory, MiB": _peak_memory_mib(),
+            "peak memory, MiB": peak_mib("cpu"),
         }
 
 
@@ -170,14 +196,6 @@ def _weights(team: Team | None) -> dict[str, Any] | None:
         voter: {name: round(float(w), 3) for name, w in zip(names, row, strict=True)}
         for voter, row in zip(team.stack.voters, team.stack.weights, strict=True)
     }
-
-
-def _peak_memory_mib() -> int:
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
 
 
 def _as_sentence(text: object, position: int) -> Sentence:

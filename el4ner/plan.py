@@ -204,6 +204,19 @@ def resident_bytes() -> int:
         return 0
 
 
+def peak_mib(device: str) -> int:
+    """Most memory so far: of a CUDA device what torch allocated there, else of this process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return mib(torch.cuda.max_memory_allocated(device))
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
+
+
 def free_bytes(device: str) -> int | None:
     """Free memory of a device; of the CPU what the system calls available (Linux), None where it does not say."""
     if device.startswith("cuda"):

@@ -34,7 +34,7 @@ from el4ner.stages.extract import free_proposals, pursued, unite
 from el4ner.stages.retrieve import Retriever
 from el4ner.stages.team import Team
 from el4ner.voters.features import FeatureReader
-from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember
+from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember, Style
 from el4ner.voters.reading import ReadingVoter, SpanTable
 from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack, fit_stack, start_stack
@@ -163,6 +163,19 @@ class Preparation:
         members = [m for m in self.config.members if (m.source, m.quantization) in loaded]
         return make_plan(self.config, members, self._process) if members else None
 
+    def at_once(self, team: Team) -> int:
+        """Sentences that go through the stages together: those whose prefixes the engines of the members asked keep.
+
+        A later stage then finds them computed. Where models take turns they lose them anyway, and larger chunks mean
+        fewer turns.
+        """
+        config = self.config
+        engines = [member.engine for member in team.asked_members]
+        room = [int(engine.prefix_tokens) for engine in engines if hasattr(engine, "prefix_tokens")]
+        if not room or self.residency.limit_bytes is not None:
+            return config.batch_size
+        return max(1, min(config.batch_size, min(room) // config.max_prompt_tokens))
+
     def engine_notes(self) -> list[str]:
         """What the engines note about how they ran, each note once."""
         engines = [*self._engines.values(), *self._loaded.values()]
@@ -238,13 +251,12 @@ class Preparation:
     def members(self, pool: Pool, wanted: Sequence[MemberConfig]) -> tuple[PromptedMember, ...]:
         """Prompted members for settings; members of one source share an engine."""
         style = style_of(self.config)
-        kind = "paper" if self.config.preset == "paper" else "default"
-        return tuple(
-            PromptedMember(
-                m.name, self.engine(m.source, m.chat, quantization=m.quantization), m.variant, pool.labels, kind, style
-            )  # type: ignore[arg-type]
-            for m in wanted
-        )
+        kind: Style = "paper" if self.config.preset == "paper" else "default"
+        made = []
+        for m in wanted:
+            engine = self.engine(m.source, m.chat, quantization=m.quantization)
+            made.append(PromptedMember(m.name, engine, m.variant, pool.labels, kind, style))
+        return tuple(made)
 
     def retrieval_voter(self, pool: Pool) -> RetrievalVoter:
         """The retrieval voter, not fitted yet."""

@@ -78,8 +78,11 @@ def member_votes(
         for own, flags in zip(extracted.candidates, worth, strict=True)
     ]
     members = team.asked_members
-    answers = together([member.classification(sentences, retrieved.demonstrations, asked) for member in members])
-    for member, own_answers in zip(members, answers, strict=True):
+    computed: list[int] = []
+    talks = [member.classification(sentences, retrieved.demonstrations, asked) for member in members]
+    answers = together(talks, computed)
+    for member, own_answers, tokens in zip(members, answers, computed, strict=True):
+        team.spend("classify", member.name, (found.usage for found in own_answers), tokens)
         rows = []
         for i, found in enumerate(own_answers):
             full = np.full((len(worth[i]), len(team.labels) + 1), np.nan, dtype=np.float32)

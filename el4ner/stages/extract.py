@@ -82,8 +82,10 @@ def extract(sentences: Sequence[Sentence], retrieved: Retrieved, team: Team) -> 
         read_up_to.append({name: t.truncated_at for name, t in own.items() if t.truncated_at is not None})
     usage = list(retrieved.usage)
     members = team.asked_members if config.members else ()
-    lists = together([member.extraction(sentences, retrieved.demonstrations) for member in members])
-    for member, own_lists in zip(members, lists, strict=True):
+    computed: list[int] = []
+    lists = together([member.extraction(sentences, retrieved.demonstrations) for member in members], computed)
+    for member, own_lists, tokens in zip(members, lists, computed, strict=True):
+        team.spend("extract", member.name, (listed.usage for listed in own_lists), tokens)
         for i, listed in enumerate(own_lists):
             proposals[i].append((member.name, listed.spans))
             usage[i] = usage[i] + listed.usage

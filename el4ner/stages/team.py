@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from el4ner.config import Config
 from el4ner.pool import Pool
+from el4ner.records import Usage
 from el4ner.voters.prompting import ExtractedSpans, PromptedMember
 from el4ner.voters.reading import ReadingVoter
 from el4ner.voters.retrieval import RetrievalVoter
@@ -24,7 +26,7 @@ class Team:
     asked: names of the voters that are asked, in the order of the stack. stack: None where voters count alike.
     base: the stack of the voters that cost no prompts, which decides what members are asked about. threshold: least
     score that is kept. verifier_weights: fitted weights of score and verdict, None for a plain 0.5.
-    counts: what members' replies were like, for the run's report.
+    counts: what members' replies were like, tokens: what each stage cost each member; both for the run's report.
     """
 
     config: Config
@@ -41,6 +43,7 @@ class Team:
     verifier: PromptedMember | None = None
     verifier_weights: tuple[float, float, float] | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    tokens: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -61,6 +64,15 @@ class Team:
     def asks_retrieval(self) -> bool:
         """Whether the retrieval voter is asked."""
         return self.retrieval is not None and self.retrieval.name in self.asked
+
+    def spend(self, stage: str, member: str, usage: Iterable[Usage], computed: int) -> None:
+        """Add what a member's part in a stage cost. computed: prompt tokens that were not shared with others."""
+        tokens = self.tokens.setdefault(stage, {}).setdefault(member, Counter())
+        for own in usage:
+            tokens["prompt"] += own.prompt_tokens
+            tokens["shared"] += own.prompt_tokens
+            tokens["generated"] += own.generated_tokens
+        tokens["shared"] -= computed
 
     def count(self, member: str, listed: ExtractedSpans) -> None:
         """Add one reply to the counts."""

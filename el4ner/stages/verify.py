@@ -13,6 +13,7 @@ from el4ner.records import Entity, Sentence, Usage
 from el4ner.stages.classify import Classified, Scored
 from el4ner.stages.retrieve import Retrieved
 from el4ner.stages.team import Team
+from el4ner.voters.conversations import together
 
 
 def verified_score(score: float, p: float, weights: tuple[float, float, float]) -> float:
@@ -35,7 +36,9 @@ def verify(
         ], usage
     claims = [[(scored.candidate.span, scored.label) for scored in own] for own in classified.kept]
     entities = []
-    judged = verifier.judge(sentences, retrieved.demonstrations, claims)
+    computed: list[int] = []
+    (judged,) = together([verifier.verification(sentences, retrieved.demonstrations, claims)], computed)
+    team.spend("verify", verifier.name, (found.usage for found in judged), computed[0])
     for i, (sentence, own, found) in enumerate(zip(sentences, classified.kept, judged, strict=True)):
         usage[i] = usage[i] + found.usage
         kept = []

@@ -26,8 +26,13 @@ class Batch:
 Conversation = Generator[Batch, "list[Any]", T]
 
 
-def together(conversations: Sequence[Conversation[T]]) -> list[T]:
-    """Hold conversations side by side, round by round, until each has returned. Results in their order."""
+def together(conversations: Sequence[Conversation[T]], computed: list[int] | None = None) -> list[T]:
+    """Hold conversations side by side, round by round, until each has returned. Results in their order.
+
+    computed: filled with the prompt tokens that were computed for each conversation; what several share is charged to
+    the first of them, and an engine that does not say is taken to compute everything.
+    """
+    spent = [0] * len(conversations)
     results: dict[int, T] = {}
     answers: dict[int, list[Any] | None] = dict.fromkeys(range(len(conversations)))
     while answers:
@@ -37,7 +42,9 @@ def together(conversations: Sequence[Conversation[T]]) -> list[T]:
                 asked[index] = conversations[index].send(answer)  # type: ignore[arg-type]
             except StopIteration as stop:
                 results[index] = stop.value
-        answers = _answers(asked)
+        answers = _answers(asked, spent)
+    if computed is not None:
+        computed[:] = spent
     return [results[index] for index in range(len(conversations))]
 
 
@@ -46,8 +53,8 @@ def alone(conversation: Conversation[T]) -> T:
     return together([conversation])[0]
 
 
-def _answers(asked: dict[int, Batch]) -> dict[int, list[Any] | None]:
-    """One call per engine and kind of request."""
+def _answers(asked: dict[int, Batch], spent: list[int]) -> dict[int, list[Any] | None]:
+    """One call per engine and kind of request; adds what each conversation made it compute to `spent`."""
     groups: dict[tuple[int, bool], list[int]] = {}
     for index, batch in asked.items():
         generates = bool(batch.requests) and isinstance(batch.requests[0], Generate)
@@ -57,11 +64,22 @@ def _answers(asked: dict[int, Batch]) -> dict[int, list[Any] | None]:
         engine = asked[indices[0]].engine
         requests: list[Any] = [request for index in indices for request in asked[index].requests]
         replies: list[Any] = []
+        computed: list[int] = []
         if requests:
             replies = list(engine.generate(requests) if generates else engine.choose(requests))
+            computed = _computed(engine, requests)
         at = 0
         for index in indices:
             size = len(asked[index].requests)
             answers[index] = replies[at : at + size]
+            spent[index] += sum(computed[at : at + size])
             at += size
     return {index: answers[index] for index in asked}
+
+
+def _computed(engine: Engine, requests: Sequence[Any]) -> list[int]:
+    """Prompt tokens that the engine computed for each request of its last call."""
+    computed = getattr(engine, "computed", None)
+    if computed is not None and len(computed) == len(requests):
+        return list(computed)
+    return list(engine.count_tokens([request.prompt for request in requests]))

@@ -328,9 +328,15 @@ class PromptedMember:
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations, claims: Sequence[Sequence[Claim]]
     ) -> list[MemberVerdicts]:
         """Verdicts with their cost, by choice scoring or by generation as the settings say."""
+        return alone(self.verification(sentences, demonstrations, claims))
+
+    def verification(
+        self, sentences: Sequence[Sentence], demonstrations: Demonstrations, claims: Sequence[Sequence[Claim]]
+    ) -> Conversation[list[MemberVerdicts]]:
+        """`judge` as a conversation."""
         if self.settings.verify_by == "generation":
-            return alone(self._judge_by_generation(sentences, claims))
-        return alone(self._judge_by_choice(sentences, demonstrations, claims))
+            return self._judge_by_generation(sentences, claims)
+        return self._judge_by_choice(sentences, demonstrations, claims)
 
     def _judge_by_choice(
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations, claims: Sequence[Sequence[Claim]]
