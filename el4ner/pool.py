@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from el4ner.errors import LabelsError, PoolError
+from el4ner.grouping import FOLDS_VERSION, folds_of
 from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span
 from el4ner.text import occurrences, words
 
@@ -25,7 +26,7 @@ BUILTIN = "builtin"
 class Pool:
     """Labelled sentences, sorted by content, and the labels in use.
 
-    folds (N): the fold of each sentence; sentences with the same text, whatever its case or spacing, share one.
+    folds (N): the fold of each sentence, as of `grouping.folds_of`: copies of a text share one, neighbours mostly do.
     A span carries one label: of several that a sentence lists for it the first counts. second_labels: how many do not.
     """
 
@@ -59,19 +60,15 @@ class Pool:
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 over sentences and labels: the same pool in another order has the same content."""
+        """SHA-256 over sentences, labels and the way folds are made; the order of the sentences does not matter."""
         digest = hashlib.sha256("\n".join(self.digests).encode())
-        digest.update(repr(self.labels).encode())
+        digest.update(repr((self.labels, FOLDS_VERSION)).encode())
         return digest.hexdigest()
 
     @cached_property
     def folds(self) -> tuple[int, ...]:
         """The fold of each sentence."""
-        return tuple(
-            int(hashlib.sha256(" ".join(d.text.casefold().split()).encode("utf-8", "surrogatepass")).hexdigest(), 16)
-            % self.n_folds
-            for d in self.sentences
-        )
+        return folds_of(self.sentences, self.n_folds)
 
     @cached_property
     def strings(self) -> PoolStrings:

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner.stages*",),
     ("el4ner.voters*",),
     # files and settings: from pools and what is built on files down to lines
-    ("el4ner.pool", "el4ner.metrics"),
+    ("el4ner.pool", "el4ner.grouping", "el4ner.metrics"),
     ("el4ner.config",),
     ("el4ner.labels", "el4ner.corpora"),
     ("el4ner.jsonl", "el4ner.documents"),
@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 # Three groups of layers beside each other, which the order alone would let look down on the next.
 BESIDE: dict[str, tuple[str, ...]] = {
-    "files": ("el4ner.pool", "el4ner.metrics", "el4ner.config", "el4ner.labels", "el4ner.corpora", "el4ner.jsonl",
+    "files": ("el4ner.pool", "el4ner.grouping", "el4ner.metrics", "el4ner.config", "el4ner.labels", "el4ner.corpora", "el4ner.jsonl",
               "el4ner.documents", "el4ner.lines"),
     "text": ("el4ner.paper_prompts", "el4ner.prompts", "el4ner.decoding", "el4ner.parsing", "el4ner.alignment"),
     "models": ("el4ner.engines*", "el4ner.models", "el4ner.conversion"),

@@ -65,6 +65,29 @@ def test_copies_of_a_text_share_a_fold_whatever_their_case_and_spacing() -> None
     assert set(pool.folds) == set(range(5))
 
 
+def test_neighbours_by_a_rare_string_share_a_fold_and_folds_are_even() -> None:
+    """Forty documents of three sentences each about somebody, who visits the capital that everybody visits."""
+    sentences = [
+        demonstration(f"Mr{d} {verb} Paris on day {d}.", f"{d}{verb}", **{f"Mr{d}": "person", "Paris": "place"})
+        for d in range(40)
+        for verb in ("left", "saw", "liked")
+    ]
+    pool = Pool(tuple(sentences), LABELS)
+    folds: dict[str, set[int]] = {}
+    for d, fold in zip(pool.sentences, pool.folds, strict=True):
+        folds.setdefault(d.text.split()[0], set()).add(fold)
+    assert all(len(own) == 1 for own in folds.values())
+    sizes = [pool.folds.count(fold) for fold in range(5)]
+    assert max(sizes) - min(sizes) <= 3
+    # a string that runs through the whole pool must not pull it into one fold, nor may a long chain of rare ones
+    chain = [
+        demonstration(f"Mr{d} met Mr{d + 1} at {d}.", str(d), **{f"Mr{d}": "person", f"Mr{d + 1}": "person"})
+        for d in range(100)
+    ]
+    folds_of_chain = Pool(tuple(chain), LABELS).folds
+    assert max(folds_of_chain.count(fold) for fold in range(5)) <= 25
+
+
 def test_strings_are_found_at_word_borders_as_written() -> None:
     pool = Pool(SENTENCES, LABELS)
     text = "Rome, Romeo and rome; Ada Lovelace in Rome"
