@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FITTED_VERSION = 9
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
-_UNFITTED = {"batch_size", "device", "min_score", "target_precision", "examples", "labels"}
+_UNFITTED = {"batch_size", "device", "min_score", "target_precision", "examples", "labels", "memory_limit_mib"}
 
 
 def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) -> str:
@@ -34,6 +34,9 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
     config = preparation.config
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _UNFITTED}
     settings["stack"].pop("shipped")
+    for member in settings["members"]:
+        if member["quantization"] == "none":  # as it was before there was a choice
+            del member["quantization"]
     named = preparation.wants("reading") or preparation.wanted_members()
     models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
     encoder = preparation.encoder().source
