@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from el4ner.bench.cli_options import Progress, assigned, names_of
-from el4ner.bench.cli_report import compare
-from el4ner.bench.cli_run import run
+from el4ner.bench.cli_pipeline import pipeline
+from el4ner.bench.cli_report import compare, report
+from el4ner.bench.cli_run import ablate, run
 from el4ner.cli_messages import warnings_as_messages
 from el4ner.errors import El4nerError
 
@@ -179,8 +180,11 @@ def _write_rows(rows: list[dict[str, Any]], out: str | None) -> None:
             file.write(lines)
 
 
+group.add_command(pipeline)
 group.add_command(run)
+group.add_command(ablate)
 group.add_command(compare)
+group.add_command(report)
 
 
 def _warn(message: str) -> None:

@@ -14,7 +14,7 @@ from el4ner.bench.cli_options import Progress, assigned, names_of
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-def data_options(command: C) -> C:
+def _data_options(command: C) -> C:
     """The options that say what is evaluated on, and where the answers go."""
     for option in reversed(
         (
@@ -32,8 +32,8 @@ def data_options(command: C) -> C:
             click.option("--set", "assignments", multiple=True, help="A setting for all: --set overlap=nested."),
             click.option("--chunk", type=click.IntRange(1), default=32, show_default=True,
                          help="Sentences predicted between two writes."),
-            click.option("--share", is_flag=True,
-                         help="Systems answer from memory what another asked; such speeds are not reported."),
+            click.option("--share/--no-share", default=None,
+                         help="Answer from memory what another system asked (no speed then). On in ablate."),
             click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
                          help="Folder to write; a run that was killed goes on in its own."),
         )
@@ -43,13 +43,13 @@ def data_options(command: C) -> C:
 
 
 @click.command()
-@data_options
+@_data_options
 @click.option("--systems", default="default", show_default=True, help="Comma-separated names or configuration files.")
 @click.option("--option", "tuned", multiple=True, help="An option of one baseline: --option kate.wording=types.")
 def run(
     data: str, systems: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None,
     labels: str | None, parts: int, k: int, assignments: tuple[str, ...], tuned: tuple[str, ...], chunk: int,
-    share: bool, out: Path,
+    share: bool | None, out: Path,
 ) -> None:  # fmt: skip
     """Evaluate systems on the same sentences, pool and budget of demonstrations; one JSON line a system.
 
@@ -62,12 +62,39 @@ def run(
 
     request = RunRequest(
         _data_request(data, split, limit, seed, pool, pool_size, labels, parts), names_of(systems, "--systems"), out, k,
-        assigned(assignments), _options(tuned), chunk, share,
+        assigned(assignments), _options(tuned), chunk, bool(share),
     )  # fmt: skip
     metrics = run_request(request, Progress())
     timings = json.loads((out / "timings.json").read_text(encoding="utf-8"))
     for name in request.systems:
         click.echo(json.dumps(strict_row(name, metrics, timings), ensure_ascii=False))
+
+
+@click.command()
+@_data_options
+@click.option("--groups", default="all", show_default=True, help="Comma-separated; which kinds of variants to run.")
+def ablate(
+    data: str, groups: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None,
+    labels: str | None, parts: int, k: int, assignments: tuple[str, ...], chunk: int, share: bool | None, out: Path,
+) -> None:  # fmt: skip
+    """What each stage and improvement buys: settings switched off or varied in turn, one table.
+
+    Groups: voters, extract, reading, stack, prompts, k, members, verifier, retrieval, pool. What concerns prompts is
+    varied with all voters asked, whatever the pool says of them; the rest in the default. The folder is that of
+    el4ner-bench run, with ablation.json and ablation.md beside.
+    """
+    from el4ner.bench.ablation import GROUPS, ablate_request
+
+    chosen = list(GROUPS) if groups == "all" else names_of(groups, "--groups")
+    if unknown := sorted(set(chosen) - set(GROUPS)):
+        raise click.BadParameter(f"{', '.join(unknown)}; allowed: all, {', '.join(GROUPS)}", param_hint="--groups")
+    from el4ner.bench.run import RunRequest
+
+    request = RunRequest(
+        _data_request(data, split, limit, seed, pool, pool_size, labels, parts), (), out, k, assigned(assignments), {},
+        chunk, share is not False,
+    )  # fmt: skip
+    click.echo(ablate_request(request, chosen, Progress()))
 
 
 def _data_request(

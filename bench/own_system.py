@@ -26,7 +26,7 @@ class OwnSystem:
     def __init__(self, name: str, config: Config, bench: Workbench, pool_size: int | None = None) -> None:
         self.name = name
         self._config = config
-        self._bench = bench
+        self._bench = bench.suited_to(config)
         self._pool_size = pool_size
         self._engines: dict[str, Any] = {}
         self._encoder: Any = None

@@ -19,7 +19,6 @@ from el4ner.bench.evaluation_data import DataRequest, EvaluationData, load_evalu
 from el4ner.bench.metrics import run_metrics
 from el4ner.bench.peak_memory import peak_mib, reset_peak
 from el4ner.bench.run_folder import RunFolder
-from el4ner.bench.sharing import answered
 from el4ner.bench.system import System, Workbench
 from el4ner.bench.systems import make_system, short_name
 from el4ner.cache import content_key
@@ -66,9 +65,14 @@ def run(request: RunRequest, progress: Progress) -> dict[str, Any]:
 
 
 def run_systems(
-    request: RunRequest, data: EvaluationData, bench: Workbench, systems: Sequence[System], progress: Progress
-) -> dict[str, Any]:
-    """`run` for systems that are made already. Raises ConfigError if two have one name."""
+    request: RunRequest, data: EvaluationData, bench: Workbench, systems: Sequence[System], progress: Progress,
+    refused: dict[str, str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """`run` for systems that are made already.
+
+    refused: takes the names of systems whose settings do not suit the pool, with the reason; None lets such a
+    ConfigError end the run. Raises ConfigError too if two systems have one name.
+    """
     names = [system.name for system in systems]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -80,10 +84,19 @@ def run_systems(
         settings = dict(system.settings)
         entry = {"settings": settings, "settings_hash": content_key(settings), "kind": system.kind}
         folder.begin_system(system.name, entry)
+    scored: dict[str, Any] = {}
     for system in systems:
-        _run_one(request, data, bench, system, folder, progress)
-        folder.write_metrics(_metrics(data, folder, request.data.seed))
-    return _metrics(data, folder, request.data.seed)
+        try:
+            _run_one(request, data, bench, system, folder, progress)
+        except ConfigError as error:
+            if refused is None:
+                raise
+            refused[system.name] = str(error)
+            progress(f"{system.name}: not run, {error}")
+            continue
+        _score(data, folder, scored, request.data.seed)
+        folder.write_metrics({"systems": scored})
+    return {"systems": scored}
 
 
 def shown_command(words: Sequence[str]) -> list[str]:
@@ -120,11 +133,11 @@ def _run_one(
         folder.note_models(system.name, system.models())
         for at in range(begin, part.end, request.chunk):
             chunk = [Sentence(d.id, d.text) for d in data.gold[at : min(at + request.chunk, part.end)]]
-            remembered = answered(*bench.loaded)
+            remembered = bench.answered
             began = time.perf_counter()
             predictions = system.predict(chunk)
             timing.prediction_s += time.perf_counter() - began
-            timing.add(len(chunk), [p.usage for p in predictions], answered(*bench.loaded) > remembered)
+            timing.add(len(chunk), [p.usage for p in predictions], bench.answered > remembered)
             folder.append(system.name, [p.to_dict() for p in predictions], system.stages(), timing.to_dict())
             progress(f"{system.name}: {at + len(chunk):,} of {len(gold):,} sentences")
 
@@ -171,17 +184,15 @@ class Timing:
         }  # fmt: skip
 
 
-def _metrics(data: EvaluationData, folder: RunFolder, seed: int) -> dict[str, Any]:
-    """Scores of all systems that have answered every sentence."""
+def _score(data: EvaluationData, folder: RunFolder, scored: dict[str, Any], seed: int) -> None:
+    """Adds the scores of systems that have answered every sentence, and are not scored yet."""
     gold = [record_of(d) for d in data.gold]
     # left out in turn, every sentence has been in some pool: seen and unseen would mean nothing
     pool = None if data.left_out else [record_of(d) for d in data.pool.sentences]
-    found = {}
     for name in folder.manifest["systems"]:
-        predictions = folder.predictions(name)
+        predictions = folder.predictions(name) if name not in scored else []
         if len(predictions) == len(gold):
-            found[name] = run_metrics(gold, predictions, pool, folder.stages(name), seed=seed)
-    return {"systems": found}
+            scored[name] = run_metrics(gold, predictions, pool, folder.stages(name), seed=seed)
 
 
 def strict_row(name: str, metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, TokenStates
 from el4ner.preparation import Preparation
 
+STATES_BYTES = 1 << 30
+"""Hidden states that are kept; those of a large pool would fill the memory, and its features are cached on disk."""
+
 
 class Remembering:
     """An engine or encoder that answers again from memory, so that systems share readings and replies.
@@ -20,6 +23,7 @@ class Remembering:
         self._inner = inner
         self._states: dict[tuple[str, tuple[int, ...]], TokenStates] = {}
         self._replies: dict[Generate | Choose, Any] = {}
+        self._bytes = 0
         self.answered = 0
 
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
@@ -42,14 +46,17 @@ class Remembering:
         return getattr(self._inner, name)
 
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
-        """As `Engine.read`; what was read before is not read again."""
+        """As `Engine.read`; what was read before is not read again, as long as there is room for it."""
         keys = [(text, tuple(layers)) for text in texts]
         distinct = dict.fromkeys(keys)
         missing = [key for key in distinct if key not in self._states]
         self.answered += len(distinct) - len(missing)
-        for key, states in zip(missing, self._inner.read([text for text, _ in missing], layers), strict=True):
-            self._states[key] = states
-        return [self._states[key] for key in keys]
+        read = dict(zip(missing, self._inner.read([text for text, _ in missing], layers), strict=True))
+        for key, states in read.items():
+            self._bytes += sum(array.nbytes for array in states.states.values())
+            if self._bytes <= STATES_BYTES:
+                self._states[key] = states
+        return [read[key] if key in read else self._states[key] for key in keys]
 
 
 def shared_engines(loader: Preparation, *, remember: bool = True) -> dict[str, Any]:

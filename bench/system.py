@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from el4ner.bench.sharing import Remembering, shared_engines
+from el4ner.bench.sharing import Remembering, answered, shared_engines
 from el4ner.config import Config
 from el4ner.engines import Encoder, Engine
 from el4ner.errors import ConfigError
@@ -67,6 +67,16 @@ class Workbench:
         self._loader = Preparation(config)
         self._encoder: Any = None
         self._engines: dict[str, Any] | None = None
+        self._others: dict[str, Workbench] = {}
+
+    def suited_to(self, config: Config) -> Workbench:
+        """This workbench, or one with the models that settings name where those are others."""
+        if _models_of(config) == _models_of(self.config):
+            return self
+        key = _models_of(config)
+        if key not in self._others:
+            self._others[key] = Workbench(config, self.k, self.seed, remember=self._remember)
+        return self._others[key]
 
     @property
     def encoder(self) -> Encoder:
@@ -94,15 +104,24 @@ class Workbench:
         return engine
 
     @property
-    def loaded(self) -> tuple[Mapping[str, Any], Any]:
-        """The engines and the encoder that are in memory already."""
-        return self._engines or {}, self._encoder
+    def answered(self) -> int:
+        """How many answers came from memory so far."""
+        own = answered(self._engines or {}, self._encoder)
+        return own + sum(other.answered for other in self._others.values())
 
     def forget(self) -> None:
         """Drop what models keep of earlier prompts, so that no system profits from the one before."""
         for engine in (self._engines or {}).values():
             if hasattr(engine, "forget_prefixes"):
                 engine.forget_prefixes()
+        for other in self._others.values():
+            other.forget()
+
+
+def _models_of(config: Config) -> str:
+    """What decides which models are loaded, and how, as a key."""
+    members = sorted({(m.source, str(m.chat), m.quantization) for m in config.members})
+    return repr((members, config.encoder, config.device, config.dtype))
 
 
 @dataclass(frozen=True, slots=True)
