@@ -63,12 +63,20 @@ class EvaluationData:
         """Of the gold sentences as they are evaluated."""
         return hashlib.sha256(b"".join(dump_line(record_of(d)) for d in self.gold)).hexdigest()
 
+    @property
+    def _pool_sha256(self) -> str:
+        """Of the pool; where parts are left out in turn, of every part's pool and place."""
+        if not self.left_out:
+            return self.pool.content
+        places = [f"{part.begin} {part.end} {part.pool.content}\n" for part in self.parts]
+        return hashlib.sha256("".join(places).encode()).hexdigest()
+
     def pool_facts(self) -> dict[str, Any]:
         """The pool's entry in a manifest."""
         facts: dict[str, Any] = {
             "sentences": len(self.pool.sentences),
             "entities": sum(len(d.entities) for d in self.pool.sentences),
-            "sha256": self.pool.content,
+            "sha256": self._pool_sha256,
             "dropped_duplicates": len(self.dropped),
             "near_duplicates": len(self.near),
         }
@@ -149,7 +157,10 @@ def _left_out(
             parts.append(Part(pool, len(gold), len(gold) + len(inside)))
             near += _named(near_copies(pool.sentences, inside), pool.sentences, inside)
             gold += inside
+    serving = {digest for part in parts for digest in part.pool.digests}
     everything = Pool(tuple(whole), tuple(labels), name=name)
+    used = tuple(d for d, digest in zip(everything.sentences, everything.digests, strict=True) if digest in serving)
+    everything = replace(everything, sentences=used)
     return EvaluationData(
         name, _shown(request.source), request.split, request.limit, request.seed, len(whole), tuple(gold), tuple(parts),
         everything, (), tuple(near), left_out=True,

@@ -7,6 +7,7 @@ pool; a test split is read once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +83,11 @@ def run_systems(
     folder.open(data, facts)
     for system in systems:  # before hours are spent on the first
         settings = dict(system.settings)
-        entry = {"settings": settings, "settings_hash": content_key(settings), "kind": system.kind}
+        entry = {
+            "settings": settings, "settings_hash": content_key(settings), "kind": system.kind,
+            # a folder may be filled by several runs
+            "commit": facts["commit"],
+        }  # fmt: skip
         folder.begin_system(system.name, entry)
     scored: dict[str, Any] = {}
     for system in systems:
@@ -100,8 +105,10 @@ def run_systems(
 
 
 def shown_command(words: Sequence[str]) -> list[str]:
-    """A command line without the folders of this machine: of an absolute path its last part."""
-    return [Path(word).name if number == 0 or Path(word).is_absolute() else word for number, word in enumerate(words)]
+    """A command line without the folders of this machine: of every absolute path its last part."""
+    first, *others = words
+    pattern = r"(^|[=,])(/[^=,]*)"
+    return [Path(first).name, *(re.sub(pattern, lambda found: found[1] + Path(found[2]).name, word) for word in others)]
 
 
 def _machine() -> dict[str, Any]:

@@ -209,6 +209,8 @@ def test_without_train_parts_are_left_out_in_turn(folder: Path, tmp_path: Path) 
         assert text not in pool
         assert len(pool) == 6 - sum(g["text"] == text for g in gold)
     assert read(tmp_path / "out" / "manifest.json")["pool"]["left_out_in_turn"] == 5
+    with pytest.raises(UsageError, match="another pool"):
+        go(Scripted(), folder, tmp_path / "out", pool_size=2)
     data = load_evaluation_data(DataRequest(str(folder), parts=2))
     assert len(data.parts) == 2
     assert {d.text for d in data.gold} == set(texts.values())
@@ -303,9 +305,24 @@ def test_the_budget_of_demonstrations_holds_for_all(tmp_path: Path) -> None:
     assert short_name(str(file)) == "mine"
 
 
+def test_a_configuration_file_has_its_own_models() -> None:
+    bench = Workbench(make_config({}), 4, 0)
+    assert bench.suited_to(make_config({"voters": "all", "retrieve": {"k": 9}})) is bench
+    others = make_config({"encoder": "somebody/else"}), make_config({"members": [{"name": "a", "source": "x/y"}]})
+    for config in (*others, make_config({"dtype": "bfloat16"})):
+        other = bench.suited_to(config)
+        assert other is not bench
+        assert other.config.encoder == config.encoder
+        assert bench.suited_to(config) is other
+    assert bench.answered == 0
+
+
 def test_commands_are_shown_without_this_machines_folders() -> None:
     assert shown_command(["/a/b/el4ner-bench", "run", "--data", "/x/wnut17", "rel/x"]) == [
         "el4ner-bench", "run", "--data", "wnut17", "rel/x",
+    ]  # fmt: skip
+    assert shown_command(["run", "--data=/a/b/wnut17", "--systems", "default,/a/b/mine.yaml,kate"]) == [
+        "run", "--data=wnut17", "--systems", "default,mine.yaml,kate",
     ]  # fmt: skip
 
 
