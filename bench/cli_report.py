@@ -51,3 +51,49 @@ def compare(
     lines = [json.dumps(c.to_dict(), ensure_ascii=False) for c in found] if as_json else comparison_lines(found)
     for line in lines:
         click.echo(line)
+
+
+@click.command()
+@click.argument("places", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="DIR...")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write one HTML file.")
+@click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
+@click.option("--title", default="Evaluation of named-entity recognition", show_default=True, help="Its title.")
+@click.option(
+    "--keep", type=click.Path(file_okay=False, path_type=Path),
+    help="Write each run's digest (numbers, no texts) into this folder, to be committed.",
+)  # fmt: skip
+@click.option(
+    "--write-results", is_flag=True,
+    help="Make bench/RESULTS.md and README.md's results from bench/results, in the current folder.",
+)  # fmt: skip
+def report(
+    places: tuple[Path, ...], html_file: Path | None, markdown_file: Path | None, title: str, keep: Path | None,
+    write_results: bool,
+) -> None:  # fmt: skip
+    """Report on runs: tables with intervals, costs, calibration, errors with examples, published results.
+
+    DIR is the folder of a run, a digest of one, or a folder of digests. The HTML file is complete in itself: it can be
+    viewed without network, and nothing in it runs.
+    """
+    from el4ner.bench.report import build_report, load_places
+    from el4ner.bench.report_html import render_html
+    from el4ner.bench.report_markdown import render_markdown
+    from el4ner.bench.results_files import keep_digests
+    from el4ner.bench.results_files import write_results as write_public
+    from el4ner.jsonl import OutputFile
+
+    if not (html_file or markdown_file or keep or write_results):
+        raise UsageError("nothing to write; give --html FILE, --markdown FILE, --keep FOLDER or --write-results")
+    if (html_file or markdown_file or keep) and not places:
+        raise UsageError("no runs; give the folder of a run, as el4ner-bench run --out wrote it")
+    runs = load_places(places) if places else []
+    written = keep_digests(runs, keep) if keep else []
+    for path, render in ((html_file, render_html), (markdown_file, render_markdown)):
+        if path is not None:
+            with OutputFile(path) as file:
+                file.write(render(build_report(runs, title)).encode())
+            written.append(path)
+    if write_results:
+        written += write_public(Path())
+    for path in written:
+        click.echo(f"wrote {path}", err=True)

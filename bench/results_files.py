@@ -1,0 +1,199 @@
+"""Public text made from committed results: bench/RESULTS.md and the results section of README.md.
+
+Committed are digests of runs (`el4ner-bench report DIR --keep bench/results`), which hold numbers and no texts. The
+README's section stands between two markers; everything else in it stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from el4ner.bench.finished_run import REFERENCE, FinishedRun
+from el4ner.bench.report import build_report, load_places, sample_words
+from el4ner.bench.report_markdown import render_markdown, render_table
+from el4ner.bench.report_model import Cell, Table
+from el4ner.bench.report_scores import with_interval
+from el4ner.errors import InputError
+from el4ner.jsonl import OutputFile, json_text
+from el4ner.lines import display_name
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+_SIGNIFICANT = 0.05
+
+
+def keep_digests(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
+    """Write each run's digest as NAME.json into a folder. Raises InputError if two runs have one name."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise InputError(f"runs of the same name ({', '.join(sorted(names))}); rename their folders")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for run in runs:
+        path = folder / f"{run.name}.json"
+        _write(path, json_text(run.digest()))
+        paths.append(path)
+    return paths
+
+
+def write_results(root: Path) -> list[Path]:
+    """Make bench/RESULTS.md and README.md's section from root/bench/results; the files written.
+
+    Raises InputError if there are no results, or README.md lacks the markers.
+    """
+    readme = root / "README.md"
+    section = readme_section(root / "bench" / "results")
+    renewed = between_markers(_read(readme), section, display_name(readme))
+    results = root / "bench" / "RESULTS.md"
+    _write(results, results_document(root / "bench" / "results"))
+    _write(readme, renewed)
+    return [results, readme]
+
+
+def between_markers(text: str, section: str, name: str) -> str:
+    """A text with what stands between the markers replaced. Raises InputError unless each marker stands there once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"{name}: needs the lines {BEGIN} and {END} once each, in this order, around the results")
+    return f"{text[: text.index(BEGIN)]}{BEGIN}\n{section}{text[text.index(END) :]}"
+
+
+def results_document(folder: Path) -> str:
+    """RESULTS.md: the whole report on committed runs, then rows of `el4ner-bench accuracy`."""
+    runs = _committed(folder)
+    head = "<!-- Made by `el4ner-bench report --write-results` from bench/results; do not edit. -->\n\n"
+    report = render_markdown(build_report(runs, "Results")) if runs else "# Results\n\n"
+    rows = accuracy_table(folder)
+    earlier = f"\n## Rows of el4ner-bench accuracy\n\n{render_table(rows)}" if rows else ""
+    return head + (report + earlier).rstrip() + "\n"
+
+
+def readme_section(folder: Path) -> str:
+    """The README's tables: strict F1 by system and set, whole test sets and samples apart; commands to repeat them."""
+    runs = _newest(_committed(folder))
+    parts = [
+        "\nMade by `el4ner-bench report --write-results` from `bench/results`; all numbers are in `bench/RESULTS.md`.\n"
+        "Strict F1 with 95% bootstrap intervals over sentences. \\*: "
+        f"`{REFERENCE}` is better with p < {_SIGNIFICANT} by a\npaired permutation test, corrected after Holm.\n\n"
+    ]
+    whole = [run for run in runs if not _is_sample(run)]
+    samples = [run for run in runs if _is_sample(run)]
+    for title, group in (("Whole test sets", whole), ("Seeded samples, the same sentences for all systems", samples)):
+        if group:
+            parts.append(render_table(_pivot(group, title)))
+    if runs:
+        parts.append("```\n" + "".join(f"{_command(run)}\n" for run in runs) + "```\n")
+    else:
+        rows = accuracy_table(folder)
+        parts.append(render_table(rows) if rows else "Not measured yet.\n")
+    return "".join(parts)
+
+
+def _pivot(runs: Sequence[FinishedRun], title: str) -> Table:
+    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    mean = {name: [run.metrics[name]["strict"]["f1"] for run in runs if name in run.metrics] for name in names}
+    rows: list[list[Cell | str]] = []
+    for name in sorted(names, key=lambda n: (-sum(mean[n]) / len(mean[n]), n)):
+        row: list[Cell | str] = [name]
+        for run in runs:
+            if name not in run.metrics:
+                row.append("–")
+                continue
+            strict = run.metrics[name]["strict"]
+            best = max(metrics["strict"]["f1"] for metrics in run.metrics.values())
+            mark = "*" if _is_beaten(run, name) else ""
+            row.append(Cell(with_interval(strict["f1"], strict["ci95"]) + mark, is_strong=strict["f1"] == best))
+        rows.append(row)
+    pools = [(run.manifest.get("pool") or {}).get("sentences") for run in runs]
+    columns = [
+        f"{run.data['name']}, {sample_words(run)}" + (f", pool {pool:,}" if isinstance(pool, int) else "")
+        for run, pool in zip(runs, pools, strict=True)
+    ]
+    return Table(["system", *columns], rows, title)
+
+
+def _is_beaten(run: FinishedRun, name: str) -> bool:
+    """Whether the reference is significantly better than a system."""
+    for test in run.comparisons:
+        if test["a"] == name and test["b"] == REFERENCE:
+            p = test["p"] if test.get("p_holm") is None else test["p_holm"]
+            return bool(test["difference"] < 0 and p < _SIGNIFICANT)
+    return False
+
+
+def _is_sample(run: FinishedRun) -> bool:
+    return run.data.get("limit") is not None and run.data.get("sentences") != run.data.get("of")
+
+
+def _newest(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Of runs on the same test sentences, the one with the largest pool, then the newest; in order of data."""
+    chosen: dict[tuple[Any, ...], FinishedRun] = {}
+    for run in runs:
+        if run.data.get("split", "test") != "test":
+            continue
+        key = (run.data["name"], run.data.get("sentences"), run.data.get("seed"))
+        if key not in chosen or _rank(run) > _rank(chosen[key]):
+            chosen[key] = run
+    return [chosen[key] for key in sorted(chosen, key=str)]
+
+
+def _rank(run: FinishedRun) -> tuple[int, str]:
+    return int((run.manifest.get("pool") or {}).get("sentences") or 0), str(run.manifest.get("created", ""))
+
+
+def _command(run: FinishedRun) -> str:
+    command = run.manifest.get("command")
+    return shlex.join(str(word) for word in command) if isinstance(command, list) else f"# {run.name}: command unknown"
+
+
+def _committed(folder: Path) -> list[FinishedRun]:
+    return load_places([folder]) if any(folder.glob("*.json")) else []
+
+
+def accuracy_table(folder: Path) -> Table | None:
+    """Rows that `el4ner-bench accuracy` printed, from *.jsonl in a folder; None if there are none."""
+    rows = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(_read(path).splitlines(), 1):
+            try:
+                row = json.loads(line)
+                rows.append(_accuracy_row(row))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{display_name(path)}:{number}: is no row of el4ner-bench accuracy ({error})"
+                ) from None
+    columns = ["data", "system", "sentences", "pool", "strict F1 [95%]", "precision", "recall", "commit"]
+    return (
+        Table(columns, rows, "One row for each measurement, in the order in which they were made", names=2)
+        if rows
+        else None
+    )
+
+
+def _accuracy_row(row: Any) -> list[str]:
+    strict = row["strict"]
+    settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row["settings"].items())
+    return [
+        row["data"],
+        row["system"] + (f" ({settings})" if settings else ""),
+        f"{row['sentences']:,}" + (f", drawn with seed {row['sample_seed']}" if row["sampled"] else ", all"),
+        f"{row['pool_sentences']:,}",
+        with_interval(strict["f1"], strict["intervals"]["f1"]),
+        f"{strict['precision']:.3f}",
+        f"{strict['recall']:.3f}",
+        str(row["commit"]),
+    ]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{display_name(path)}: cannot be read ({error})") from None
+
+
+def _write(path: Path, text: str) -> None:
+    with OutputFile(path) as file:
+        file.write(text.encode())
