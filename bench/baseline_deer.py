@@ -80,7 +80,7 @@ class Deer(OnePrompt):
     def __init__(self, bench: Workbench, options: Mapping[str, Any]) -> None:
         self._deer = with_options(DeerSettings, options, "deer")
         super().__init__("deer", bench, self._deer)
-        self._k = bench.k if self._deer.k is None else self._deer.k
+        self._k = bench.demonstrations(self._deer.k, "deer")
         self._pool: list[Demonstration] = []
         self._statistics = TokenStatistics((), 0)
         self._words: dict[str, FloatArray] = {}
@@ -113,7 +113,8 @@ class Deer(OnePrompt):
         own, shares = self._deer, self._statistics
         if shares.share(word, "entity") is None:
             return own.unseen
-        return sum(getattr(own, kind) * (shares.share(word, kind) or 0.0) for kind in ("entity", "context", "other"))
+        weights = {"entity": own.entity, "context": own.context, "other": own.other}
+        return sum(weight * (shares.share(word, kind) or 0.0) for kind, weight in weights.items())
 
     def vector(self, text: str) -> FloatArray:
         """A sentence as the weighted sum of its words' vectors (D,), of length one; zeros where nothing counts."""

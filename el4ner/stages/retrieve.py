@@ -80,8 +80,8 @@ class Retriever:
         folds: Sequence[int | None] = [None] * len(sentences) if exclude_folds is None else exclude_folds
         exclude = [self._own(sentence, fold) for sentence, fold in zip(sentences, folds, strict=True)]
         if self._ranking is not None:
-            left_out = [{p for p, s in enumerate(self._shown) if s in own} for own in exclude]
-            ranked = self._ranking.top([sentence.text for sentence in sentences], k, left_out)
+            own_places = [{p for p, s in enumerate(self._shown) if s in own} for own in exclude]
+            ranked = self._ranking.top([sentence.text for sentence in sentences], k, own_places)
             return [tuple(self.pool.sentences[self._shown[p]] for p in own) for own in ranked]
         surfaces, weights, offsets = [], [], [0]
         for sentence, own in zip(sentences, spans, strict=True):
