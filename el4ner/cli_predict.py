@@ -44,6 +44,8 @@ _MODEL_OPTIONS = (
     click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to start from."),
     click.option("--config", metavar="FILE", help="Settings file (YAML); options given here win over it."),
     click.option("--members", multiple=True, metavar="NAME=SOURCE", help="A model to ask; repeat for several."),
+    click.option("--base-url", metavar="URL", help="Server of members openai:MODEL; default: OPENAI_BASE_URL."),
+    click.option("--api-key", metavar="KEY", help="Its key; OPENAI_API_KEY is safer: other users see arguments."),
     click.option("--voters", callback=_split_voters, metavar="auto|all|NAMES", help="Who votes; names with commas."),
     click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where models run."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of models."),
@@ -59,12 +61,14 @@ def model_options(command: _Command) -> _Command:
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were on the command line."""
-    return {
+    """The options that were on the command line, as settings."""
+    found = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in options.items()
         if value is not None and value != ()
     }
+    server = {name: found.pop(name) for name in ("base_url", "api_key") if name in found}
+    return found | ({"server": server} if server else {})
 
 
 def check_device(device: str) -> None:

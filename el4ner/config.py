@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from el4ner.errors import ConfigError, InputError
 
@@ -25,6 +26,13 @@ class _Settings(BaseModel):
     @classmethod
     def _frozen_lists(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
+
+
+def _without_secrets(value: str | None) -> str | None:
+    """A source or URL as it is; what it says is written into reports, so it must not hold a key."""
+    if value is not None and re.search(r"://(?:[^/]*@|[^?#]*[?#])", value):
+        raise ValueError("a URL with a user name, a password or a query is not taken; give the key by OPENAI_API_KEY")
+    return value
 
 
 class MemberConfig(_Settings):
@@ -43,6 +51,11 @@ class MemberConfig(_Settings):
     variant: Variant = "list"
     chat: Literal["auto"] | bool = "auto"
     quantization: Literal["none", "8bit", "4bit"] = "none"
+
+    @field_validator("source")
+    @classmethod
+    def _plain_url(cls, value: str) -> str:
+        return _without_secrets(value) or value
 
 
 class RetrieveConfig(_Settings):
@@ -176,6 +189,35 @@ class StackConfig(_Settings):
     shipped: bool = True
 
 
+class ServerConfig(_Settings):
+    """How members behind a server (`openai:MODEL`, `openai:MODEL@URL`) are asked.
+
+    base_url, api_key: else OPENAI_BASE_URL and OPENAI_API_KEY. The key is written into no report, cache or message.
+    timeout_s: for one request. retries: further tries, with pauses that double, or as long as the server asks.
+    concurrency: requests under way at once. max_requests, max_tokens: the budget of a run, the preparation included;
+    what comes after it fails. context_tokens: longest prompt with reply where the server does not say.
+    choices: how choices are scored; "auto" for the first of echo, listed, schema, answer that the server offers
+    (el4ner/engines/openai.py says what they are). extra: fields added to every request, for instance
+    {chat_template_kwargs: {enable_thinking: false}} for a model that would think first.
+    """
+
+    base_url: str | None = None
+    api_key: SecretStr | None = None
+    timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    retries: int = Field(default=5, ge=0, le=20)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    max_requests: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    context_tokens: int | None = Field(default=None, ge=256)
+    choices: Literal["auto", "echo", "listed", "schema", "answer"] = "auto"
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        return _without_secrets(value)
+
+
 class Config(_Settings):
     """All settings of a run. Members that share a source share one set of weights.
 
@@ -209,6 +251,7 @@ class Config(_Settings):
     reading: ReadingConfig = ReadingConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     stack: StackConfig = StackConfig()
+    server: ServerConfig = ServerConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -322,7 +365,8 @@ def _explain(error: ValidationError, origin: str) -> ConfigError:
         return ConfigError(f"{origin}: {reason}")
     if first["loc"][0] == "voters":  # a union, whose errors name its parts
         place, reason = "voters", "choose auto, all, or a list of names"
-    came = "" if first["type"] in ("value_error", "missing") else f"={_shown(first.get('input'))}"
+    secret = first["loc"][-1] == "api_key"
+    came = "" if secret or first["type"] in ("value_error", "missing") else f"={_shown(first.get('input'))}"
     return ConfigError(f"{origin}: {place}{came}: {reason}")
 
 

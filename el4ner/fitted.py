@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 FITTED_VERSION = 9
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
-_UNFITTED = {"batch_size", "device", "min_score", "target_precision", "examples", "labels", "memory_limit_mib"}
+_UNFITTED = {
+    "batch_size",
+    "device",
+    "min_score",
+    "target_precision",
+    "examples",
+    "labels",
+    "server",
+    "memory_limit_mib",
+}
 
 
 def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) -> str:

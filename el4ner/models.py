@@ -66,6 +66,8 @@ EMBEDDED: tuple[EmbeddedModel, ...] = (
         licence="Apache-2.0",
     ),
 )
+SERVER_PREFIX = "openai:"
+_URL_BEHIND = re.compile(r"@(?=https?://)")
 _BY_NAME = {model.name: model for model in EMBEDDED}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 # No pickled weights are ever fetched.
@@ -76,8 +78,9 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
 class ResolvedModel:
     """Where a model's files are.
 
-    location: folder, file, hub id or URL. identity: its revision ("hub", None while unknown) or SHA-256 sum, None where
-    neither was given or computed yet.
+    location: folder, file, hub id or URL; empty for the server that the settings name. name: the source as it was
+    given; for a server what the model is called there, empty where only its URL is given. identity: its revision
+    ("hub", None while unknown) or SHA-256 sum, None where neither was given or computed yet.
     """
 
     kind: Kind
@@ -129,7 +132,9 @@ def resolve(source: str) -> ResolvedModel:
     if source in _BY_NAME:
         return _resolve_embedded(_BY_NAME[source])
     if re.match(r"https?://", source):
-        return ResolvedModel("server", source, source)
+        return ResolvedModel("server", source, "")
+    if source.startswith(SERVER_PREFIX):
+        return _resolve_server(source)
     path = Path(source).expanduser()
     if source and path.exists():
         return _resolve_path(source, path)
@@ -140,6 +145,16 @@ def resolve(source: str) -> ResolvedModel:
         location, _, revision = source.partition("@")
         return ResolvedModel("hub", location, location, revision or None)
     raise _unknown(source, looks_like_path)
+
+
+def _resolve_server(source: str) -> ResolvedModel:
+    """openai:MODEL, or openai:MODEL@URL."""
+    model, *url = _URL_BEHIND.split(source.removeprefix(SERVER_PREFIX), maxsplit=1)
+    if not model:
+        raise ModelNotFoundError(
+            "a source that starts with openai: names no model; write openai:MODEL or openai:MODEL@URL"
+        )
+    return ResolvedModel("server", url[0] if url else "", model)
 
 
 def _resolve_path(source: str, path: Path) -> ResolvedModel:
@@ -239,7 +254,8 @@ def _unknown(source: str, looks_like_path: bool) -> ModelNotFoundError:
     nearest = list(dict.fromkeys(name if ":" in name else f"embedded:{name}" for name in near))
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else f"known names: {', '.join(names)}. "
     return ModelNotFoundError(
-        f"model {source!r} is unknown: {hint}Otherwise name a folder, a .gguf file or a Hugging Face id (owner/name)"
+        f"model {source!r} is unknown: {hint}Otherwise name a folder, a .gguf file, a Hugging Face id (owner/name) or "
+        "a model behind a server (openai:MODEL@URL)"
     )
 
 

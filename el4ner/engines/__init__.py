@@ -16,7 +16,7 @@ from el4ner.engines.base import (
     SubstringList,
     TokenStates,
 )
-from el4ner.errors import EngineError
+from el4ner.engines.server import ServerSettings
 
 __all__ = [
     "Choose",
@@ -27,6 +27,7 @@ __all__ = [
     "Generate",
     "IntArray",
     "Prompt",
+    "ServerSettings",
     "SubstringList",
     "TokenStates",
     "load_encoder",
@@ -37,16 +38,20 @@ __all__ = [
 def load_engine(
     source: str, *, name: str | None = None, device: str = "auto", dtype: str = "auto", **options: Any
 ) -> Engine:
-    """The engine for a source: `embedded:NAME`, a model folder, a .gguf file or a Hugging Face id.
+    """The engine for a source: `embedded:NAME`, a model folder, a .gguf file, a Hugging Face id, or a model behind a
+    server (`openai:MODEL@URL`, `openai:MODEL`, or the URL of one that serves one model).
 
     name: the member's name, by default the source. device: auto, cpu, cuda, cuda:N or mps. dtype: auto, float32,
     bfloat16 or float16. options go to `TransformersEngine`. Engines of one source, device and dtype share one model.
+    Servers have neither device nor dtype of ours; options go to `OpenAIEngine`.
     Raises ModelNotFoundError if there is no such model, EngineError if it cannot be loaded.
     """
     from el4ner.models import resolve
 
     if resolve(source).kind == "server":
-        raise EngineError(f"model {source!r}: servers are not supported yet; name a folder, a .gguf file or a hub id")
+        from el4ner.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(name or source, source, **options)
     from el4ner.engines.transformers import TransformersEngine
 
     return TransformersEngine(name or source, source, device=device, dtype=dtype, **options)

@@ -12,6 +12,7 @@ import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -125,6 +126,7 @@ class Server:
             max_retries=0,
             timeout=self._openai.Timeout(timeout_s, connect=min(10.0, timeout_s)),
         )
+        weakref.finalize(self, self._client.close)  # connections do not outlive the server they lead to
         # the client's HTTP library, whichever it is built on: reading a reply fails with that one's errors
         http = importlib.import_module(type(self._client.base_url).__module__.partition(".")[0])
         self._transport_errors: tuple[type[Exception], ...] = (http.HTTPError, http.StreamError, http.InvalidURL)
