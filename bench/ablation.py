@@ -172,10 +172,10 @@ def ablation_rows(
     """Per variant its F1, and the difference to its base with interval, p and p after Holm over all variants."""
     gold = [record_of(d) for d in data.gold]
     counts = {v.name: sentence_counts(pair_records(gold, folder.predictions(v.name))) for _, v in chosen}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for group, variant in chosen:
         found = compare(variant.name, counts[variant.name], variant.base, counts[variant.base], seed=seed)
-        row = {
+        row: dict[str, Any] = {
             "group": group, "name": variant.name, "what": variant.what, "base": variant.base, "f1": found.f1_a,
             "difference": found.difference, "ci95": list(found.ci95), "p": found.p, "differing": found.differing,
         }  # fmt: skip
