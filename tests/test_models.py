@@ -97,7 +97,6 @@ def test_unknown_models_get_one_line_with_a_remedy(source: str, says: str) -> No
     with pytest.raises(ModelNotFoundError, match=says) as caught:
         resolve(source)
     assert "\n" not in str(caught.value)
-    assert "server" not in str(caught.value)  # none is supported yet
     assert caught.value.exit_code == 2
 
 

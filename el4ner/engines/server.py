@@ -224,37 +224,43 @@ class Server:
 
     def _once(self, send: Callable[[], Any]) -> Any:
         """The JSON of one reply. Raises _Failure where another try may help, EngineError where not."""
-        timeout_s = self.settings.timeout_s
-        deadline = time.monotonic() + timeout_s
-        client = self._openai
+        received = self._receive(send)
+        if isinstance(received, Exception):
+            raise received  # outside the client's own exceptions, whose texts may quote the key
         try:
-            with send() as response:
-                body = bytearray()
-                for part in response.iter_bytes():
-                    body += part
-                    if time.monotonic() > deadline:
-                        raise _Failure(self._late())
-                    if len(body) > MAX_REPLY_BYTES:
-                        raise EngineError(f"server {self.url} sent more than {MAX_REPLY_BYTES >> 20} MiB in one reply")
-        except client.APITimeoutError:
-            raise _Failure(self._late()) from None
-        except client.APIConnectionError as error:
-            raise _Failure(self._unreachable(error.__cause__ or error)) from None
-        except client.APIStatusError as error:
-            raise self._status(error) from None
-        except client.OpenAIError as error:
-            raise EngineError(f"server {self.url}: {self._clean(error)}") from None
-        except self._transport_errors as error:
-            late = "Timeout" in type(error).__name__
-            lost = ServerLostError(f"server {self.url} broke off its reply ({self._clean(error)})")
-            raise _Failure(self._late() if late else lost) from None
-        try:
-            return json.loads(body)
+            return json.loads(received)
         except ValueError:
-            start = self._clean(bytes(body[:60]).decode("utf-8", "replace"))
+            start = self._clean(received[:60].decode("utf-8", "replace"))
             raise _Failure(
                 EngineError(f"server {self.url} sent a reply that is no JSON ({start!r}); is it the right URL?")
             ) from None
+
+    def _receive(self, send: Callable[[], Any]) -> bytes | Exception:
+        """The bytes of one reply, or what went wrong."""
+        deadline = time.monotonic() + self.settings.timeout_s
+        client = self._openai
+        body = bytearray()
+        try:
+            with send() as response:
+                for part in response.iter_bytes():
+                    body += part
+                    if time.monotonic() > deadline:
+                        return _Failure(self._late())
+                    if len(body) > MAX_REPLY_BYTES:
+                        return EngineError(f"server {self.url} sent more than {MAX_REPLY_BYTES >> 20} MiB in one reply")
+        except client.APITimeoutError:
+            return _Failure(self._late())
+        except client.APIConnectionError as error:
+            return _Failure(self._unreachable(error.__cause__ or error))
+        except client.APIStatusError as error:
+            return self._status(error)
+        except client.OpenAIError as error:
+            return EngineError(f"server {self.url}: {self._clean(error)}")
+        except self._transport_errors as error:
+            late = "Timeout" in type(error).__name__
+            lost = ServerLostError(f"server {self.url} broke off its reply ({self._clean(error)})")
+            return _Failure(self._late() if late else lost)
+        return bytes(body)
 
     def _late(self) -> ServerLostError:
         return ServerLostError(
