@@ -70,7 +70,11 @@ setup(
         "el4ner.bench",
     ],
     package_dir={"el4ner.kernels": "kernels", "el4ner.bench": "bench"},
-    package_data={"el4ner": ["py.typed", "*.pyi"], "el4ner.data": ["*.jsonl", "*.yaml", "*.md", "*.npz"]},
+    package_data={
+        "el4ner": ["py.typed", "*.pyi"],
+        "el4ner.data": ["*.jsonl", "*.yaml", "*.md", "*.npz"],
+        "el4ner.bench": ["*.yaml"],
+    },
     ext_modules=native_module(),
     cmdclass={"build_ext": WarningBuildExt},
 )

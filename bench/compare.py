@@ -100,7 +100,8 @@ def compare(
 def _f1(totals: NDArray[Any], gold: Any) -> NDArray[np.float64]:
     """F1 from correct and predicted (..., 2) and gold."""
     totals = np.asarray(totals, dtype=np.float64)
-    return 2 * totals[..., 0] / np.maximum(totals[..., 1] + gold, 1)
+    f1: NDArray[np.float64] = 2 * totals[..., 0] / np.maximum(totals[..., 1] + gold, 1)
+    return f1
 
 
 def _swaps(n: int, permutations: int, is_exact: bool, seed: int) -> Iterator[NDArray[np.int8]]:

@@ -16,7 +16,7 @@ from el4ner.bench.compare import compare_all, sentence_counts
 from el4ner.bench.metrics import VERSION, run_metrics
 from el4ner.errors import InputError, UsageError
 from el4ner.jsonl import read_records
-from el4ner.lines import display_name
+from el4ner.lines import display_name, excerpt
 from el4ner.metrics import Pair, pair_records, read_predicted
 
 REFERENCE = "default"
@@ -46,13 +46,22 @@ class FinishedRun:
         return found
 
     def digest(self) -> dict[str, Any]:
-        """All numbers without texts, plain data for JSON."""
+        """All numbers without texts, plain data for JSON; measured ones rounded to 6 decimals."""
         return {
             "manifest": dict(self.manifest),
-            "metrics": {"systems": dict(self.metrics)},
-            "timings": dict(self.timings),
-            "comparisons": list(self.comparisons),
+            "metrics": {"systems": rounded(dict(self.metrics))},
+            "timings": rounded(dict(self.timings)),
+            "comparisons": rounded(list(self.comparisons)),
         }
+
+
+def rounded(value: Any) -> Any:
+    """Plain data with floats rounded to 6 decimals."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_run(path: Path) -> FinishedRun:
@@ -142,6 +151,9 @@ def _check_manifest(manifest: Any, path: Path) -> None:
         raise InputError(
             f'{display_name(path)}: lacks "data" with a "name", or "systems"; is this the folder of a run?'
         )
+    for name, entry in systems.items():
+        if not isinstance(entry, Mapping) or any(mark in name for mark in "/\\\0"):
+            raise InputError(f"{display_name(path)}: {excerpt(name)} is no system; names have no slashes")
 
 
 def answers_of(place: str, gold: Path | None) -> tuple[str, list[Pair]]:

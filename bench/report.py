@@ -201,15 +201,15 @@ def anchors_section(runs: Sequence[FinishedRun]) -> Section | None:
         if not published:
             continue
         rows: list[list[Any]] = [
-            [row["system"], row["kind"], f"{row['f1']:.3f}", row["seen"], Link(row["source"]), row["differs"]]
+            [row["system"], row["kind"], row["differs"], row["seen"], Link(row["source"]), f"{row['f1']:.3f}"]
             for row in published
         ]
         for run in (run for run in runs if run.data["name"] == name and run.metrics):
             best = ranked(run)[0]
             strict = run.metrics[best]["strict"]
-            rows.append([f"here: {best}", "measured", with_interval(strict["f1"], strict["ci95"]), run.name, "",
-                         f"{sample_words(run)} sentences; pool of {_count(_pool_size(run))}"])  # fmt: skip
-        blocks.append(Table(["system", "kind", "F1", "seen in", "source", "what differs"], rows, name, names=2))
+            about = f"sentences: {sample_words(run)}; pool of {_count(_pool_size(run))}"
+            rows.append([f"here: {best}", "measured", about, run.name, "", with_interval(strict["f1"], strict["ci95"])])
+        blocks.append(Table(["system", "kind", "what differs", "seen in", "source", "F1"], rows, name, names=5))
     if not blocks:
         return None
     note = "Published numbers are copied from their sources, not reproduced here; models, data and scoring differ."

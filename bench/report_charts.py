@@ -9,8 +9,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from el4ner.bench.calibration import wilson
 from el4ner.lines import visible
 
 _CHARACTER = 6.6  # width of an average character at 12 pixels
@@ -41,15 +42,15 @@ def label(text: str, length: int = 32) -> str:
 
 
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
-    style = f"min-width:{min(width, 460):.0f}px;max-width:{width:.0f}px"
+    style = f"min-width:{min(width, 600):.0f}px;max-width:{width:.0f}px"
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="{style}" role="img" aria-label="{label(title, 200)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "t") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{label(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "t", length: int = 32) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{label(text, length)}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -103,7 +104,7 @@ def scatter_chart(points: Sequence[Point], title: str, x_title: str) -> str:
     def y_of(value: float) -> float:
         return bottom - value / top * (bottom - 16)
 
-    parts = [_text(left, height - 4, x_title, kind="s")]
+    parts = [_text(left, height - 4, x_title, kind="s", length=80)]
     for tick in _ticks(top):
         parts += [
             _line(left, y_of(tick), width - 8, y_of(tick), "grid"),
@@ -176,7 +177,7 @@ def _meet(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def reliability_chart(curve: Sequence[Mapping[str, object]], title: str) -> str:
+def reliability_chart(curve: Sequence[Mapping[str, Any]], title: str) -> str:
     """Share right over mean score, bin by bin, with Wilson intervals; the diagonal is perfect calibration."""
     size, left, top = 190.0, 32.0, 8.0
 
@@ -193,11 +194,12 @@ def reliability_chart(curve: Sequence[Mapping[str, object]], title: str) -> str:
             _text(x, top + size + 15, f"{tick:.1f}", "middle", "s"),
             _text(left - 5, y + 4, f"{tick:.1f}", "end", "s"),
         ]
-    rows = [(float(str(r["score"])), float(str(r["right"])), r["ci95"]) for r in curve]
-    for score, right, interval in rows:
-        if isinstance(interval, Sequence):
-            parts.append(_line(*at(score, float(interval[0])), *at(score, float(interval[1])), "whisker thin"))
-        parts.append(_dot(*at(score, right), 3))
+    sizes: dict[tuple[float, float], int] = {}
+    for row in curve:
+        sizes[row["score"], row["right"]] = sizes.get((row["score"], row["right"]), 0) + row["n"]
+    for (score, right), n in sizes.items():  # bins of one score are one point
+        low, high = wilson(right, n)
+        parts += [_line(*at(score, low), *at(score, high), "whisker thin"), _dot(*at(score, right), 3)]
     parts.append(_text(left + size / 2, top + size + 30, "score", "middle", "s"))
     return _svg(left + size + 14, top + size + 36, title, parts)
 
@@ -215,7 +217,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], title: str, x_title: str) 
         share = (math.log(max(x, 1)) - low) / max(high - low, 1e-9)
         return left + 14 + share * (right - left - 14), bottom - y / top * (bottom - 16)
 
-    parts = [_line(left, bottom, right, bottom, "axis"), _text(left, height - 6, x_title, kind="s")]
+    parts = [_line(left, bottom, right, bottom, "axis"), _text(left, height - 6, x_title, kind="s", length=80)]
     for tick in _ticks(top):
         y = at(1, tick)[1]
         parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, f"{tick:.1f}", "end", "s")]

@@ -9,7 +9,7 @@ from typing import Any
 from el4ner.bench.error_kinds import KINDS, Mistake, mistakes
 from el4ner.bench.finished_run import FinishedRun
 from el4ner.bench.report_charts import Point, reliability_chart, scatter_chart, stage_chart
-from el4ner.bench.report_model import Block, Cell, Chart, Charts, Example, Examples, Mark, Section, Table
+from el4ner.bench.report_model import Block, Cell, Chart, Charts, Example, Examples, Mark, Row, Section, Table
 from el4ner.bench.report_scores import ranked, with_interval
 from el4ner.metrics import Pair
 
@@ -42,7 +42,7 @@ def cost_section(run: FinishedRun) -> Section:
         for name in names:
             x, strict = cost(run, name), run.metrics[name]["strict"]
             points += [] if x is None else [Point(name, x, strict["f1"], strict["ci95"])]
-        if points:
+        if len({point.x for point in points}) > 1:  # one cost for all is no chart
             caption = f"Strict F1 against {title}"
             blocks.append(Chart(scatter_chart(points, caption, title), caption))
     return Section("What it costs", blocks, level=3)
@@ -160,7 +160,7 @@ def confusion_section(run: FinishedRun) -> Section:
 
 def errors_section(run: FinishedRun) -> Section:
     """How many errors of each kind."""
-    rows = []
+    rows: list[Row] = []
     for name in ranked(run):
         errors = run.metrics[name]["errors"]
         most = max(1, *errors.values())

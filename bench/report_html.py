@@ -23,13 +23,15 @@ from el4ner.bench.report_model import (
 )
 from el4ner.lines import visible
 
+_DENSE = 11
+"""Tables of more columns get small type and upright headings."""
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2128;--dim:#57606a;--line:#d5dae1;--soft:#f3f5f8;--accent:#0b5cad;
 --tint:11,92,173;--gold:#8a5a00;--pred:rgba(11,92,173,.18)}
 @media(prefers-color-scheme:dark){:root{--paper:#14181d;--ink:#e3e7ec;--dim:#9aa5b1;--line:#39414b;--soft:#1d232a;
 --accent:#6cb2ff;--tint:108,178,255;--gold:#f0b849;--pred:rgba(108,178,255,.26)}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:1080px;padding:20px 16px 60px;background:var(--paper);color:var(--ink);
+body{margin:0 auto;max-width:1160px;padding:20px 16px 60px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.7em;line-height:1.2;margin:.2em 0 .4em}
 h2{font-size:1.3em;margin:2em 0 .5em;padding-top:.5em;border-top:2px solid var(--line)}
@@ -40,11 +42,15 @@ a{color:var(--accent)}
 .wide{overflow-x:auto;margin:.5em 0 1em}
 table{border-collapse:collapse;font-size:.9em;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--dim);padding:0 0 .3em;caption-side:top}
-th,td{padding:.28em .7em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;overflow-wrap:normal}
-th{color:var(--dim);font-weight:600;vertical-align:bottom}
+th,td{padding:.28em .6em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;overflow-wrap:normal}
+th{color:var(--dim);font-weight:600;vertical-align:bottom;white-space:normal;line-height:1.25}
 th.n,td.n{text-align:left}
-td.n{white-space:normal;min-width:8em;max-width:30em}
+td.n{white-space:normal;max-width:30em}
+td.k{white-space:nowrap}
 td.l{min-width:16em}
+table.dense{font-size:.8em}
+table.dense th:not(.n){writing-mode:vertical-rl;transform:rotate(180deg);text-align:left;padding:.4em .2em}
+table.dense td{padding:.25em .4em}
 tbody tr:hover{background:var(--soft)}
 .note{color:var(--dim);font-size:.9em}
 figure{margin:.5em 0 1em}
@@ -64,6 +70,7 @@ svg line.thin{stroke-width:1.5}
 svg line.leader{stroke:var(--dim);stroke-width:.8}
 svg .dot{fill:var(--accent)}
 svg .frame{fill:none;stroke:var(--line)}
+svg .bar~line.whisker{stroke:var(--ink);stroke-width:2}
 svg .bar{fill:var(--accent);fill-opacity:.5}
 svg .curve{fill:none;stroke:var(--accent);stroke-width:2}
 svg .c1{stroke-dasharray:7 3}svg .c2{stroke-dasharray:2 3}svg .c3{stroke-dasharray:9 3 2 3}
@@ -149,15 +156,17 @@ def _table(table: Table) -> str:
     caption = f"<caption>{_escape(table.caption)}</caption>" if table.caption else ""
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     note = f'<p class="note">{_escape(table.note)}</p>' if table.note else ""
-    return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+    dense = ' class="dense"' if len(table.columns) > _DENSE else ""
+    inner = f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="wide"><table{dense}>{inner}</table></div>{note}'
 
 
 def _cell(cell: Cell | Link | str, kind: str) -> str:
     if isinstance(cell, Link):
-        return f'<td{kind}><a href="{_escape(cell.address)}" rel="noreferrer">{_escape(cell.address)}</a></td>'
+        return f'<td{kind}><a href="{_escape(cell.address)}" rel="noreferrer">{_escape(cell.address.removeprefix("https://"))}</a></td>'
     if isinstance(cell, str):
-        if kind and len(cell) > 40:
-            kind = ' class="n l"'
+        if kind:
+            kind = ' class="n l"' if len(cell) > 40 else ' class="n k"' if len(cell) < 25 else kind
         return f"<td{kind}>{_escape(cell)}</td>"
     style = "" if cell.shade is None else f' style="background:rgba(var(--tint),{0.04 + 0.5 * cell.shade:.2f})"'
     text = _escape(cell.text)

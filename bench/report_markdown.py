@@ -22,7 +22,8 @@ from el4ner.bench.report_model import (
 )
 from el4ner.lines import visible
 
-_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
+_SPECIAL = re.compile(r"([\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=\])\()")
+"""What means something in Markdown: underscores only at the border of a word, brackets only where they make a link."""
 
 
 def render_markdown(report: Report) -> str:

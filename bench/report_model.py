@@ -25,12 +25,15 @@ class Link(NamedTuple):
     address: str
 
 
+Row = Sequence[Cell | Link | str]
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under columns; cells that are plain strings have no emphasis. The first `names` columns hold names."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[Cell | Link | str]]
+    rows: Sequence[Row]
     caption: str = ""
     note: str = ""
     names: int = 1

@@ -9,7 +9,7 @@ from el4ner.bench.compare import show_p
 from el4ner.bench.finished_run import FinishedRun
 from el4ner.bench.metrics_semeval import SCHEMES
 from el4ner.bench.report_charts import Bar, interval_chart
-from el4ner.bench.report_model import Block, Cell, Chart, Section, Table
+from el4ner.bench.report_model import Block, Cell, Chart, Row, Section, Table
 
 _SEEN = {
     "seen": "in the pool with this label",
@@ -44,7 +44,7 @@ def strict_section(run: FinishedRun) -> Section:
     reference = run.comparisons[0]["b"] if run.comparisons else ""
     names = ranked(run)
     best = run.metrics[names[0]]["strict"]["f1"]
-    rows = []
+    rows: list[Row] = []
     for name in names:
         m = run.metrics[name]
         rows.append(
@@ -87,7 +87,7 @@ def _against(test: Mapping[str, Any] | None, *, is_reference: bool) -> list[str]
     holm = test["p"] if test.get("p_holm") is None else test["p_holm"]
     return [
         f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
-        *(show_p(p).removeprefix("p = ") for p in (test["p"], holm)),
+        *(show_p(p).removeprefix("p ").removeprefix("= ") for p in (test["p"], holm)),
     ]
 
 

@@ -18,7 +18,7 @@ from el4ner.bench.report_markdown import render_markdown, render_table
 from el4ner.bench.report_model import Cell, Table
 from el4ner.bench.report_scores import with_interval
 from el4ner.errors import InputError
-from el4ner.jsonl import OutputFile, json_text
+from el4ner.jsonl import OutputFile
 from el4ner.lines import display_name
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -34,7 +34,7 @@ def keep_digests(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
     paths = []
     for run in runs:
         path = folder / f"{run.name}.json"
-        _write(path, json_text(run.digest()))
+        _write(path, json.dumps(run.digest(), separators=(",", ":")) + "\n")
         paths.append(path)
     return paths
 
