@@ -242,9 +242,8 @@ def predict(
     with warnings_as_messages(messages.warn):
         model = El4ner.from_config(settings)
         statuses = _run(model, sentences, target, messages, total)
-        point = model.report()["fitted"].get("operating point")
-        if point is not None and not quiet:
-            click.echo(f"el4ner: {_promise(point)}", err=True)
+        if settings.target_precision is not None and not quiet:
+            click.echo(f"el4ner: {_promise(model.report()['fitted']['operating point'])}", err=True)
         if report_file is not None:
             with report_file as stream:
                 stream.write(json_text(model.report() | {"memory, MiB": model.memory()}).encode() + b"\n")
