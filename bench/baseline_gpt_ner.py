@@ -53,7 +53,7 @@ class GptNer(Asking):
     def __init__(self, bench: Workbench, options: Mapping[str, Any]) -> None:
         super().__init__("gpt-ner", bench)
         self._own = with_options(GptNerSettings, options, self.name)
-        self._k = bench.k if self._own.k is None else self._own.k
+        self._k = bench.demonstrations(self._own.k, self.name)
         self._index: MentionIndex | None = None
 
     @property

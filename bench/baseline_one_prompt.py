@@ -146,7 +146,7 @@ class Kate(OnePrompt):
     def __init__(self, bench: Workbench, options: Mapping[str, Any]) -> None:
         self._kate = with_options(KateSettings, options, "kate")
         super().__init__("kate", bench, self._kate)
-        self._k = bench.k if self._kate.k is None else self._kate.k
+        self._k = bench.demonstrations(self._kate.k, "kate")
         self._pool: list[Demonstration] = []
         self._ranking: SentenceRanking | None = None
 

@@ -11,7 +11,7 @@ import click
 from el4ner.bench.cli_options import Progress, assigned, names_of
 from el4ner.bench.cli_pipeline import pipeline
 from el4ner.bench.cli_report import compare, report
-from el4ner.bench.cli_run import ablate, run
+from el4ner.bench.cli_run import ablate, run, tune
 from el4ner.cli_messages import warnings_as_messages
 from el4ner.errors import El4nerError
 
@@ -182,6 +182,7 @@ def _write_rows(rows: list[dict[str, Any]], out: str | None) -> None:
 
 group.add_command(pipeline)
 group.add_command(run)
+group.add_command(tune)
 group.add_command(ablate)
 group.add_command(compare)
 group.add_command(report)

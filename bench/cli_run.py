@@ -1,4 +1,4 @@
-"""el4ner-bench run and ablate: systems on data, into a folder that says how it came about."""
+"""el4ner-bench run, tune and ablate: systems on data, into a folder that says how it came about."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from el4ner.bench.cli_options import Progress, assigned, names_of
+from el4ner.config import merge
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -33,7 +34,7 @@ def _data_options(command: C) -> C:
             click.option("--chunk", type=click.IntRange(1), default=32, show_default=True,
                          help="Sentences predicted between two writes."),
             click.option("--share/--no-share", default=None,
-                         help="Answer from memory what another system asked (no speed then). On in ablate."),
+                         help="Answer from memory what another system asked (no speed then). On in ablate, tune."),
             click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
                          help="Folder to write; a run that was killed goes on in its own."),
         )
@@ -45,29 +46,73 @@ def _data_options(command: C) -> C:
 @click.command()
 @_data_options
 @click.option("--systems", default="default", show_default=True, help="Comma-separated names or configuration files.")
-@click.option("--option", "tuned", multiple=True, help="An option of one baseline: --option kate.wording=types.")
+@click.option(
+    "--options",
+    "tuned",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Options of baselines as el4ner-bench tune chose them (tuned.json).",
+)
+@click.option("--option", "fixed", multiple=True, help="An option of one baseline: --option kate.wording=types.")
 def run(
     data: str, systems: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None,
-    labels: str | None, parts: int, k: int, assignments: tuple[str, ...], tuned: tuple[str, ...], chunk: int,
-    share: bool | None, out: Path,
+    labels: str | None, parts: int, k: int, assignments: tuple[str, ...], tuned: Path | None, fixed: tuple[str, ...],
+    chunk: int, share: bool | None, out: Path,
 ) -> None:  # fmt: skip
     """Evaluate systems on the same sentences, pool and budget of demonstrations; one JSON line a system.
 
     Systems: default, all, paper, reading-voter, retrieval-voter, member:NAME, a configuration file, and the baselines
-    zero-shot, kate, gpt-ner, deer, dictionary, fine-tuned. Tune options on dev, never on test. Copies of test
-    sentences are dropped from the pool. --out gets manifest, gold, predictions, stages, timings and metrics.
+    zero-shot, kate, gpt-ner, deer, dictionary, fine-tuned; their options are chosen by el4ner-bench tune, on dev.
+    Copies of test sentences are dropped from the pool. --out gets manifest, gold, predictions, stages, timings and
+    metrics.
     """
     from el4ner.bench.run import RunRequest, strict_row
     from el4ner.bench.run import run as run_request
 
+    names = names_of(systems, "--systems")
     request = RunRequest(
-        _data_request(data, split, limit, seed, pool, pool_size, labels, parts), names_of(systems, "--systems"), out, k,
-        assigned(assignments), _options(tuned), chunk, bool(share),
+        _data_request(data, split, limit, seed, pool, pool_size, labels, parts), names, out, k,
+        assigned(assignments), merge(_tuned(tuned, names), _by_system(fixed)), chunk, bool(share),
     )  # fmt: skip
     metrics = run_request(request, Progress())
     timings = json.loads((out / "timings.json").read_text(encoding="utf-8"))
     for name in request.systems:
         click.echo(json.dumps(strict_row(name, metrics, timings), ensure_ascii=False))
+
+
+@click.command()
+@_data_options
+@click.option("--systems", default="kate", show_default=True, help="Comma-separated names of baselines.")
+@click.option("--try", "tries", multiple=True, help="Values to try: --try 'kate.k=[1, 2, 4]'. Default: a grid.")
+@click.option("--option", "fixed", multiple=True, help="An option of one baseline that is not tried.")
+def tune(
+    data: str, systems: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None,
+    labels: str | None, parts: int, k: int, assignments: tuple[str, ...], tries: tuple[str, ...],
+    fixed: tuple[str, ...], chunk: int, share: bool | None, out: Path,
+) -> None:  # fmt: skip
+    """Choose options of baselines on dev, or on a held-out part of train (--split train); never on test.
+
+    One option after the other; of its values the one with the best strict F1 stays. One JSON line a system; what was
+    chosen stands in tuned.json of --out, which el4ner-bench run takes by --options.
+    """
+    from el4ner.bench.run import RunRequest
+    from el4ner.bench.tune import default_grid
+    from el4ner.bench.tune import tune as tune_request
+
+    names, given = names_of(systems, "--systems"), _by_system(tries, "--try")
+    for name in given:
+        if name not in names:
+            raise click.BadParameter(f"{name} is not among --systems {systems}", param_hint="--try")
+        for key, values in given[name].items():
+            if not isinstance(values, list) or not values:
+                raise click.BadParameter(f"{name}.{key}={values!r}: write a list, [A, B]", param_hint="--try")
+    usual = default_grid(k)
+    grid = {name: given.get(name, usual.get(name, {})) for name in names}
+    request = RunRequest(
+        _data_request(data, split, limit, seed, pool, pool_size, labels, parts), (), out, k, assigned(assignments),
+        _by_system(fixed), chunk, share is not False,
+    )  # fmt: skip
+    for name, options in tune_request(request, grid, Progress())["options"].items():
+        click.echo(json.dumps({"system": name, "options": options}, ensure_ascii=False))
 
 
 @click.command()
@@ -106,10 +151,20 @@ def _data_request(
     return DataRequest(data, split, limit, seed, pool_size, pool, labels, parts)
 
 
-def _options(tuned: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def _by_system(assignments: tuple[str, ...], option: str = "--option") -> dict[str, dict[str, Any]]:
     """`SYSTEM.SETTING=VALUE` strings by system. Raises click.BadParameter for one without a setting."""
-    options = assigned(tuned, "--option")
+    options = assigned(assignments, option)
     for system, own in options.items():
         if not isinstance(own, dict):
-            raise click.BadParameter(f"{system}: write SYSTEM.SETTING=VALUE", param_hint="--option")
+            raise click.BadParameter(f"{system}: write SYSTEM.SETTING=VALUE", param_hint=option)
     return options
+
+
+def _tuned(path: Path | None, names: list[str]) -> dict[str, Any]:
+    """What a file says of the systems that run."""
+    from el4ner.bench.run_folder import read_json
+    from el4ner.bench.tune import tuned_options
+
+    if path is None:
+        return {}
+    return {name: own for name, own in tuned_options(read_json(path), path.name).items() if name in names}

@@ -117,6 +117,8 @@ def load_evaluation_data(request: DataRequest) -> EvaluationData:
     no more than that); copies of a text fall into one part, so nothing is dropped.
     Raises InputError, PoolError or LabelsError for data that cannot be read or have no split of that name.
     """
+    if request.split == TRAIN and request.pool is None:
+        raise UsageError("--split train is the pool itself; choose another split, or give --pool FILE")
     name, gold_file, pool_file = _files(request)
     whole = read_examples(gold_file)
     train = read_examples(pool_file) if pool_file is not None else None
@@ -134,6 +136,29 @@ def load_evaluation_data(request: DataRequest) -> EvaluationData:
     return EvaluationData(
         name, _shown(request.source), request.split, request.limit, request.seed, len(whole), tuple(chosen),
         (Part(pool, 0, len(chosen)),), pool, tuple(dropped), _named(near, pool.sentences, whole), left_out=False,
+    )  # fmt: skip
+
+
+def load_tuning_data(request: DataRequest) -> EvaluationData:
+    """As `load_evaluation_data`; split "train" holds out `limit` of its sentences (200 where none is given).
+
+    The pool is then the rest of them, without copies of those held out.
+    """
+    if request.split != TRAIN or request.pool is not None:
+        return load_evaluation_data(request)
+    name, file, _ = _files(request)
+    whole = read_examples(file)
+    labels = read_labels(request.labels) if request.labels is not None else labels_of(whole)
+    held_out = _sample(whole, replace(request, limit=request.limit or 200))
+    ids = set(map(id, held_out))
+    kept, dropped = without_copies([d for d in whole if id(d) not in ids], held_out)
+    if not kept or not labels:
+        raise InputError(f"{request.source}: {len(whole):,} sentences of train leave no pool; give a smaller --limit")
+    pool = smaller(Pool(tuple(kept), labels, name=name), request.pool_size)
+    return EvaluationData(
+        name, _shown(request.source), TRAIN, len(held_out), request.seed, len(whole), tuple(held_out),
+        (Part(pool, 0, len(held_out)),), pool, tuple(dropped),
+        _named(near_copies(pool.sentences, held_out), pool.sentences, held_out), left_out=False,
     )  # fmt: skip
 
 
@@ -203,8 +228,6 @@ def find_split(folder: Path, split: str) -> Path | None:
 
 def _files(request: DataRequest) -> tuple[str, Path, Path | None]:
     """Name of the data, file of the split, file of the pool. Raises InputError if there is no such split."""
-    if request.split == TRAIN and request.pool is None:
-        raise UsageError("--split train is the pool itself; choose another split, or give --pool FILE")
     pool = None if request.pool is None else Path(request.pool)
     path = Path(request.source)
     if path.is_file():

@@ -103,6 +103,12 @@ class Workbench:
         engine: Engine = self.engines.get(member.source) or self._loader.engine(member.source, member.chat)
         return engine
 
+    def demonstrations(self, k: int | None, system: str) -> int:
+        """How many demonstrations a system shows, of its own k or the run's. Raises ConfigError above the budget."""
+        if k is not None and k > self.k:
+            raise ConfigError(f"--option {system}.k={k}: above the budget of all systems, --k {self.k}; raise that")
+        return self.k if k is None else k
+
     @property
     def answered(self) -> int:
         """How many answers came from memory so far."""

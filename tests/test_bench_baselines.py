@@ -164,7 +164,8 @@ def test_zero_shot_shows_nothing_and_kate_the_nearest(bench: Workbench) -> None:
     assert shown.count("Text:") == 3  # two demonstrations and the question
     assert shown.index("Ada Lovelace lives") > shown.index("Text:")
     assert kate.demonstrations([TEXT])[0][0].text == "Ada Lovelace lives in London"
-    only = asking(bench, "kate", engine, k=4, only_with_entities=True)
+    bench.k = 4
+    only = asking(bench, "kate", engine, only_with_entities=True)
     assert len(only.demonstrations([TEXT])[0]) == 3
     assert only.settings["k"] == 4
 
