@@ -129,6 +129,7 @@ def _run_one(
     timing = Timing.resumed(folder.timings.get(system.name), done)
     bench.forget()
     reset_peak()
+    timing.held = peak_mib() if timing.held is None else timing.held
     for part in data.parts:
         begin = max(part.begin, done)
         if begin >= part.end:
@@ -151,7 +152,8 @@ def _run_one(
 
 @dataclass
 class Timing:
-    """What a system cost so far. sentences: those whose time is known; shared: some answers came from memory."""
+    """What a system cost so far. sentences: those whose time is known; shared: some answers came from memory. held: MiB
+    that the process held before, models of the systems before it among them; the peak includes them."""
 
     preparation_s: float = 0.0
     prediction_s: float = 0.0
@@ -160,6 +162,7 @@ class Timing:
     generated_tokens: int = 0
     peak: int | None = None
     shared: bool = False
+    held: int | None = None
 
     @classmethod
     def resumed(cls, before: Mapping[str, Any] | None, done: int) -> Timing:
@@ -168,7 +171,7 @@ class Timing:
             return cls()
         return cls(
             before["preparation_s"], before["prediction_s"], before["sentences"], before["prompt_tokens"],
-            before["generated_tokens"], before["peak_memory_mib"], before["shared"],
+            before["generated_tokens"], before["peak_memory_mib"], before["shared"], before["memory_before_mib"],
         )  # fmt: skip
 
     def add(self, sentences: int, usage: Sequence[Any], shared: bool) -> None:
@@ -187,7 +190,7 @@ class Timing:
             "preparation_s": round(self.preparation_s, 3), "prediction_s": round(self.prediction_s, 3),
             "sentences_per_s": speed, "prompt_tokens": self.prompt_tokens, "generated_tokens": self.generated_tokens,
             "peak_memory_mib": self.peak, "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-            "sentences": self.sentences, "shared": self.shared,
+            "memory_before_mib": self.held, "sentences": self.sentences, "shared": self.shared,
         }  # fmt: skip
 
 

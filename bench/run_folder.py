@@ -5,10 +5,11 @@
     contamination.json      ids of dropped copies and of near copies
     predictions/NAME.jsonl  one record per gold sentence, in order, appended chunk by chunk
     stages/NAME.jsonl       spans after each stage, where a system is el4ner's own
-    timings.json            seconds, tokens, memory; metrics.json: scores
+    timings.json            seconds, tokens, memory (before a system and at most); metrics.json: scores
 
 A run may be started again with the same folder: it goes on where it was. What was asked for with other settings or
-other data is refused, since it would mix answers to different questions.
+other data is refused, since it would mix answers to different questions. What was fitted on the same pool before comes
+from the cache, and preparation_s is short then; with EL4NER_CACHE an empty folder it is fitted anew.
 """
 
 from __future__ import annotations

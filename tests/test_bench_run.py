@@ -112,7 +112,7 @@ def test_the_folder_has_the_agreed_layout(folder: Path, tmp_path: Path) -> None:
     assert all(set(p) == {"text", "entities"} for p in lines(out / "pool.jsonl"))
     assert [p["id"] for p in lines(out / "predictions" / "scripted.jsonl")] == ["a", "b", "c", "d", "e"]
     assert {"preparation_s", "prediction_s", "sentences_per_s", "prompt_tokens", "generated_tokens", "peak_memory_mib",
-            "threads"} <= set(read(out / "timings.json")["scripted"])  # fmt: skip
+            "memory_before_mib", "threads"} <= set(read(out / "timings.json")["scripted"])  # fmt: skip
     strict = read(out / "metrics.json")["systems"]["scripted"]["strict"]
     assert (strict["precision"], strict["recall"]) == (1.0, 0.25)
     assert strict == metrics["systems"]["scripted"]["strict"]
@@ -130,7 +130,9 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None
     metrics = go(again, folder, out)
     assert again.asked == ["c", "d", "e"]
     assert predictions.read_bytes().startswith(whole)
-    assert read(out / "timings.json")["scripted"]["sentences"] == 5
+    timing = read(out / "timings.json")["scripted"]
+    assert timing["sentences"] == 5
+    assert timing["peak_memory_mib"] is None or timing["peak_memory_mib"] >= timing["memory_before_mib"] > 0
     finished = Scripted()
     assert go(finished, folder, out) == metrics
     assert (finished.asked, finished.pools) == ([], [])
