@@ -1,0 +1,228 @@
+"""The whole pipeline against a plain script of the same method: the same entities first, then times in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from el4ner.bench._harness import Timing, interleave, machine
+from el4ner.bench.accuracy import sample_sentences, split_file
+from el4ner.bench.evaluation_data import smaller
+from el4ner.bench.plain_pipeline import PlainModel
+from el4ner.bench.random_models import bench_engine
+from el4ner.config import Config, make_config
+from el4ner.engines import Choose, Completion, FloatArray, Generate, load_encoder
+from el4ner.errors import EngineError
+from el4ner.models import prefers_chat
+from el4ner.pipeline import El4ner
+from el4ner.plan import mib, peak_mib, resident_bytes
+from el4ner.pool import load_pool
+from el4ner.records import Prediction, Sentence
+
+SCORE_TOLERANCE = 2e-3
+"""Largest difference of a score or vote between the sides: float32 sums in another order, behind read-outs and stacks.
+An entity whose score lies within it of the threshold may be missing on one side."""
+
+
+ANSWER_TOLERANCE = 2e-3
+"""Largest difference of a choice's log-probability in float32."""
+
+
+class Heard:
+    """An engine whose answers are kept while `answers` is a dictionary: few of them end in an entity."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.answers: dict[Generate | Choose, Any] | None = None
+
+    def generate(self, requests: Sequence[Generate]) -> list[Completion]:
+        """As the engine's."""
+        return self._hear(requests, self.inner.generate(requests))
+
+    def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
+        """As the engine's."""
+        return self._hear(requests, self.inner.choose(requests))
+
+    def _hear(self, requests: Sequence[Any], answers: list[Any]) -> list[Any]:
+        if self.answers is not None:
+            self.answers.update(zip(requests, answers, strict=True))
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def compare_answers(plain: Mapping[Any, Any], ours: Mapping[Any, Any]) -> tuple[int, float]:
+    """(requests that only one side asked and replies that differ, largest difference of a choice's score)."""
+    different, largest = len(plain.keys() ^ ours.keys()), 0.0
+    for request in plain.keys() & ours.keys():
+        if isinstance(request, Generate):
+            different += plain[request] != ours[request]
+        else:
+            largest = max(largest, float(np.abs(plain[request] - ours[request]).max(initial=0.0)))
+    return different, largest
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """entities: of the plain side. different: entities that only one side has, or with another label. largest: the
+    largest difference of a score or vote of those that both have."""
+
+    entities: int
+    different: int
+    largest: float
+
+
+def compare(plain: Sequence[Prediction], ours: Sequence[Prediction], threshold: float) -> Comparison:
+    """How far two lists of predictions agree; what is within the tolerance of the threshold may be on one side only."""
+    different, largest, count = 0, 0.0, 0
+    for one, other in zip(plain, ours, strict=True):
+        left = {(e.start, e.end, e.label): e for e in one.entities}
+        right = {(e.start, e.end, e.label): e for e in other.entities}
+        count += len(left)
+        for key in left.keys() ^ right.keys():
+            entity = left.get(key) or right[key]
+            different += abs(entity.score - threshold) > SCORE_TOLERANCE
+        for key in left.keys() & right.keys():
+            a, b = left[key], right[key]
+            gaps = [abs(a.score - b.score)]
+            gaps += [abs(p - b.votes[v].get(label, np.inf)) for v, own in a.votes.items() for label, p in own.items()]
+            largest = max(largest, *gaps)
+        different += one.status != other.status
+    return Comparison(count, different, largest)
+
+
+def sides(
+    config: Config, pool: Any, say: Callable[[str], None]
+) -> tuple[dict[str, El4ner], dict[str, Heard], dict[str, Heard]]:
+    """The pipeline with el4ner's engines and with plain ones; both on the same weights, encoder and fit."""
+    engines: dict[str, Heard] = {}
+    plain: dict[str, Heard] = {}
+    for member in config.members:
+        if member.source in engines:
+            continue
+        say(f"loading {member.source}")
+        if prefers_chat(member.source) and not member.source.startswith("random:"):
+            raise EngineError(f"model {member.source!r}: the plain script has no chat templates; set chat: false")
+        engine = bench_engine(member.source, device=config.device, dtype=config.dtype, chat=False)
+        engines[member.source] = Heard(engine)
+        plain[member.source] = Heard(PlainModel(engine.model, engine.tokenizer, engine.source))
+    encoder = load_encoder(config.encoder, device=config.device, dtype=config.dtype)
+    models = {}
+    for name, own in (("engine", engines), ("plain", plain)):
+        given: Any = dict(own)
+        models[name] = El4ner(config, engines=given, encoder=encoder, pool=pool)
+        say(f"preparing {name}")
+        models[name].prepare(say)  # the second finds what the first has fitted in the cache
+    return models, engines, plain
+
+
+def measure_pipeline(
+    folder: Path | None, *, split: str, count: int, seed: int, settings: Mapping[str, Any], blocks: int,
+    pool_limit: int | None = None, check: bool = True, say: Callable[[str], None] = lambda _: None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A row a side, `engine` and `plain`. Raises EngineError for models that need a chat template.
+
+    status "wrong": the entities differ, so nothing was timed, unless `check` is false: then the row says so and has
+    its times. speedup: of the plain side's time over ours, by blocks.
+    """
+    train = None if folder is None else str(split_file(folder, "train"))
+    pool = smaller(load_pool(train, settings.get("labels")), pool_limit)
+    base: dict[str, Any] = {"voters": "all"} if train is None else {"voters": "all", "examples": train}
+    config = make_config({**base, **settings})
+    sentences: list[Sentence]
+    if folder is None:
+        sentences = pool.as_sentences(pool.sample(count))
+    else:
+        sentences = sample_sentences(split_file(folder, split), count, seed)
+    models, engines, plain = sides(config, pool, say)
+    asked_by = {"engine": engines, "plain": plain}
+    answers: dict[str, dict[str, dict[Any, Any]]] = {"engine": {}, "plain": {}}
+    run: dict[str, int] = {}
+
+    def ours() -> list[Prediction]:
+        for engine in engines.values():
+            engine.forget_prefixes()
+        before = sum(engine.counts.run for engine in engines.values())
+        predicted = models["engine"].predict(sentences)
+        run["engine"] = sum(engine.counts.run for engine in engines.values()) - before
+        return predicted
+
+    def by_hand() -> list[Prediction]:
+        before = sum(model.run_tokens for model in plain.values())
+        predicted = models["plain"].predict(sentences)
+        run["plain"] = sum(model.run_tokens for model in plain.values()) - before
+        return predicted
+
+    ways: dict[str, Callable[[], list[Prediction]]] = {"engine": ours, "plain": by_hand}
+    found, memory = {}, {}
+    for name, way in ways.items():
+        say(f"checking {name}: {count} sentences")
+        for one in asked_by[name].values():
+            one.answers = answers[name].setdefault(one.source, {})
+        found[name] = way()
+        for one in asked_by[name].values():
+            one.answers = None
+        memory[name] = peak_mib("cpu") if config.device != "cuda" else peak_mib("cuda")
+    report = models["engine"].report()
+    result = compare(found["plain"], found["engine"], report["threshold"])
+    gaps = [compare_answers(own, answers["engine"][source]) for source, own in answers["plain"].items()]
+    replies, scores = sum(gap for gap, _ in gaps), max((gap for _, gap in gaps), default=0.0)
+    right = result.different + replies == 0 and result.largest <= SCORE_TOLERANCE and scores <= ANSWER_TOLERANCE
+    timings: dict[str, Timing] = {}
+    if right or not check:
+        say(f"timing both in {blocks} blocks")
+        timings = interleave(ways, blocks, warmup=0)
+    facts = machine()
+    for name in ways:
+        yield {
+            "what": "pipeline", "side": name, "status": "ok" if right else "wrong", "sentences": len(sentences),
+            "data": "built-in pool" if folder is None else f"{folder.name} {split}", "settings": dict(settings),
+            "pool_sentences": len(pool.sentences), "asked": report["asked"], "notes": report["notes"],
+            "entities": result.entities, "different": result.different, "difference": result.largest,
+            "tolerance": SCORE_TOLERANCE, "answers": sum(len(own) for own in answers["plain"].values()),
+            "different_replies": replies, "answers_difference": scores, "tokens_run": run[name], "blocks": blocks,
+            "tokens_by_stage": report["tokens by stage"], "peak_memory_mib": memory[name],
+            "process_mib": mib(resident_bytes()), **_times(timings, name, len(sentences)), "machine": facts,
+        }  # fmt: skip
+
+
+def _times(timings: Mapping[str, Timing], name: str, count: int) -> dict[str, Any]:
+    timing = timings.get(name)
+    if timing is None:
+        return {"timing": None, "sentences_per_s": None, "speedup": None, "cpu_speedup": None}
+    own = {"timing": timing.to_dict(), "sentences_per_s": round(count / timing.median_s, 4)}
+    if name == "engine":
+        return own | {"speedup": None, "cpu_speedup": None}
+    ours = timings["engine"]
+    ratio = dict(zip(("median", "min", "max"), (round(r, 2) for r in timing.ratio_to(ours)), strict=True))
+    return own | {"speedup": ratio, "cpu_speedup": round(timing.cpu_median_s / ours.cpu_median_s, 2)}
+
+
+def pipeline_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The two rows as lines for reading."""
+    first = rows[0]
+    lines = [f"{first['sentences']} sentences ({first['data']}), asked: {', '.join(first['asked'])}"]
+    lines.append(
+        f"  {first['entities']} entities, {first['different']} differ, scores by at most {first['difference']:.2g} "
+        f"(allowed {first['tolerance']}); {first['answers']} answers of models, {first['different_replies']} replies "
+        f"differ, choices by at most {first['answers_difference']:.2g} (allowed {ANSWER_TOLERANCE})"
+    )
+    for row in rows:
+        if row["timing"] is None:
+            lines.append(f"  {row['side']:<8}{row['status']}: nothing was timed")
+            continue
+        t = row["timing"]
+        line = f"  {row['side']:<8}{t['median_s']:>10.2f} s ({t['min_s']:.2f}..{t['max_s']:.2f})"
+        line += f"{row['sentences_per_s']:>9.3f} sentences/s{row['tokens_run']:>10} tokens"
+        if row["speedup"]:
+            line += f"{row['speedup']['median']:>8.2f}x ({row['speedup']['min']:.2f}..{row['speedup']['max']:.2f})"
+            line += f", CPU time {row['cpu_speedup']:.2f}x"
+        lines.append(line)
+    facts = first["machine"]
+    lines.append(f"  {facts['cpu']}, {facts['threads']} threads, load {facts['load_1min']}, commit {facts['commit']}")
+    return "\n".join(lines)
