@@ -559,6 +559,7 @@ def test_a_server_that_falls_silent_is_not_asked_for_ever(serve: Serve) -> None:
     for i in range(server_module.GIVE_UP_AFTER):
         with pytest.raises(EngineError, match="did not answer within"):
             e.generate([ask(f"{i} {j}") for j in range(8)])
+    time.sleep(0.5)  # what was on its way has arrived
     before = len(server.asked)
     assert before < 30  # of 40 and their retries
     with pytest.raises(EngineError, match="5 calls in a row and is not asked any more"):
