@@ -1,9 +1,9 @@
 """The fit of the built-in pool under the default settings comes with the package, so that a first run takes seconds.
 
-`make builtin` (`python -m el4ner.shipped`) fits anew, as any run with `stack.shipped: false` does, and writes the file. What is in it
-was fitted in float32 on a CPU and is used for other devices and precisions too: states differ there in the third digit,
-far less than the noise under which a read-out is fitted. Where the pool, a setting, a model or the code that fits is
-another one, the file is passed over.
+`make builtin` (`python -m el4ner.shipped`) fits anew, as any run with `stack.shipped: false` does, and writes the file.
+What is in it was fitted in float32 on a CPU and is used for other devices and precisions too: states differ there in
+the third digit, far less than the noise under which a read-out is fitted. Where the pool, a setting, a model or the
+code that fits is another one, the file is passed over.
 """
 
 from __future__ import annotations

@@ -84,8 +84,11 @@ class Engine(Protocol):
     """A language model that answers batches. Results come in request order and do not depend on the batch."""
 
     name: str
-    source: str
-    """What was loaded (with revision or checksum), for reports and cache keys."""
+
+    @property
+    def source(self) -> str:
+        """What was loaded (with revision or checksum), for reports and cache keys."""
+        ...
 
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
         """One completion per request, decoded greedily."""

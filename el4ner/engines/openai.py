@@ -368,7 +368,7 @@ class OpenAIEngine:
                     f"server.choices={wanted!r} is no way of scoring choices in {asked}; choose auto or one of "
                     f"{', '.join(ways)}"
                 )
-            ways = ways[ways.index(wanted) :]  # type: ignore[arg-type]
+            ways = ways[ways.index(wanted) :]
         for way in ways:
             try:
                 if {"echo": self._echoes, "listed": self._lists, "schema": self._keeps_schemas, "answer": self._talks}[

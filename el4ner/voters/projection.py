@@ -34,8 +34,7 @@ class Projection:
     @property
     def width(self) -> int:
         """Numbers a word has afterwards."""
-        turned = sum(basis.shape[0] - basis.shape[1] for basis in self.bases)
-        return len(self.mean) - turned
+        return len(self.mean) - sum(int(basis.shape[0] - basis.shape[1]) for basis in self.bases)
 
     def __call__(self, values: NDArray[np.floating]) -> FloatArray:
         """values (T, D) f16 or f32 -> (T, width) f32. Raises ShapeError if D differs."""

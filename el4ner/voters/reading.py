@@ -174,10 +174,14 @@ class ReadingVoter:
                 read.append(replace(features, values=_half(features.values)))
         values = np.concatenate([features.values for features in read])
         if values.nbytes <= _KEPT_BYTES:
-            units = np.array([tuple(unit) for features in read for unit in features.units], dtype=np.int64)
-            starts = np.cumsum([0, *(len(features.units) for features in read)])
-            widths = np.array(read[0].widths)
-            self._cache.put(key, {"values": values, "units": units.reshape(-1, 2), "starts": starts, "widths": widths})
+            borders = np.array([tuple(unit) for features in read for unit in features.units], dtype=np.int64)
+            arrays = {
+                "values": values,
+                "units": borders.reshape(-1, 2),
+                "starts": np.cumsum([0, *(len(features.units) for features in read)]),
+                "widths": np.array(read[0].widths),
+            }
+            self._cache.put(key, arrays)
         return read
 
     def state(self) -> dict[str, np.ndarray]:
