@@ -56,6 +56,9 @@ class FakeEl4ner:
             status = "truncated" if sentence.text == "long" else "ok"
             yield Prediction(sentence.id, sentence.text, entities, status, extra=sentence.extra)
 
+    def memory(self) -> dict[str, Any]:
+        return {"peak": 7}
+
     def report(self) -> dict[str, Any]:
         return {"seconds": 1.5}
 
@@ -139,7 +142,7 @@ def test_output_file_and_report() -> None:
     result = run("predict", "x.jsonl", "-o", "out.jsonl", "--report", "report.json")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert len(records(Path("out.jsonl").read_bytes())) == 2
-    assert json.loads(Path("report.json").read_text()) == {"seconds": 1.5}
+    assert json.loads(Path("report.json").read_text()) == {"seconds": 1.5, "memory, MiB": {"peak": 7}}
     assert sorted(path.name for path in Path().iterdir()) == ["out.jsonl", "report.json", "x.jsonl"]
     assert records(run("predict", "x.jsonl", "-o", "-").stdout) == records(Path("out.jsonl").read_bytes())
 

@@ -22,6 +22,9 @@ class Echo:
         self.calls.append(("choose", [request.prompt[-1] for request in requests]))
         return [request.prompt[-1] for request in requests]  # type: ignore[misc]
 
+    def count_tokens(self, prompts: list[tuple[str, ...]]) -> list[int]:
+        return [len(prompt) for prompt in prompts]
+
 
 def talk(engine: Echo, *rounds: list[str]) -> Conversation[list[str]]:
     heard: list[str] = []
