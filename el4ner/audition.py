@@ -31,6 +31,10 @@ from el4ner.voters.stacking import Stack, fit_stack, log_loss, start_stack
 if TYPE_CHECKING:
     from el4ner.preparation import Examined, Preparation
 
+_LEAST_GAIN = 0.02
+"""Gain in log-probability a sentence below which asking is not worth its prompts, however certain it is: also votes that
+say the same of everything shift the stack a little."""
+
 _STANDARD_ERRORS = 1.0
 """Gain in log-probability that a member must show, in standard errors over sentences."""
 
@@ -86,13 +90,13 @@ def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
         trial = team.pool.sample(number)
         preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
         gain, error = cross_validated_gain(team, ask(preparation, team, examined, trial, listing=False), trial)
-        if gain <= 0:
+        if gain <= _LEAST_GAIN:
             break
     preparation.facts["audition of the members"] = {
         "sentences": len(trial), "gain in log-probability per sentence": round(gain, 4),
         "standard error": round(error, 4),
     }  # fmt: skip
-    if gain > _STANDARD_ERRORS * error:
+    if gain > max(_STANDARD_ERRORS * error, _LEAST_GAIN):
         return True
     preparation.notes.append(
         f"prompted members bring nothing on {len(trial)} pool sentences ({gain:+.3f} in log-probability a "

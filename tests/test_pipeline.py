@@ -353,7 +353,7 @@ def test_malformed_replies_are_counted_and_lose_nothing(make: Callable[..., El4n
 
 def large_pool() -> Pool:
     names = [f"{a}{b}" for a in ("Dor", "Fil", "Gus") for b in ("a", "e", "i", "o", "u")]
-    towns = [f"{a}{b}" for a in ("lim", "osl", "rom") for b in ("ax", "ex", "ix", "ox", "ux")]
+    towns = [f"{a}{b}" for a in ("Dro", "Fli", "Gsu") for b in ("a", "e", "i", "o", "u")]  # the same letters
     rows = [
         stages.demonstration(f"{n} met {t} and zzzz {i}", {n: "person", t: "place"})
         for i, (n, t) in enumerate(zip(names, towns, strict=True))
@@ -368,7 +368,7 @@ def oracle(useful: bool) -> ScriptedEngine:
     def label(surface: str) -> str:
         if surface[:3] in ("Dor", "Fil", "Gus"):
             return "person"
-        return "place" if surface[:3] in ("lim", "osl", "rom") else "none of these"
+        return "place" if surface[:3] in ("Dro", "Fli", "Gsu") else "none of these"
 
     def generate(request: Generate) -> str:
         assert request.grammar is not None
@@ -389,8 +389,8 @@ FIT: dict[str, Any] = {"extract": {"reading": False}, "stack": {"audition": 20, 
 
 def test_a_member_that_helps_on_the_pool_is_asked(make: Callable[..., El4ner]) -> None:
     model = make({"a": oracle(useful=True)}, large_pool(), **FIT)
-    (prediction,) = model.predict(["Dorx met limyx and zzzz 77"])
-    assert surfaces(prediction) == {"Dorx": "person", "limyx": "place"}
+    (prediction,) = model.predict(["Dorx met Drox and zzzz 77"])
+    assert surfaces(prediction) == {"Dorx": "person", "Drox": "place"}
     report = model.report()
     assert report["asked"] == ["retrieval", "a"]
     assert report["fitted"]["calibrated"] is True
@@ -407,7 +407,7 @@ def test_a_member_that_brings_nothing_is_not_asked_unless_all_are(make: Callable
     # the first third of the twenty shows no gain, and ends the audition
     assert any("prompted members bring nothing on 6 pool sentences" in note for note in model.report()["notes"])
     asked_before = len(useless.requests)
-    (prediction,) = model.predict(["Dora met limax and zzzz 77"])
+    (prediction,) = model.predict(["Dora met Droa and zzzz 77"])
     assert len(useless.requests) == asked_before
     assert prediction.usage.prompt_tokens == 0
     everyone = make({"a": useless}, large_pool(), **{**FIT, "voters": "all"})
@@ -436,7 +436,7 @@ def test_a_target_precision_moves_the_threshold_and_says_what_to_expect(make: Ca
 
 
 def test_what_was_asked_of_the_pool_is_not_asked_again(make: Callable[..., El4ner]) -> None:
-    texts = ["Dorx met limyx and zzzz 77"]
+    texts = ["Dorx met Drox and zzzz 77"]
     first = make({"a": oracle(useful=True)}, large_pool(), **FIT)
     before = [p.to_dict() for p in first.predict(texts)]
     engine = oracle(useful=True)
