@@ -10,7 +10,6 @@ import click
 
 from el4ner.bench.cli_options import Progress, assigned, names_of
 from el4ner.bench.cli_pipeline import pipeline
-from el4ner.bench.cli_pipeline import pipeline
 from el4ner.bench.cli_report import compare, report
 from el4ner.bench.cli_run import ablate, run, tune
 from el4ner.cli_messages import warnings_as_messages
@@ -181,7 +180,6 @@ def _write_rows(rows: list[dict[str, Any]], out: str | None) -> None:
             file.write(lines)
 
 
-group.add_command(pipeline)
 group.add_command(pipeline)
 group.add_command(run)
 group.add_command(tune)
