@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from el4ner.preparation import Examined, Preparation
 
 _LEAST_GAIN = 0.02
-"""Gain in log-probability a sentence below which asking is not worth its prompts, however certain it is: also votes that
-say the same of everything shift the stack a little."""
+"""Gain in log-probability a sentence below which asking is not worth its prompts, however certain it is: votes that say
+the same of everything shift the stack a little, too."""
 
 _STANDARD_ERRORS = 1.0
 """Gain in log-probability that a member must show, in standard errors over sentences."""
