@@ -153,9 +153,9 @@ def _committed(folder: Path) -> list[FinishedRun]:
 
 
 def accuracy_table(folder: Path) -> Table | None:
-    """Rows that `el4ner-bench accuracy` printed, from *.jsonl in a folder; None if there are none."""
+    """Rows that `el4ner-bench accuracy` printed, from accuracy*.jsonl in a folder; None if there are none."""
     rows = []
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.glob("accuracy*.jsonl")):
         for number, line in enumerate(_read(path).splitlines(), 1):
             try:
                 row = json.loads(line)

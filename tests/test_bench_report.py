@@ -290,6 +290,7 @@ def test_rows_of_accuracy_stand_in_where_no_run_is_committed(tmp_path: Path, roo
     assert "Not measured yet." in readme_section(folder)
     row = json.loads((root / "bench" / "results" / "accuracy.jsonl").read_text().splitlines()[0])
     (folder / "accuracy.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "engine.jsonl").write_text('{"what": "choose"}\n')  # of another command: no row of this table
     assert f"{row['strict']['f1']:.3f}" in readme_section(folder)
     (folder / "accuracy.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"accuracy.jsonl:1: is no row"):
