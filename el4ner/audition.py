@@ -17,7 +17,7 @@ import numpy as np
 from el4ner.cache import content_key
 from el4ner.config import fingerprint
 from el4ner.engines.base import FloatArray
-from el4ner.operating import Decided, points_of
+from el4ner.operating import Decided
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.records import Candidate, Sentence, Span, Usage
 from el4ner.stages.classify import EVIDENCE, evidence_of, member_votes, worth_asking
@@ -60,13 +60,12 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
         preparation.facts["calibrated"] = True
     team.verifier = preparation.verifier(team)
     shares = _left_out(start, asked, [team.pool.folds[s] for s in sample])
-    gold = [examined.gold[s] for s in sample]
+    verified: list[np.ndarray] | None = None
     if team.verifier is not None and config.verify.by == "choice":
-        team.verifier_weights, scores, right = fit_verifier(team, asked, shares)
+        team.verifier_weights, verified = fit_verifier(team, asked, shares)
         preparation.facts["verifier's weights"] = [round(weight, 4) for weight in team.verifier_weights]
-        preparation.points = points_of(scores, right, sum(gold))
-    else:
-        preparation.points = Decided(asked.candidates, shares, asked.truth, gold, config.overlap).points()
+    gold = [examined.gold[s] for s in sample]
+    preparation.points = Decided(asked.candidates, shares, asked.truth, gold, config.overlap, verified).points()
 
 
 def _left_out(start: Stack, asked: Asked, folds: Sequence[int]) -> list[FloatArray]:
@@ -248,30 +247,35 @@ def _log_probability(stack: Stack, asked: Asked, i: int) -> float:
 
 def fit_verifier(
     team: Team, asked: Asked, shares: Sequence[FloatArray]
-) -> tuple[tuple[float, float, float], np.ndarray, np.ndarray]:
+) -> tuple[tuple[float, float, float], list[np.ndarray]]:
     """Weights of score, verdict and constant in the verified score, by logistic regression on the sample.
 
-    The penalty pulls towards (1, 0, 0), a verifier that changes nothing. shares: as of `_left_out`. Returns weights,
-    and the verified score of every claim that was judged and whether it is right.
+    The penalty pulls towards (1, 0, 0), a verifier that changes nothing. shares: as of `_left_out`. Returns the
+    weights, and per sentence (n,) the verified scores of the candidates, -inf for those too unlikely to be judged.
     """
     assert team.verifier is not None
-    claims: list[list[tuple[Span, str]]] = []
-    scores: list[float] = []
-    right: list[bool] = []
-    for candidates, found, truth in zip(asked.candidates, shares, asked.truth, strict=True):
-        claimed = []
-        for candidate, row, label in zip(candidates, found, truth, strict=True):
-            best = int(row[:-1].argmax())
-            if row[best] >= team.threshold / 2:
-                claimed.append((candidate.span, team.labels[best]))
-                scores.append(float(row[best]))
-                right.append(best == label)
-        claims.append(claimed)
-    judged = team.verifier.judge(asked.sentences, asked.retrieved.demonstrations, claims)
-    verdicts = np.nan_to_num(np.array([p for own in judged for p in own.probabilities]), nan=0.5)
-    weights = _logistic(np.array(scores), verdicts, np.array(right, dtype=np.float64))
-    verified = [verified_score(score, float(p), weights) for score, p in zip(scores, verdicts, strict=True)]
-    return weights, np.array(verified), np.array(right, dtype=bool)
+    best = [found[:, :-1].argmax(axis=1) for found in shares]
+    scores = [found[np.arange(len(found)), labels] for found, labels in zip(shares, best, strict=True)]
+    judged = [np.flatnonzero(own >= team.threshold / 2) for own in scores]
+    claims = [
+        [(candidates[k].span, team.labels[int(labels[k])]) for k in own]
+        for candidates, labels, own in zip(asked.candidates, best, judged, strict=True)
+    ]
+    found = team.verifier.judge(asked.sentences, asked.retrieved.demonstrations, claims)
+    verdicts = [np.nan_to_num(np.array(own.probabilities, dtype=np.float64), nan=0.5) for own in found]
+    weights = _logistic(
+        np.concatenate([own[picked] for own, picked in zip(scores, judged, strict=True)]),
+        np.concatenate(verdicts),
+        np.concatenate([labels[k] == truth[k] for labels, truth, k in zip(best, asked.truth, judged, strict=True)]),
+    )
+    verified = []
+    for own, picked, said in zip(scores, judged, verdicts, strict=True):
+        row = np.full(len(own), -np.inf)
+        row[picked] = [
+            verified_score(float(score), float(p), weights) for score, p in zip(own[picked], said, strict=True)
+        ]
+        verified.append(row)
+    return weights, verified
 
 
 def _logistic(scores: np.ndarray, verdicts: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:

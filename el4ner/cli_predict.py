@@ -242,7 +242,7 @@ def predict(
     with warnings_as_messages(messages.warn):
         model = El4ner.from_config(settings)
         statuses = _run(model, sentences, target, messages, total)
-        if settings.target_precision is not None and not quiet:
+        if settings.target_precision is not None and not quiet and statuses:  # without records nothing was fitted
             click.echo(f"el4ner: {_promise(model.report()['fitted']['operating point'])}", err=True)
         if report_file is not None:
             with report_file as stream:

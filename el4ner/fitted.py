@@ -23,19 +23,12 @@ from el4ner.voters.stacking import Stack
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 9
+FITTED_VERSION = 10
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
 _UNFITTED = {
-    "batch_size",
-    "device",
-    "min_score",
-    "target_precision",
-    "examples",
-    "labels",
-    "server",
-    "memory_limit_mib",
-}
+    "batch_size", "device", "examples", "labels", "memory_limit_mib", "min_score", "server", "target_precision",
+}  # fmt: skip
 
 
 def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) -> str:
@@ -43,9 +36,7 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
     config = preparation.config
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _UNFITTED}
     settings["stack"].pop("shipped")
-    for member in settings["members"]:
-        if member["quantization"] == "none":  # as it was before there was a choice
-            del member["quantization"]
+    settings["context_tokens"] = config.server.context_tokens  # what else a server is asked is in its source
     named = preparation.wants("reading") or preparation.wanted_members()
     models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
     encoder = preparation.encoder().source

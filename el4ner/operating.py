@@ -26,7 +26,8 @@ class Decided:
     """What the pool's sentences are said to hold by voters that did not see them.
 
     candidates; shares: per sentence (n, L + 1), "none" last; truth: per sentence (n,) i64, L for "none"; gold: entities
-    per sentence, those that are no candidate included; overlap: "flat" or "nested".
+    per sentence, those that are no candidate included; overlap: "flat" or "nested". verified: per sentence (n,), the
+    score of a candidate after the verifier, -inf where it was not asked; None where there is no verifier.
     """
 
     candidates: Sequence[Sequence[Candidate]]
@@ -34,9 +35,10 @@ class Decided:
     truth: Sequence[NDArray[np.int64]]
     gold: Sequence[int]
     overlap: str
+    verified: Sequence[NDArray[np.float64]] | None = None
 
     def counts(self, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Entities kept at a threshold and those of them that are right, per sentence."""
+        """Entities kept at a threshold and those of them that are right, per sentence, as the stages decide it."""
         guesses = np.zeros(len(self.gold), dtype=np.int64)
         hits = np.zeros(len(self.gold), dtype=np.int64)
         for i, (candidates, rows, truth) in enumerate(zip(self.candidates, self.shares, self.truth, strict=True)):
@@ -45,6 +47,8 @@ class Decided:
             labels = rows[:, :-1].argmax(axis=1)
             scores = rows[np.arange(len(rows)), labels]
             kept = keep([c.span for c in candidates], list(scores), threshold, self.overlap)
+            if self.verified is not None:
+                kept = [k for k in kept if self.verified[i][k] >= threshold]
             guesses[i], hits[i] = len(kept), int((labels[kept] == truth[kept]).sum())
         return guesses, hits
 
@@ -64,15 +68,6 @@ class Decided:
             guesses, hits = (int(counts.sum()) for counts in self.counts(threshold))
             rows.append(_point(threshold, guesses, hits, sum(self.gold)))
         return np.array([row for row in rows if row is not None], dtype=np.float64).reshape(-1, 3)
-
-
-def points_of(scores: NDArray[np.floating], right: NDArray[np.bool_], gold: int) -> NDArray[np.float64]:
-    """As `Decided.points`, of entities decided already: scores (n,), right (n,); gold: how many entities there are."""
-    rows = []
-    for threshold in (*THRESHOLDS, *_STRICT):
-        kept = scores >= threshold
-        rows.append(_point(threshold, int(kept.sum()), int((kept & right).sum()), gold))
-    return np.array([row for row in rows if row is not None], dtype=np.float64).reshape(-1, 3)
 
 
 def _point(threshold: float, guesses: int, hits: int, gold: int) -> tuple[float, float, float] | None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.cache import read_arrays, write_arrays
+from el4ner.pool import BUILTIN
 
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
@@ -30,7 +31,7 @@ def shipped_fit(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]]
     """The arrays of `fitted.fitted_arrays` for this team, or None where what was shipped is for something else."""
     from el4ner.fitted import fitted_key
 
-    if preparation.config.examples is not None or not preparation.config.stack.shipped:
+    if preparation.config.examples not in (None, BUILTIN) or not preparation.config.stack.shipped:
         return None
     with resources.as_file(resources.files("el4ner.data") / NAME) as path:
         if not path.is_file():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from el4ner.errors import ConfigError
-from el4ner.operating import Decided, best_threshold, points_of, threshold_for
+from el4ner.operating import Decided, best_threshold, threshold_for
 from el4ner.records import Candidate, Span
 
 
@@ -25,6 +25,11 @@ def decided(
         gold if gold is not None else [own.count(0) for own in truth],
         overlap,
     )  # fmt: skip
+
+
+def alone(scores: np.ndarray, right: np.ndarray) -> Decided:
+    """Every candidate in a sentence of its own."""
+    return decided([[float(score)] for score in scores], [[0 if found else 1] for found in right])
 
 
 def test_counts_keep_what_reaches_the_threshold_without_overlaps() -> None:
@@ -56,15 +61,25 @@ def test_points_are_precision_with_a_margin_and_recall() -> None:
     rng = np.random.default_rng(0)
     p = rng.uniform(0.05, 1, 4000)
     right = rng.uniform(size=4000) < p
-    points = points_of(p, right, 3000)
+    points = alone(p, right).points()
     assert (np.diff(points[:, 0]) > 0).all()
     assert (np.diff(points[:, 2]) <= 0).all()
     for threshold, lower, recall in points:
         precision = right[p >= threshold].mean()
         assert precision - 0.08 < lower < precision
-        assert recall == (right & (p >= threshold)).sum() / 3000
-    same = decided([[float(x)] for x in p], [[0 if r else 1] for r in right], gold=[1] * 3000 + [0] * 1000).points()
-    np.testing.assert_allclose(same, points, atol=1e-9)
+        assert recall == (right & (p >= threshold)).sum() / right.sum()
+
+
+def test_points_count_what_the_verifier_lets_pass() -> None:
+    """The set without overlaps is chosen by the voters, then the verifier judges, as in `stages.verify`."""
+    case = decided([[0.9, 0.8, 0.3]] * 40, [[0, 1, 0]] * 40)
+    judged = [np.array([0.6, 0.2, -np.inf]) for _ in range(40)]
+    both = Decided(case.candidates, case.shares, case.truth, case.gold, "flat", judged)
+    assert [counts.sum() for counts in case.counts(0.25)] == [120, 80]
+    assert [counts.sum() for counts in both.counts(0.25)] == [40, 40]
+    assert [counts.sum() for counts in both.counts(0.7)] == [0, 0]
+    recalls = dict(zip(both.points()[:, 0].round(2), both.points()[:, 2], strict=True))
+    assert recalls[0.3] == 0.5
 
 
 def test_a_target_gives_the_lowest_threshold_that_reaches_it() -> None:
@@ -87,7 +102,7 @@ def test_a_target_out_of_reach_says_what_is_within() -> None:
 
 
 def test_few_entities_make_no_point() -> None:
-    assert len(points_of(np.full(19, 0.9), np.ones(19, bool), 19)) == 0
-    points = points_of(np.full(20, 0.9), np.ones(20, bool), 20)
+    assert len(alone(np.full(19, 0.9), np.ones(19, bool)).points()) == 0
+    points = alone(np.full(20, 0.9), np.ones(20, bool)).points()
     assert len(points)
     assert (points[:, 1] < 1).all()  # twenty of twenty are no proof of perfection

@@ -38,6 +38,7 @@ def shipped_for(**settings: Any) -> dict[str, Any] | None:
 def test_it_belongs_to_the_code_and_the_pool_as_they_are() -> None:
     assert shipped_for() is not None, "stale: run `make builtin` and commit what it writes"
     assert shipped_for(dtype="bfloat16", batch_size=3, min_score=0.4) is not None
+    assert shipped_for(examples="builtin") is not None
 
 
 @pytest.mark.parametrize(
