@@ -13,6 +13,8 @@ from typing import Any, Literal
 from el4ner.bench.compare import compare, holm, sentence_counts
 from el4ner.bench.evaluation_data import EvaluationData, load_evaluation_data, record_of
 from el4ner.bench.own_system import OwnSystem
+from el4ner.bench.report_details import ablation_table
+from el4ner.bench.report_markdown import escape, render_table
 from el4ner.bench.run import Progress, RunRequest, run_systems
 from el4ner.bench.run_folder import RunFolder
 from el4ner.bench.system import Workbench
@@ -157,8 +159,8 @@ def ablate_request(request: RunRequest, groups: Sequence[str], progress: Progres
     run_systems(request, data, bench, systems, progress, refused)
     run = [(group, variant) for group, variant in chosen if variant.name not in refused]
     rows = ablation_rows(data, RunFolder(request.out), run, request.data.seed)
-    table = ablation_table(rows, len(data.gold))
-    table += "".join(f"\n\n`{name}` was not run: {reason}" for name, reason in refused.items())
+    table = render_table(ablation_table(rows, len(data.gold))).rstrip()
+    table += "".join(f"\n\n{escape(name)} was not run: {escape(reason)}" for name, reason in refused.items())
     facts = json_text({"version": 1, "rows": rows, "refused": refused})
     for name, content in (("ablation.json", facts), ("ablation.md", table)):
         with OutputFile(request.out / name) as file:
@@ -184,19 +186,3 @@ def ablation_rows(
     for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = corrected
     return rows
-
-
-def ablation_table(rows: Sequence[Mapping[str, Any]], n: int) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        f"Strict F1 on {n} sentences; differences are to the base, with 95% interval and p after Holm.", "",
-        "| group | variant | base | F1 | difference | p |", "| --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for row in rows:
-        difference = p = ""
-        if row["name"] != row["base"]:
-            low, high = row["ci95"]
-            difference, p = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]", f"{row['p_holm']:.3f}"
-        cells = (row["group"], f"`{row['name']}` {row['what']}", row["base"], f"{row['f1']:.3f}", difference, p)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)

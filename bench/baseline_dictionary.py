@@ -89,6 +89,9 @@ class Dictionary:
     def stages(self) -> None:
         """No stages."""
 
+    def report(self) -> None:
+        """Nothing but the counts is taken from the pool."""
+
     def models(self) -> dict[str, str]:
         """No models."""
         return {}

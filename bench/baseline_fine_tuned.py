@@ -54,6 +54,7 @@ class FineTuned:
         self._source = self._own.source or bench.config.members[0].source
         self._fresh: Tagger | None = None
         self._tagger: Tagger | None = None
+        self._history: list[float] = []
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -80,7 +81,7 @@ class FineTuned:
         settings = TrainingSettings(
             own.epochs, own.steps, own.patience, own.rate, own.warm_up, own.decay, own.rows, self._bench.seed
         )
-        train(tagger, training, checked, settings, progress)
+        self._history = train(tagger, training, checked, settings, progress)
         self._tagger = tagger
 
     def predict(self, sentences: Sequence[Sentence]) -> list[Prediction]:
@@ -99,6 +100,10 @@ class FineTuned:
 
     def stages(self) -> None:
         """No stages."""
+
+    def report(self) -> dict[str, Any]:
+        """F1 on the held-out part of the pool after each epoch."""
+        return {"held-out F1 by epoch": [round(f1, 4) for f1 in self._history]}
 
     def models(self) -> dict[str, str]:
         """The model that is trained."""

@@ -74,6 +74,9 @@ class Asking:
     def stages(self) -> None:
         """No stages."""
 
+    def report(self) -> None:
+        """Nothing is decided on the pool."""
+
     def fitted(self, build: Build, shown: Sequence[Demonstration], new_tokens: int) -> Prompt | None:
         """The prompt with as many demonstrations as fit the budget of tokens, None if it does not fit without any."""
         limit = min(self.engine.max_tokens - new_tokens, self.bench.config.max_prompt_tokens)

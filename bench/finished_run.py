@@ -1,19 +1,24 @@
 """What a run left behind: a folder with manifest, gold, predictions, timings and metrics, or the digest of one.
 
-A digest is one JSON file, {"manifest", "metrics", "timings", "comparisons"}: all numbers, none of the texts, so that it
-may be committed where the data may not. Everything in a folder is input here and is checked as such.
+A digest is one JSON file: all numbers, none of the texts, so that it may be committed where the data may not. Of every
+sentence it has the counts of correct, predicted and gold entities, so that systems of several digests can be compared.
+Everything in a folder is input here and is checked as such.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from el4ner.bench.compare import compare_all, sentence_counts
+import numpy as np
+
+from el4ner.bench.compare import Counts, compare_all, sentence_counts
 from el4ner.bench.metrics import VERSION, run_metrics
+from el4ner.bench.run_folder import fingerprint, predictions_file, stages_file
 from el4ner.errors import InputError, UsageError
 from el4ner.jsonl import read_records
 from el4ner.lines import display_name, excerpt
@@ -27,8 +32,9 @@ REFERENCE = "default"
 class FinishedRun:
     """One run. metrics, timings: by system. pairs: gold beside prediction by system, empty for a digest.
 
-    comparisons: each system against the reference, as `Comparison.to_dict`. unfinished: systems whose predictions are
-    missing or incomplete, and how many there are; they have no metrics.
+    comparisons: each system against the reference, as `Comparison.to_dict`. counts: `sentence_counts` by system.
+    unfinished: systems whose predictions are missing or incomplete, and how many there are; they have no metrics.
+    ablation: rows of `el4ner-bench ablate`, where the run is one. notes: what readers must be told besides.
     """
 
     name: str
@@ -38,6 +44,9 @@ class FinishedRun:
     comparisons: Sequence[Mapping[str, Any]]
     pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)
     unfinished: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    ablation: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -45,14 +54,54 @@ class FinishedRun:
         found: Mapping[str, Any] = self.manifest["data"]
         return found
 
+    @property
+    def pool_size(self) -> int | None:
+        """Sentences of the pool, where the manifest says so."""
+        size = (self.manifest.get("pool") or {}).get("sentences")
+        return size if isinstance(size, int) else None
+
+    @property
+    def commands(self) -> list[str]:
+        """The command lines that its answers come from, each once, in order."""
+        own = [words for entry in self.manifest["systems"].values() for words in entry.get("commands") or ()]
+        lines = [
+            shlex.join(map(str, words)) for words in own or [self.manifest.get("command")] if isinstance(words, list)
+        ]
+        return list(dict.fromkeys(lines))
+
+    def entry(self, system: str) -> Mapping[str, Any]:
+        """What the manifest says of a system; empty where it does not know it."""
+        found: Mapping[str, Any] = self.manifest["systems"].get(system, {})
+        return found
+
+    def settings(self, system: str) -> Mapping[str, Any]:
+        """A system's settings; empty where the manifest has none."""
+        found = self.entry(system).get("settings")
+        return found if isinstance(found, Mapping) else {}
+
+    def target_precision(self, system: str) -> float | None:
+        """The precision that a system aims at; None for one whose threshold is the best for F1."""
+        target = self.settings(system).get("target_precision")
+        return float(target) if isinstance(target, (int, float)) else None
+
     def digest(self) -> dict[str, Any]:
-        """All numbers without texts, plain data for JSON; measured ones rounded to 6 decimals."""
-        return {
+        """All numbers without texts, plain data for JSON; measured ones rounded to 6 decimals.
+
+        Of an ablation's many systems the strict scores only, and no counts.
+        """
+        content = {
             "manifest": dict(self.manifest),
             "metrics": {"systems": rounded(dict(self.metrics))},
             "timings": rounded(dict(self.timings)),
             "comparisons": rounded(list(self.comparisons)),
         }
+        if self.ablation:
+            short = {name: {key: m[key] for key in ("version", "strict")} for name, m in self.metrics.items()}
+            return content | {"metrics": {"systems": rounded(short)}, "ablation": rounded(list(self.ablation))}
+        gold: list[int] = next((rows[:, 2].tolist() for rows in self.counts.values()), [])
+        systems = {name: {"correct": rows[:, 0].tolist(), "predicted": rows[:, 1].tolist()}
+                   for name, rows in self.counts.items()}  # fmt: skip
+        return content | {"counts": {"gold": gold, "systems": systems}}
 
 
 def rounded(value: Any) -> Any:
@@ -71,9 +120,9 @@ def load_run(path: Path) -> FinishedRun:
     manifest = _object(path / "manifest.json")
     _check_manifest(manifest, path / "manifest.json")
     gold = read_gold_file(path / "gold.jsonl")
-    pool = [record for _, record in read_records(path / "pool.jsonl")] if _has_lines(path / "pool.jsonl") else None
     stored = _object(path / "metrics.json").get("systems", {}) if (path / "metrics.json").is_file() else {}
     timings = _object(path / "timings.json") if (path / "timings.json").is_file() else {}
+    ablation = _object(path / "ablation.json").get("rows", ()) if (path / "ablation.json").is_file() else ()
     metrics, pairs, unfinished = {}, {}, {}
     for name in manifest["systems"]:
         predicted = system_predictions(path, name)
@@ -81,15 +130,30 @@ def load_run(path: Path) -> FinishedRun:
             unfinished[name] = len(predicted)
             continue
         pairs[name] = _paired(gold, predicted, path)
-        metrics[name] = stored.get(name, {})
-        if metrics[name].get("version") != VERSION or "calibration" not in metrics[name]:
-            staged = path / "stages" / f"{file_name(name)}.jsonl"
-            stages = [record for _, record in read_records(staged)] if _has_lines(staged) else None
-            metrics[name] = run_metrics(gold, predicted, pool, stages, seed=manifest.get("seed") or 0)
+        metrics[name] = stored.get(name) or {}
+        if (metrics[name].get("version"), metrics[name].get("of")) != (VERSION, fingerprint(path, name)):
+            metrics[name] = _computed(path, name, manifest, gold, predicted)
     counts = {name: sentence_counts(found) for name, found in pairs.items()}
-    against = REFERENCE if REFERENCE in counts else None
-    comparisons = [c.to_dict() for c in compare_all(counts, against)] if counts else []
-    return FinishedRun(path.resolve().name, manifest, metrics, timings, comparisons, pairs, unfinished)
+    run = FinishedRun(
+        path.resolve().name, manifest, metrics, timings, (), pairs, unfinished, counts, list(ablation)
+    )  # fmt: skip
+    return run if ablation else compared(run)
+
+
+def _computed(path: Path, name: str, manifest: Mapping[str, Any], gold: Any, predicted: Any) -> dict[str, Any]:
+    """A system's scores from the files in a run's folder."""
+    left_out = "left_out_in_turn" in (manifest.get("pool") or {})  # every sentence was in some pool
+    pool = None if left_out else _records(path / "pool.jsonl")
+    found = run_metrics(gold, predicted, pool, _records(stages_file(path, name)), seed=manifest.get("seed") or 0)
+    return {"of": fingerprint(path, name), **found}
+
+
+def compared(run: FinishedRun) -> FinishedRun:
+    """The run with each system tested against the reference, those at another operating point left out."""
+    rivals = {name: rows for name, rows in run.counts.items() if run.target_precision(name) is None}
+    against = REFERENCE if REFERENCE in rivals else None
+    found = [c.to_dict() for c in compare_all(rivals, against)] if rivals else []
+    return replace(run, comparisons=found)
 
 
 def _from_digest(path: Path) -> FinishedRun:
@@ -97,19 +161,23 @@ def _from_digest(path: Path) -> FinishedRun:
     if not {"manifest", "metrics", "timings"} <= set(found):
         raise InputError(f"{display_name(path)}: is no digest of a run; write one with el4ner-bench report --keep")
     _check_manifest(found["manifest"], path)
+    metrics = found["metrics"]["systems"]
+    if any(own.get("version") != VERSION for own in metrics.values()):
+        raise InputError(f"{display_name(path)}: has metrics of another version; write it anew with report --keep")
+    kept = found.get("counts") or {"gold": [], "systems": {}}
+    counts = {
+        name: np.array([own["correct"], own["predicted"], kept["gold"]], dtype=np.int64).T
+        for name, own in kept["systems"].items()
+    }
     return FinishedRun(
-        path.stem, found["manifest"], found["metrics"]["systems"], found["timings"], found.get("comparisons", [])
-    )
-
-
-def file_name(system: str) -> str:
-    """A system's name as a file name: ":" becomes "."."""
-    return system.replace(":", ".")
+        path.stem, found["manifest"], metrics, found["timings"], found.get("comparisons", []), counts=counts,
+        ablation=found.get("ablation", ()),
+    )  # fmt: skip
 
 
 def system_predictions(folder: Path, name: str) -> list[dict[str, Any]]:
     """A system's records in a run's folder; none if there is no file yet. Raises InputError for a malformed one."""
-    path = folder / "predictions" / f"{file_name(name)}.jsonl"
+    path = predictions_file(folder, name)
     return read_predicted(path) if _has_lines(path) else []
 
 
@@ -126,6 +194,11 @@ def _paired(gold: Sequence[Any], predicted: Sequence[Any], path: Path) -> list[P
         return pair_records(gold, predicted)
     except ValueError as error:
         raise InputError(f"{display_name(path / 'gold.jsonl')}: {error}") from None
+
+
+def _records(path: Path) -> list[dict[str, Any]] | None:
+    """A file's records; None if it is not there or has none."""
+    return [record for _, record in read_records(path)] if _has_lines(path) else None
 
 
 def _has_lines(path: Path) -> bool:

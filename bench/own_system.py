@@ -94,7 +94,7 @@ class OwnSystem:
         return {**found, self._config.encoder: self._encoder.source}
 
     def report(self) -> dict[str, Any]:
-        """Who was asked and why, as the pipeline reports it."""
+        """Who was asked and why, where scores are cut, and what to expect there, as the pipeline reports it."""
         assert self._model is not None, "prepare first"
         full = self._model.report()
         return {key: full[key] for key in ("asked", "verifier", "threshold", "fitted", "notes", "replies")}

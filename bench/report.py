@@ -5,23 +5,26 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from el4ner.bench.finished_run import FinishedRun, load_run
+from el4ner.bench.finished_run import REFERENCE, FinishedRun, load_run
+from el4ner.bench.merged_runs import merged
 from el4ner.bench.report_charts import Point, line_chart
 from el4ner.bench.report_details import (
+    ablation_table,
     calibration_section,
     confusion_section,
     cost_section,
+    decided_section,
     errors_section,
     examples_sections,
     stages_section,
 )
+from el4ner.bench.report_goals import goals_section, operating_section
 from el4ner.bench.report_model import Block, Chart, Command, Link, Report, Section, Table
 from el4ner.bench.report_scores import (
     groups_section,
@@ -55,13 +58,16 @@ def load_places(places: Sequence[Path]) -> list[FinishedRun]:
 
 
 def build_report(runs: Sequence[FinishedRun], title: str = "Evaluation of named-entity recognition") -> Report:
-    """All sections: an overview, each run, pool sizes, published results, how to repeat it."""
-    sections = [_overview(runs)]
-    for run in runs:
+    """All sections: an overview, what was aimed at, each run, pool sizes, published results, how to repeat it.
+
+    Runs on the same sentences with the same pool are one.
+    """
+    united = merged(runs)
+    sections: list[Section | None] = [_overview(united), goals_section(united)]
+    for run in united:
         sections += _run_sections(run)
-    sections += list(pool_sections(runs))
-    anchors = anchors_section(runs)
-    return Report(title, [*sections, *([anchors] if anchors else []), repeat_section(runs)])
+    sections += [*pool_sections(united), anchors_section(united), repeat_section(runs)]
+    return Report(title, [section for section in sections if section is not None])
 
 
 def sample_words(run: FinishedRun) -> str:
@@ -89,7 +95,7 @@ def _overview(runs: Sequence[FinishedRun]) -> Section:
                 run.data["name"],
                 run.data.get("split", ""),
                 sample_words(run),
-                _count(pool.get("sentences")),
+                _count(run.pool_size),
                 _count(pool.get("dropped_duplicates")),
                 _count(pool.get("near_duplicates")),
                 str(len(run.metrics)),
@@ -107,61 +113,66 @@ def _overview(runs: Sequence[FinishedRun]) -> Section:
         "systems",
         "best strict F1 [95%]",
     ]
-    unfinished = [
-        f"{run.name}: {name} has answered {done:,} of {run.data.get('sentences'):,} sentences and is left out."
-        for run in runs
-        for name, done in run.unfinished.items()
-    ]
+    unfinished = [f"{run.name}: {words}" for run in runs for words in (*_unfinished(run), *run.notes)]
     note = "Copies dropped: sentences of the test data that also stood in the pool. Near copies are reported and kept."
     return Section("Overview", [Table(columns, rows, note=note, names=4), *unfinished])
+
+
+def _unfinished(run: FinishedRun) -> Iterator[str]:
+    for name, done in run.unfinished.items():
+        refused = run.entry(name).get("refused")
+        if refused:
+            yield f"{name} was not run: {refused}."
+        else:
+            yield f"{name} has answered {done:,} of {run.data.get('sentences'):,} sentences and is left out."
 
 
 def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "–"
 
 
-def _run_sections(run: FinishedRun) -> list[Section]:
+def _run_sections(run: FinishedRun) -> list[Section | None]:
     if not run.metrics:
         return [Section(_title(run), ["No system has answered all sentences yet."])]
-    parts = [
-        strict_section(run), cost_section(run), stages_section(run), calibration_section(run), labels_section(run),
-        groups_section(run), errors_section(run), schemes_section(run), confusion_section(run), *examples_sections(run),
-    ]  # fmt: skip
     pool = run.manifest.get("pool") or {}
     said = (
-        f"Pool: {_count(pool.get('sentences'))} sentences, {_count(pool.get('entities'))} entities. At most "
+        f"Pool: {_count(run.pool_size)} sentences, {_count(pool.get('entities'))} entities. At most "
         f"{run.manifest.get('k', '–')} demonstrations in any prompt. Seed {run.manifest.get('seed', '–')}."
     )
-    return [Section(_title(run), [said]), *(part for part in parts if part is not None)]
+    if run.ablation:
+        table = ablation_table(run.ablation, int(run.data.get("sentences") or 0))
+        return [Section(f"Ablation: {_title(run)}", [said, table])]
+    parts = [
+        strict_section(run), cost_section(run), stages_section(run), calibration_section(run), operating_section(run),
+        decided_section(run), labels_section(run), groups_section(run), errors_section(run), schemes_section(run),
+        confusion_section(run), *examples_sections(run),
+    ]  # fmt: skip
+    return [Section(_title(run), [said]), *parts]
 
 
 # Over several runs
 
 
 def pool_sections(runs: Sequence[FinishedRun]) -> Iterator[Section]:
-    """F1 over the size of the pool, where runs on the same sentences differ in it."""
-    groups: dict[tuple[Any, ...], list[FinishedRun]] = {}
+    """F1 over the size of the pool, where runs on the same sentences, or an ablation's variants, differ in it."""
+    groups: dict[tuple[Any, ...], dict[tuple[str, int], Point]] = {}
     for run in runs:
         data = run.data
         key = (data["name"], data.get("split"), data.get("sentences"), data.get("limit"), data.get("seed"))
-        groups.setdefault(key, []).append(run)
-    for key, group in groups.items():
-        sizes = {_pool_size(run): run for run in group if _pool_size(run) is not None}
-        if len(sizes) < 2:
-            continue
-        series: dict[str, list[Point]] = {}
-        for size, run in sorted(sizes.items(), key=lambda item: item[0] or 0):
-            for name, metrics in run.metrics.items():
+        for name, metrics in run.metrics.items():
+            part = run.settings(name).get("pool_size")  # a variant of the default that uses a part of the pool
+            series, size = (REFERENCE, part) if isinstance(part, int) else (name, run.pool_size)
+            if size is not None:
                 strict = metrics["strict"]
-                series.setdefault(name, []).append(Point(name, float(size or 0), strict["f1"], strict["ci95"]))
-        curves = {name: points for name, points in sorted(series.items()) if len(points) > 1}
+                point = Point(series, float(size), strict["f1"], strict["ci95"])
+                groups.setdefault(key, {})[series, size] = point
+    for key, points in groups.items():
+        curves: dict[str, list[Point]] = {}
+        for (series, _), point in sorted(points.items()):
+            curves.setdefault(series, []).append(point)
+        curves = {series: own for series, own in curves.items() if len(own) > 1}
         if curves:
             yield _pool_section(f"{key[0]}, {key[1]}, {key[2]} sentences", curves)
-
-
-def _pool_size(run: FinishedRun) -> int | None:
-    size = (run.manifest.get("pool") or {}).get("sentences")
-    return size if isinstance(size, int) else None
 
 
 def _pool_section(title: str, curves: Mapping[str, Sequence[Point]]) -> Section:
@@ -204,10 +215,10 @@ def anchors_section(runs: Sequence[FinishedRun]) -> Section | None:
             [row["system"], row["kind"], row["differs"], row["seen"], Link(row["source"]), f"{row['f1']:.3f}"]
             for row in published
         ]
-        for run in (run for run in runs if run.data["name"] == name and run.metrics):
+        for run in (run for run in runs if run.data["name"] == name and run.metrics and not run.ablation):
             best = ranked(run)[0]
             strict = run.metrics[best]["strict"]
-            about = f"sentences: {sample_words(run)}; pool of {_count(_pool_size(run))}"
+            about = f"sentences: {sample_words(run)}; pool of {_count(run.pool_size)}"
             rows.append([f"here: {best}", "measured", about, run.name, "", with_interval(strict["f1"], strict["ci95"])])
         blocks.append(Table(["system", "kind", "what differs", "seen in", "source", "F1"], rows, name, names=5))
     if not blocks:
@@ -221,22 +232,27 @@ def repeat_section(runs: Sequence[FinishedRun]) -> Section:
     blocks: list[Block] = []
     for run in runs:
         manifest = run.manifest
-        command = manifest.get("command")
         blocks.append(
             f"{run.name}, made {manifest.get('created', '?')} at commit {manifest.get('commit') or 'unknown'}:"
         )
-        blocks.append(Command(shlex.join(str(word) for word in command) if isinstance(command, list) else "unknown"))
+        blocks += [Command(line) for line in run.commands or ["unknown"]]
     facts = [_facts(run) for run in runs]
     columns = list(dict.fromkeys(key for row in facts for key in row))
     places = [[run.name, *(row.get(c, "–") for c in columns)] for run, row in zip(runs, facts, strict=True)]
     blocks.append(Table(["run", *columns], places, "Where"))
     rows = [
-        [run.name, name, str(entry.get("settings_hash", ""))[:12], ", ".join(map(str, _models(entry).values())) or "–"]
+        [
+            run.name,
+            name,
+            str(entry.get("settings_hash", ""))[:12],
+            ", ".join(map(str, entry.get("commits") or [run.manifest.get("commit") or "unknown"])),
+            ", ".join(map(str, _models(entry).values())) or "–",
+        ]
         for run in runs
         for name, entry in run.manifest["systems"].items()
     ]
     caption = "Settings by the beginning of their hash; models by revision"
-    blocks.append(Table(["run", "system", "settings", "models"], rows, caption, names=4))
+    blocks.append(Table(["run", "system", "settings", "commit", "models"], rows, caption, names=5))
     return Section("How to repeat this", blocks)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from el4ner.bench.compare import show_p
 from el4ner.bench.error_kinds import KINDS, Mistake, mistakes
 from el4ner.bench.finished_run import FinishedRun
 from el4ner.bench.report_charts import Point, reliability_chart, scatter_chart, stage_chart
@@ -52,7 +53,7 @@ def _cost_table(run: FinishedRun, names: Sequence[str]) -> Table:
     rows = []
     for name in names:
         timing, millions = run.timings[name], _millions(run, name)
-        tokens = [_per_sentence(run, timing.get(key)) for key in ("prompt_tokens", "generated_tokens")]
+        tokens = [_per_sentence(run, name, key) for key in ("prompt_tokens", "generated_tokens")]
         rows.append(
             [
                 name,
@@ -86,12 +87,14 @@ def _millions(run: FinishedRun, name: str) -> float | None:
 
 
 def _tokens(run: FinishedRun, name: str) -> float | None:
-    values = [_per_sentence(run, run.timings[name].get(key)) for key in ("prompt_tokens", "generated_tokens")]
+    values = [_per_sentence(run, name, key) for key in ("prompt_tokens", "generated_tokens")]
     return None if None in values else sum(value for value in values if value is not None)
 
 
-def _per_sentence(run: FinishedRun, value: Any) -> float | None:
-    return value / run.data["sentences"] if isinstance(value, (int, float)) and run.data.get("sentences") else None
+def _per_sentence(run: FinishedRun, name: str, key: str) -> float | None:
+    """By the sentences whose cost is known: those of a chunk that was cut off when a run was killed are not."""
+    value, timed = run.timings[name].get(key), run.timings[name].get("sentences") or run.data.get("sentences")
+    return value / timed if isinstance(value, (int, float)) and timed else None
 
 
 def _number(value: Any, digits: int) -> str:
@@ -137,6 +140,36 @@ def calibration_section(run: FinishedRun) -> Section | None:
     )
     legend = "Share of right entities over score, by bin. Bars: 95% Wilson intervals; dashed: perfect calibration."
     return Section("Do scores mean what they say?", [Table(columns, rows, note=note), legend, Charts(charts)], level=3)
+
+
+def decided_section(run: FinishedRun) -> Section | None:
+    """What el4ner's systems decided on the pool: who is asked, who verifies, where scores are cut."""
+    rows = []
+    for name in ranked(run):
+        decided = run.entry(name).get("report") or {}
+        if "asked" in decided:
+            cut = _number(decided.get("threshold"), 3)
+            notes = "; ".join(map(str, decided.get("notes") or ())) or "–"
+            rows.append([name, ", ".join(decided["asked"]), decided.get("verifier") or "–", notes, cut])
+    if not rows:
+        return None
+    columns = ["system", "who is asked", "verifier", "notes", "least score"]
+    return Section("Decided on the pool", [Table(columns, rows, names=4)], level=3)
+
+
+def ablation_table(rows: Sequence[Mapping[str, Any]], sentences: int) -> Table:
+    """Rows of `el4ner-bench ablate`: F1 of each variant, and what it loses or gains against its base."""
+    found = []
+    for row in rows:
+        difference = p = "–"
+        if row["name"] != row["base"]:
+            low, high = row["ci95"]
+            difference = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            p = show_p(row["p_holm"]).removeprefix("p ").removeprefix("= ")
+        found.append([row["group"], row["name"], row["what"], row["base"], f"{row['f1']:.3f}", difference, p])
+    columns = ["group", "variant", "what changes", "base", "strict F1", "minus base [95%]", "p, Holm"]
+    note = "A variant changes one thing of its base. p: paired permutation test, corrected over all variants."
+    return Table(columns, found, f"Strict F1 on {sentences:,} sentences", note, names=4)
 
 
 def confusion_section(run: FinishedRun) -> Section:

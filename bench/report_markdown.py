@@ -31,11 +31,6 @@ def render_markdown(report: Report) -> str:
     return f"# {escape(report.title)}\n\n" + "\n".join(_section(section) for section in report.sections)
 
 
-def render_sections(sections: list[Section]) -> str:
-    """Sections without a document's title."""
-    return "\n".join(_section(section) for section in sections)
-
-
 def escape(text: str) -> str:
     """Text that cannot become Markdown or HTML, on one line."""
     shown = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -7,22 +7,22 @@ README's section stands between two markers; everything else in it stays as it i
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from el4ner.bench.finished_run import REFERENCE, FinishedRun
+from el4ner.bench.merged_runs import merged
 from el4ner.bench.report import build_report, load_places, sample_words
-from el4ner.bench.report_markdown import render_markdown, render_table
+from el4ner.bench.report_goals import ALPHA, goals_tables
+from el4ner.bench.report_markdown import escape, render_markdown, render_table
 from el4ner.bench.report_model import Cell, Table
 from el4ner.bench.report_scores import with_interval
 from el4ner.errors import InputError
 from el4ner.jsonl import OutputFile
-from el4ner.lines import display_name
+from el4ner.lines import display_name, visible
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-_SIGNIFICANT = 0.05
 
 
 def keep_digests(runs: Sequence[FinishedRun], folder: Path) -> list[Path]:
@@ -71,20 +71,25 @@ def results_document(folder: Path) -> str:
 
 
 def readme_section(folder: Path) -> str:
-    """The README's tables: strict F1 by system and set, whole test sets and samples apart; commands to repeat them."""
-    runs = _newest(_committed(folder))
+    """The README's tables: strict F1 by system and set, whole test sets and samples apart; the default against its
+    goals; commands to repeat it."""
+    runs, left_out = _chosen(_committed(folder))
     parts = [
         "\nMade by `el4ner-bench report --write-results` from `bench/results`; all numbers are in `bench/RESULTS.md`.\n"
         "Strict F1 with 95% bootstrap intervals over sentences. \\*: "
-        f"`{REFERENCE}` is better with p < {_SIGNIFICANT} by a\npaired permutation test, corrected after Holm.\n\n"
+        f"`{REFERENCE}` is better with p < {ALPHA} by a\npaired permutation test, corrected after Holm.\n\n"
     ]
     whole = [run for run in runs if not _is_sample(run)]
     samples = [run for run in runs if _is_sample(run)]
     for title, group in (("Whole test sets", whole), ("Seeded samples, the same sentences for all systems", samples)):
         if group:
             parts.append(render_table(_pivot(group, title)))
+    parts += map(render_table, goals_tables(runs))
+    parts += [f"{escape(line)}\n\n" for line in left_out]
     if runs:
-        parts.append("```\n" + "".join(f"{_command(run)}\n" for run in runs) + "```\n")
+        commands = dict.fromkeys(line for run in runs for line in run.commands)
+        lines = "".join(f"{visible(line)}\n" for line in commands)
+        parts.append(f"Made where the folders of the data are, by:\n\n```\n{lines}```\n")
     else:
         rows = accuracy_table(folder)
         parts.append(render_table(rows) if rows else "Not measured yet.\n")
@@ -92,7 +97,7 @@ def readme_section(folder: Path) -> str:
 
 
 def _pivot(runs: Sequence[FinishedRun], title: str) -> Table:
-    names = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    names = dict.fromkeys(name for run in runs for name in run.metrics if run.target_precision(name) is None)
     mean = {name: [run.metrics[name]["strict"]["f1"] for run in runs if name in run.metrics] for name in names}
     rows: list[list[Cell | str]] = []
     for name in sorted(names, key=lambda n: (-sum(mean[n]) / len(mean[n]), n)):
@@ -102,14 +107,13 @@ def _pivot(runs: Sequence[FinishedRun], title: str) -> Table:
                 row.append("–")
                 continue
             strict = run.metrics[name]["strict"]
-            best = max(metrics["strict"]["f1"] for metrics in run.metrics.values())
+            best = max(run.metrics[other]["strict"]["f1"] for other in names if other in run.metrics)
             mark = "*" if _is_beaten(run, name) else ""
             row.append(Cell(with_interval(strict["f1"], strict["ci95"]) + mark, is_strong=strict["f1"] == best))
         rows.append(row)
-    pools = [(run.manifest.get("pool") or {}).get("sentences") for run in runs]
     columns = [
-        f"{run.data['name']}, {sample_words(run)}" + (f", pool {pool:,}" if isinstance(pool, int) else "")
-        for run, pool in zip(runs, pools, strict=True)
+        f"{run.data['name']}, {sample_words(run)}" + ("" if run.pool_size is None else f", pool {run.pool_size:,}")
+        for run in runs
     ]
     return Table(["system", *columns], rows, title)
 
@@ -119,7 +123,7 @@ def _is_beaten(run: FinishedRun, name: str) -> bool:
     for test in run.comparisons:
         if test["a"] == name and test["b"] == REFERENCE:
             p = test["p"] if test.get("p_holm") is None else test["p_holm"]
-            return bool(test["difference"] < 0 and p < _SIGNIFICANT)
+            return bool(test["difference"] < 0 and p < ALPHA)
     return False
 
 
@@ -127,25 +131,31 @@ def _is_sample(run: FinishedRun) -> bool:
     return run.data.get("limit") is not None and run.data.get("sentences") != run.data.get("of")
 
 
-def _newest(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Of runs on the same test sentences, the one with the largest pool, then the newest; in order of data."""
-    chosen: dict[tuple[Any, ...], FinishedRun] = {}
-    for run in runs:
-        if run.data.get("split", "test") != "test":
-            continue
-        key = (run.data["name"], run.data.get("sentences"), run.data.get("seed"))
-        if key not in chosen or _rank(run) > _rank(chosen[key]):
-            chosen[key] = run
-    return [chosen[key] for key in sorted(chosen, key=str)]
+def _chosen(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+    """One run for each set of test sentences, in order of data, and what is left out, in words.
+
+    Runs on the same sentences with the same pool are one; of others the one with the largest pool stays, then the
+    newest. Ablations and other splits than test have no place here.
+    """
+    groups: dict[tuple[Any, ...], list[FinishedRun]] = {}
+    for run in merged([run for run in runs if run.data.get("split", "test") == "test" and not run.ablation]):
+        groups.setdefault((run.data["name"], run.data.get("sentences"), run.data.get("seed")), []).append(run)
+    chosen: list[FinishedRun] = []
+    left_out: list[str] = []
+    for key in sorted(groups, key=str):
+        best, *others = sorted(groups[key], key=_rank, reverse=True)
+        chosen.append(best)
+        left_out += best.notes
+        left_out += [
+            f"{run.name} (pool of {run.pool_size}: {', '.join(run.metrics)}) is left out here; of runs on the same "
+            f"sentences that with the largest pool stands, then the newest: {best.name}."
+            for run in others
+        ]
+    return chosen, left_out
 
 
 def _rank(run: FinishedRun) -> tuple[int, str]:
-    return int((run.manifest.get("pool") or {}).get("sentences") or 0), str(run.manifest.get("created", ""))
-
-
-def _command(run: FinishedRun) -> str:
-    command = run.manifest.get("command")
-    return shlex.join(str(word) for word in command) if isinstance(command, list) else f"# {run.name}: command unknown"
+    return run.pool_size or 0, str(run.manifest.get("created", ""))
 
 
 def _committed(folder: Path) -> list[FinishedRun]:

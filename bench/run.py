@@ -19,9 +19,9 @@ from el4ner.bench._harness import machine
 from el4ner.bench.evaluation_data import DataRequest, EvaluationData, load_evaluation_data, record_of
 from el4ner.bench.metrics import run_metrics
 from el4ner.bench.peak_memory import peak_mib, reset_peak
-from el4ner.bench.run_folder import RunFolder
+from el4ner.bench.run_folder import RunFolder, fingerprint
 from el4ner.bench.system import System, Workbench
-from el4ner.bench.systems import make_system, short_name
+from el4ner.bench.systems import make_system
 from el4ner.cache import content_key
 from el4ner.config import make_config
 from el4ner.errors import ConfigError
@@ -50,10 +50,11 @@ class RunRequest:
     command: Sequence[str] = field(default_factory=lambda: tuple(sys.argv))
 
 
-def run(request: RunRequest, progress: Progress) -> dict[str, Any]:
+def run(request: RunRequest, progress: Progress, refused: dict[str, str] | None = None) -> dict[str, Any]:
     """Runs what is missing, writes everything, returns the content of `metrics.json`.
 
-    Raises UsageError if the folder holds a run of other data or settings, and whatever a system raises on preparation.
+    refused: as of `run_systems`. Raises UsageError if the folder holds a run of other data or settings, and whatever a
+    system raises on preparation.
     """
     data = load_evaluation_data(request.data)
     base = {**request.settings, "seed": request.data.seed}
@@ -62,7 +63,7 @@ def run(request: RunRequest, progress: Progress) -> dict[str, Any]:
     if unknown:
         raise ConfigError(f"--option {unknown[0]}...: {unknown[0]} is not among --systems {', '.join(request.systems)}")
     systems = [make_system(name, bench, request.settings, request.options) for name in request.systems]
-    return run_systems(request, data, bench, systems, progress)
+    return run_systems(request, data, bench, systems, progress, refused)
 
 
 def run_systems(
@@ -71,8 +72,8 @@ def run_systems(
 ) -> dict[str, Any]:  # fmt: skip
     """`run` for systems that are made already.
 
-    refused: takes the names of systems whose settings do not suit the pool, with the reason; None lets such a
-    ConfigError end the run. Raises ConfigError too if two systems have one name.
+    refused: takes the names of systems whose settings do not suit the pool, with the reason, and the others still run;
+    None lets such a ConfigError end the run. Raises ConfigError too if two systems have one name.
     """
     names = [system.name for system in systems]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -83,17 +84,14 @@ def run_systems(
     folder.open(data, facts)
     for system in systems:  # before hours are spent on the first
         settings = dict(system.settings)
-        entry = {
-            "settings": settings, "settings_hash": content_key(settings), "kind": system.kind,
-            # a folder may be filled by several runs
-            "commit": facts["commit"],
-        }  # fmt: skip
+        entry = {"settings": settings, "settings_hash": content_key(settings), "kind": system.kind}
         folder.begin_system(system.name, entry)
     scored: dict[str, Any] = {}
     for system in systems:
         try:
             _run_one(request, data, bench, system, folder, progress)
         except ConfigError as error:
+            folder.note(system.name, refused=str(error))
             if refused is None:
                 raise
             refused[system.name] = str(error)
@@ -126,6 +124,7 @@ def _run_one(
     if done == len(gold):
         progress(f"{system.name}: all {done:,} sentences are in the folder already")
         return
+    folder.note_origin(system.name, fresh=not done)
     timing = Timing.resumed(folder.timings.get(system.name), done)
     bench.forget()
     reset_peak()
@@ -148,6 +147,7 @@ def _run_one(
             timing.add(len(chunk), [p.usage for p in predictions], bench.answered > remembered)
             folder.append(system.name, [p.to_dict() for p in predictions], system.stages(), timing.to_dict())
             progress(f"{system.name}: {at + len(chunk):,} of {len(gold):,} sentences")
+        folder.note(system.name, report=system.report())
 
 
 @dataclass
@@ -202,11 +202,11 @@ def _score(data: EvaluationData, folder: RunFolder, scored: dict[str, Any], seed
     for name in folder.manifest["systems"]:
         predictions = folder.predictions(name) if name not in scored else []
         if len(predictions) == len(gold):
-            scored[name] = run_metrics(gold, predictions, pool, folder.stages(name), seed=seed)
+            found = run_metrics(gold, predictions, pool, folder.stages(name), seed=seed)
+            scored[name] = {"of": fingerprint(folder.path, name), **found}
 
 
 def strict_row(name: str, metrics: Mapping[str, Any], timings: Mapping[str, Any]) -> dict[str, Any]:
     """One line of output about a system."""
-    name = short_name(name)
     strict = metrics["systems"][name]["strict"]
     return {"system": name, **{key: strict[key] for key in ("precision", "recall", "f1", "ci95")}, **timings[name]}

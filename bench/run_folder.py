@@ -1,11 +1,14 @@
 """The folder that a run leaves, and how a killed run goes on.
 
-    manifest.json           what was run: data, pool, systems with settings and their hash, versions, hardware, commit
+    manifest.json           what was run: data, pool, versions, hardware, commit; of each system settings, their hash,
+                            models, commands and commits that its answers come from, what was decided on the pool (of
+                            the last part, where parts are left out in turn), or why it was refused
     gold.jsonl              the evaluated sentences, in order; pool.jsonl: the pool that was used
     contamination.json      ids of dropped copies and of near copies
     predictions/NAME.jsonl  one record per gold sentence, in order, appended chunk by chunk
     stages/NAME.jsonl       spans after each stage, where a system is el4ner's own
-    timings.json            seconds, tokens, memory (before a system and at most); metrics.json: scores
+    timings.json            seconds, tokens, memory (before a system and at most)
+    metrics.json            scores, each with the fingerprint of the files that they were computed from
 
 A run may be started again with the same folder: it goes on where it was. What was asked for with other settings or
 other data is refused, since it would mix answers to different questions. What was fitted on the same pool before comes
@@ -14,6 +17,7 @@ from the cache, and preparation_s is short then; with EL4NER_CACHE an empty fold
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -35,6 +39,25 @@ def file_name(system: str) -> str:
     return system.replace(":", ".")
 
 
+def predictions_file(folder: Path, system: str) -> Path:
+    """Where a system's records are in a run's folder."""
+    return folder / "predictions" / f"{file_name(system)}.jsonl"
+
+
+def stages_file(folder: Path, system: str) -> Path:
+    """Where a system's spans after each stage are in a run's folder."""
+    return folder / "stages" / f"{file_name(system)}.jsonl"
+
+
+def fingerprint(folder: Path, system: str) -> str:
+    """SHA-256 of all that a system's scores are computed from: gold, pool, its records and stages."""
+    total = hashlib.sha256()
+    own = predictions_file(folder, system), stages_file(folder, system)
+    for path in (folder / "gold.jsonl", folder / "pool.jsonl", *own):
+        total.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+    return total.hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """A JSON file's content. Raises InputError if it cannot be read."""
     try:
@@ -50,15 +73,17 @@ class RunFolder:
         self.path = path
         self.manifest: dict[str, Any] = {}
         self.timings: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}
 
     def open(self, data: EvaluationData, facts: Mapping[str, Any]) -> None:
         """Begin a run, or go on with one. facts: what else the manifest says; k and seed among it."""
         manifest = {"version": VERSION, **_data_facts(data), "systems": {}, **facts}
+        self._origin = {"commits": facts["commit"], "commands": facts["command"]}
         found = self.path / "manifest.json"
         if found.is_file():
             before = read_json(found)
             self._same(before, manifest)
-            self.manifest = {**before, "command": manifest["command"]}
+            self.manifest = before
             timings = self.path / "timings.json"
             self.timings = read_json(timings) if timings.is_file() else {}
             return
@@ -97,12 +122,26 @@ class RunFolder:
     def note_models(self, name: str, models: Mapping[str, str]) -> None:
         """Note the revisions that were loaded. Raises UsageError if earlier answers come from other ones."""
         entry = self.manifest["systems"][name]
+        entry.pop("refused", None)
         if entry["models"] and entry["models"] != dict(models):
             raise UsageError(
                 f"{display_name(self.path)}: holds answers of {name} from other models "
                 f"({_difference(entry['models'], dict(models))}); give another --out folder"
             )
-        entry["models"] = dict(models)
+        self.note(name, models=dict(models))
+
+    def note_origin(self, name: str, *, fresh: bool) -> None:
+        """Note command and commit of the answers to come, beside those of earlier ones; fresh: there are none."""
+        entry = self.manifest["systems"][name]
+        if fresh:
+            entry |= {"models": {}} | {key: [] for key in self._origin}
+        for key, value in self._origin.items():
+            entry[key] = [*entry.get(key, []), *([] if value in entry.get(key, []) else [value])]
+        self._save_manifest()
+
+    def note(self, name: str, **facts: Any) -> None:
+        """Note more about a system."""
+        self.manifest["systems"][name] |= facts
         self._save_manifest()
 
     # Answers
@@ -112,7 +151,7 @@ class RunFolder:
 
         Raises UsageError if an answer is not about the sentence in its place.
         """
-        path, staged = self.predictions_path(name), self.stages_path(name)
+        path, staged = predictions_file(self.path, name), stages_file(self.path, name)
         files = [path, staged] if staged.is_file() else [path]
         count = min(_whole_lines(file) for file in files)
         for file in files:
@@ -130,27 +169,19 @@ class RunFolder:
                timing: Mapping[str, Any]) -> None:  # fmt: skip
         """Add a chunk of answers, the stages' spans where there are some, and the timings so far."""
         if stages is not None:
-            _append(self.stages_path(name), stages)
-        _append(self.predictions_path(name), records)
+            _append(stages_file(self.path, name), stages)
+        _append(predictions_file(self.path, name), records)
         self.timings[name] = dict(timing)
         _write(self.path / "timings.json", json_text(self.timings).encode())
 
     def predictions(self, name: str) -> list[dict[str, Any]]:
         """A system's records so far."""
-        return _records(self.predictions_path(name))
+        return _records(predictions_file(self.path, name))
 
     def stages(self, name: str) -> list[dict[str, Any]] | None:
         """A system's spans after each stage; None for systems without stages."""
-        path = self.stages_path(name)
+        path = stages_file(self.path, name)
         return _records(path) if path.is_file() else None
-
-    def predictions_path(self, name: str) -> Path:
-        """Where a system's records are."""
-        return self.path / "predictions" / f"{file_name(name)}.jsonl"
-
-    def stages_path(self, name: str) -> Path:
-        """Where a system's spans after each stage are."""
-        return self.path / "stages" / f"{file_name(name)}.jsonl"
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write `metrics.json`."""

@@ -51,6 +51,10 @@ class System(Protocol):
         """What was loaded: source -> name with revision or checksum, device and precision."""
         ...
 
+    def report(self) -> dict[str, Any] | None:
+        """What was decided on the pool, as plain data; None where nothing is."""
+        ...
+
 
 class Workbench:
     """What all systems of a run share: settings for models, one loader, the budget of demonstrations, the seed.

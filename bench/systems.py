@@ -2,11 +2,13 @@
 
 All get the same pool, the same demonstrations budget and the same models; what a baseline may be tuned by are its
 options (`--option NAME.SETTING=VALUE`), to be chosen on dev. `paper`, a configuration file and the rest of el4ner's own
-take settings through `--set`.
+take settings through `--set`. `NAME@P` is one of el4ner's own at the operating point of a target precision P, as
+`el4ner predict --target-precision P` runs it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -50,11 +52,15 @@ BASELINES: Mapping[str, Maker] = {
 }
 
 MEMBER = "member:"
+_AT = re.compile(r"(.+)@(\d*\.?\d+)")
 
 
 def system_names() -> str:
     """What may be named, for messages."""
-    return f"{', '.join((*OWN, *BASELINES))}, {MEMBER}NAME, or a configuration file (.yaml, .yml, .json)"
+    return (
+        f"{', '.join((*OWN, *BASELINES))}, {MEMBER}NAME, or a configuration file (.yaml, .yml, .json); "
+        "NAME@P for a target precision P"
+    )
 
 
 def is_file(name: str) -> bool:
@@ -62,9 +68,16 @@ def is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml", ".json"))
 
 
+def operating_point(name: str) -> tuple[str, float | None]:
+    """A name without its target precision, and that: "default@0.9" is ("default", 0.9)."""
+    found = _AT.fullmatch(name)
+    return (found[1], float(found[2])) if found else (name, None)
+
+
 def short_name(name: str) -> str:
     """What a system is called in a run: the stem of a configuration file, else its name."""
-    return Path(name).stem if is_file(name) else name
+    base, _ = operating_point(name)
+    return Path(base).stem + name.removeprefix(base) if is_file(base) else name
 
 
 def make_system(
@@ -75,17 +88,22 @@ def make_system(
     settings: for all of el4ner's own. options: system -> its own options. Raises ConfigError for an unknown name,
     setting or option, InputError for a file that cannot be read.
     """
-    budget = {"retrieve": {"k": bench.k}, "seed": bench.seed}
     if name in BASELINES:
         return BASELINES[name](bench, options.get(name, {}))
+    base, precision = operating_point(name)
+    if base in BASELINES:
+        raise ConfigError(f"system {name}: {base} has no calibrated scores; a target precision is for el4ner's own")
     if name in options:
         raise ConfigError(f"--option {name}...: {name} is a setting of el4ner; use --set")
-    if is_file(name):
-        return OwnSystem(short_name(name), load_config(name, merge(settings, budget)), bench)
-    if name.startswith(MEMBER):
-        own: Mapping[str, Any] = {"voters": [name.removeprefix(MEMBER)]}
-    elif name in OWN:
-        own = OWN[name]
+    fixed: dict[str, Any] = {"retrieve": {"k": bench.k}, "seed": bench.seed}
+    if precision is not None:
+        fixed["target_precision"] = precision
+    if is_file(base):
+        return OwnSystem(short_name(name), load_config(base, merge(settings, fixed)), bench)
+    if base.startswith(MEMBER):
+        own: Mapping[str, Any] = {"voters": [base.removeprefix(MEMBER)]}
+    elif base in OWN:
+        own = OWN[base]
     else:
         raise ConfigError(f"system {name!r}; choose from {system_names()}")
-    return OwnSystem(name, make_config(merge(merge(settings, own), budget), f"system {name}"), bench)
+    return OwnSystem(name, make_config(merge(merge(settings, own), fixed), f"system {name}"), bench)

@@ -199,6 +199,10 @@ def test_stored_metrics_are_used_and_old_ones_are_computed_again(tmp_path: Path)
     assert load_run(path).metrics["default"]["strict"]["f1"] == 0.123
     (path / "metrics.json").write_text(json.dumps({"systems": {"default": {"version": 0, "strict": {"f1": 0.123}}}}))
     assert load_run(path).metrics["default"] == fresh
+    (path / "metrics.json").write_text(json.dumps({"systems": {"default": fresh}}))
+    answers = path / "predictions" / "default.jsonl"
+    answers.write_text(answers.read_text().replace('"label": "place"', '"label": "team"'))
+    assert load_run(path).metrics["default"]["strict"]["f1"] == 0.0  # scores of other answers are not believed
     assert [row["stage"] for row in fresh["stages"]] == ["extract", "classify", "output"]
 
 
@@ -267,12 +271,12 @@ def test_public_files_are_made_from_committed_results(tmp_path: Path) -> None:
     smaller = write_run(tmp_path / "smaller", {"default": HALF}, limit=3, pool=2)
     CliRunner().invoke(group, ["report", *map(str, (whole, sample, smaller)), "--keep", str(folder)])
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    readme.write_text(f"# Before\n\n{BEGIN}\nhand-made\n{END}\n\nafter\n")
     assert [path.name for path in write_results(tmp_path)] == ["RESULTS.md", "README.md"]
     text = readme.read_text()
     assert text.startswith(f"# Before\n\n{BEGIN}\n")
     assert text.endswith(f"{END}\n\nafter\n")
-    assert "old" not in text
+    assert "hand-made" not in text
     assert re.search(r"^\| default \| \*\*1\.000 \[1\.000, 1\.000\]\*\* \|$", text, re.MULTILINE)
     assert re.search(r"^\| kate \| 0\.000 \[0\.000, 0\.000\]\\\* \|$", text, re.MULTILINE)  # beaten: p < 0.05
     assert "3 of 50, drawn with seed 0, pool 5" in text  # of two pools the larger

@@ -13,6 +13,9 @@ from click.testing import CliRunner
 from el4ner.bench.cli import group
 from el4ner.bench.contamination import near_copies, without_copies, word_set
 from el4ner.bench.evaluation_data import DataRequest, load_evaluation_data
+from el4ner.bench.finished_run import load_run
+from el4ner.bench.report import build_report
+from el4ner.bench.report_markdown import render_markdown
 from el4ner.bench.run import RunRequest, run, run_systems, shown_command
 from el4ner.bench.system import Found, Workbench, prediction_of
 from el4ner.bench.systems import make_system, short_name
@@ -92,9 +95,13 @@ class Scripted:
     def models(self) -> dict[str, str]:
         return {}
 
+    def report(self) -> dict[str, Any]:
+        return {"threshold": 0.5}
+
 
 def go(system: Scripted, source: Path | str, out: Path, **data: Any) -> dict[str, Any]:
-    request = RunRequest(DataRequest(str(source), **data), ["scripted"], out, chunk=2)
+    command = ("el4ner-bench", "run", *map(str, data.pop("command", ())))
+    request = RunRequest(DataRequest(str(source), **data), ["scripted"], out, chunk=2, command=command)
     loaded = load_evaluation_data(request.data)
     return run_systems(request, loaded, Workbench(make_config({}), 4, 0), [system], lambda _: None)
 
@@ -107,7 +114,9 @@ def test_the_folder_has_the_agreed_layout(folder: Path, tmp_path: Path) -> None:
             "created"} == set(manifest)  # fmt: skip
     assert manifest["data"]["name"] == manifest["data"]["source"] == "little"
     assert manifest["pool"] == {**manifest["pool"], "sentences": 3, "entities": 6, "dropped_duplicates": 1}
-    assert manifest["systems"]["scripted"]["kind"] == "baseline"
+    entry = manifest["systems"]["scripted"]
+    assert (entry["kind"], entry["report"]) == ("baseline", {"threshold": 0.5})
+    assert (entry["commands"], entry["commits"]) == ([manifest["command"]], [manifest["commit"]])
     assert [g["id"] for g in lines(out / "gold.jsonl")] == ["a", "b", "c", "d", "e"]
     assert all(set(p) == {"text", "entities"} for p in lines(out / "pool.jsonl"))
     assert [p["id"] for p in lines(out / "predictions" / "scripted.jsonl")] == ["a", "b", "c", "d", "e"]
@@ -137,6 +146,39 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None
     assert go(finished, folder, out) == metrics
     assert (finished.asked, finished.pools) == ([], [])
     assert metrics == go(Scripted(), folder, tmp_path / "whole")
+
+
+def test_every_command_that_answers_come_from_is_kept(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        go(Scripted(fail_at=0), folder, out, command=("--no-answer",))
+    with pytest.raises(KeyboardInterrupt):
+        go(Scripted(fail_at=3), folder, out, command=("--first",))
+    go(Scripted(), folder, out, command=("--second",))
+    go(Scripted(), folder, out, command=("--nothing-left-to-do",))
+    entry = read(out / "manifest.json")["systems"]["scripted"]
+    assert [words[-1] for words in entry["commands"]] == ["--first", "--second"]
+    assert len(entry["commits"]) == 1
+
+
+def test_a_system_that_does_not_suit_the_pool_is_named_and_the_others_run(folder: Path, tmp_path: Path) -> None:
+    class Refusing(Scripted):
+        name = "refusing"
+
+        def prepare(self, pool: Pool, progress: Callable[[str], None]) -> None:
+            raise ConfigError("the pool is too small")
+
+    out = tmp_path / "out"
+    request = RunRequest(DataRequest(str(folder)), (), out)
+    data, bench = load_evaluation_data(request.data), Workbench(make_config({}), 4, 0)
+    systems = [Refusing(), Scripted()]
+    refused: dict[str, str] = {}
+    metrics = run_systems(request, data, bench, systems, lambda _: None, refused)
+    assert (list(metrics["systems"]), refused) == (["scripted"], {"refusing": "the pool is too small"})
+    assert read(out / "manifest.json")["systems"]["refusing"]["refused"] == "the pool is too small"
+    assert "refusing was not run: the pool is too small" in render_markdown(build_report([load_run(out)]))
+    with pytest.raises(ConfigError, match="too small"):
+        run_systems(request, data, bench, systems, lambda _: None)
 
 
 def test_other_settings_and_other_data_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -305,6 +347,33 @@ def test_the_budget_of_demonstrations_holds_for_all(tmp_path: Path) -> None:
         settings: Any = system.settings
         assert (settings["retrieve"]["k"], settings["seed"], settings["overlap"]) == (3, 7, "nested")
     assert short_name(str(file)) == "mine"
+
+
+def test_an_operating_point_is_a_system_of_its_own(tmp_path: Path) -> None:
+    bench = Workbench(make_config({}), 4, 0)
+    file = tmp_path / "a@1" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("voters: all\n")
+    for name, target, called in (
+        ("default@0.9", 0.9, "default@0.9"), ("member:smollm2-ask@.5", 0.5, "member:smollm2-ask@.5"),
+        (f"{file}@0.8", 0.8, "mine@0.8"), (str(file), None, "mine"),
+    ):  # fmt: skip
+        system = make_system(name, bench, {}, {})
+        assert (system.name, system.settings["target_precision"]) == (called, target)
+    for name, message in (("kate@0.9", "kate has no calibrated scores"), ("default@1.5", "target_precision"),
+                          ("default@high", "choose from")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            make_system(name, bench, {}, {})
+
+
+@pytest.mark.embedded
+def test_a_pool_that_promises_no_precision_stops_no_other_system(folder: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        group, ["run", "--data", str(folder), "--systems", "default@0.9,dictionary", "--set", "members=[]", "--out",
+                str(tmp_path / "out")],
+    )  # fmt: skip
+    assert [json.loads(row)["system"] for row in done.stdout.splitlines()] == ["dictionary"]
+    assert "default@0.9 was not run: target_precision=0.9: the pool is too small" in str(done.exception)
 
 
 def test_a_configuration_file_has_its_own_models() -> None:
