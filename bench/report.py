@@ -172,7 +172,7 @@ def pool_sections(runs: Sequence[FinishedRun]) -> Iterator[Section]:
             curves.setdefault(series, []).append(point)
         curves = {series: own for series, own in curves.items() if len(own) > 1}
         if curves:
-            yield _pool_section(f"{key[0]}, {key[1]}, {key[2]} sentences", curves)
+            yield _pool_section(f"{key[0]}, {key[1]}, {key[2] or 0:,} sentences", curves)
 
 
 def _pool_section(title: str, curves: Mapping[str, Sequence[Point]]) -> Section:

@@ -55,12 +55,16 @@ def against_baselines(runs: Iterable[FinishedRun]) -> dict[str, Against]:
 
 
 def _by_set(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Runs on test sentences that have the default, by data set; ablations left out."""
+    """Runs on test sentences that have the default, by data set; of each only those with the largest pool.
+
+    Ablations are left out.
+    """
     sets: dict[str, list[FinishedRun]] = {}
     for run in runs:
         if REFERENCE in run.metrics and run.data.get("split", "test") == "test" and not run.ablation:
             sets.setdefault(run.data["name"], []).append(run)
-    return sets
+    largest = {name: max(run.pool_size or 0 for run in group) for name, group in sets.items()}
+    return {name: [run for run in group if (run.pool_size or 0) == largest[name]] for name, group in sets.items()}
 
 
 def goals_section(runs: Sequence[FinishedRun]) -> Section | None:
@@ -84,13 +88,13 @@ def goals_tables(runs: Sequence[FinishedRun]) -> list[Table]:
         tables.append(Table(columns, rows, "The default against the baselines", note, names=6))
     scores = [row for name, group in sets.items() if (row := _scores_row(name, group)) is not None]
     if scores:
-        columns = ["set", "sentences", "entities", "ECE", "Brier skill", "at target precision", "precision [95%]",
-                   "recall [95%]", "entities kept", "goals missed"]  # fmt: skip
+        columns = ["set", "goals missed", "sentences", "entities", "ECE", "Brier skill", "at target precision",
+                   "precision [95%]", "recall [95%]", "entities kept"]  # fmt: skip
         note = (
             f"Goals: ECE below {_ECE}, Brier skill above 0; at a target precision of 0.9 a precision of 0.87, "
             f"{_ENTITIES} entities and a recall of {_RECALL} at least."
         )
-        tables.append(Table(columns, scores, "What the default's scores are worth", note, names=1))
+        tables.append(Table(columns, scores, "What the default's scores are worth", note, names=2))
     return tables
 
 
@@ -129,21 +133,19 @@ def _scores_row(name: str, runs: Sequence[FinishedRun]) -> Row | None:
               if other.target_precision(system) is not None and system.startswith(f"{REFERENCE}@")]  # fmt: skip
     if found is None:
         return None
+    skill = "–" if found["brier_skill"] is None else f"{found['brier_skill']:+.3f}"
     missed = [] if found["ece"] < _ECE else [f"ECE {found['ece']:.3f}"]
     if found["brier_skill"] is None or found["brier_skill"] <= 0:
-        missed.append("Brier skill")
+        missed.append(f"Brier skill {skill}")
     cells = ["–"] * 4
     if points:
         other, system = max(points, key=lambda one: int(one[0].data.get("sentences") or 0))
         cells = _point_cells(other, system)
         missed += missed_at(other, system)
     else:
-        missed.append("no operating point")
-    skill = found["brier_skill"]
-    return [
-        name, f"{run.data.get('sentences') or 0:,}", f"{found['entities']:,}", f"{found['ece']:.3f}",
-        "–" if skill is None else f"{skill:+.3f}", *cells, ", ".join(missed) or "none",
-    ]  # fmt: skip
+        missed.append("no target precision measured")
+    about = [f"{run.data.get('sentences') or 0:,}", f"{found['entities']:,}", f"{found['ece']:.3f}", skill]
+    return [name, ", ".join(missed) or "none", *about, *cells]
 
 
 def _point_cells(run: FinishedRun, system: str) -> list[str]:
@@ -178,15 +180,15 @@ def operating_section(run: FinishedRun) -> Section | None:
     ]
     if not names and not refused:
         return None
-    rows = [[name, *_promise(run, name), *_point_cells(run, name)[1:], ", ".join(missed_at(run, name)) or "none"]
+    rows = [[name, ", ".join(missed_at(run, name)) or "none", *_promise(run, name), *_point_cells(run, name)[1:]]
             for name in names]  # fmt: skip
-    columns = ["system", "target", "least score", "pool: precision − s.e.", "pool: recall", "precision [95%]",
-               "recall [95%]", "entities kept", "goals missed"]  # fmt: skip
+    columns = ["system", "goals missed", "target", "least score", "pool: precision − s.e.", "pool: recall",
+               "precision [95%]", "recall [95%]", "entities kept"]  # fmt: skip
     note = (
         "What --target-precision keeps. Pool: out of fold; the precision is a standard error below what was seen. "
         f"Goals: at most {_MARGIN} below the target, {_ENTITIES} entities and a recall of {_RECALL} at least."
     )
-    blocks: list[Block] = [Table(columns, rows, note=note)] if rows else []
+    blocks: list[Block] = [Table(columns, rows, note=note, names=2)] if rows else []
     return Section("At a target precision", [*blocks, *refused], level=3)
 
 

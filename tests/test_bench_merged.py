@@ -138,6 +138,8 @@ def test_the_default_against_the_baselines(two: list[Path], tmp_path: Path) -> N
     assert str(row[4]).startswith("reading-voter +0.000")
     assert str(row[5]).startswith("-0.0")
     assert "beaten on 0 of 1 sets, with p < 0.05 on 0; the fine-tuned one on 0 of 1" in note
+    small_pool = load_run(write_run(tmp_path / "small", {"default": answers(50), "gpt-ner": answers(3)}, pool="p"))
+    assert goals_tables([small_pool, run])[0].rows == goals_tables([run])[0].rows  # another pool, another question
     sample = replace(run, manifest={**run.manifest, "data": {**run.data, "sentences": 9, "limit": 9}})
     shifted = replace(sample, comparisons=[{**row, "difference": 0.5} for row in sample.comparisons])
     assert against_baselines([run, shifted]) == tests  # of a baseline in both, the run on more sentences
@@ -151,16 +153,16 @@ def test_what_scores_are_worth(tmp_path: Path) -> None:
     good = with_scores(run, scores, (rng.random(3000) < scores).astype(float))
     assert [row["a"] for row in run.comparisons] == ["dictionary"]  # an operating point is no rival
     (row,) = goals_tables([good])[1].rows
-    assert row[5:] == ["0.9", row[6], row[7], "55", "none"]
-    assert str(row[6]).startswith(f"{52 / 55:.3f} [")
+    assert (row[1], row[6], row[9]) == ("none", "0.9", "55")
+    assert str(row[7]).startswith(f"{52 / 55:.3f} [")
     (row,) = goals_tables([with_scores(run, scores**3, (rng.random(3000) < scores).astype(float))])[1].rows
-    assert str(row[-1]).startswith("ECE 0.")
+    assert str(row[1]).startswith("ECE 0.")
     section = operating_section(run)
     assert section is not None
-    assert section.blocks[0].rows[0][:5] == ["default@0.9", "0.9", "0.800", "0.910", "0.400"]  # type: ignore[union-attr]
+    assert section.blocks[0].rows[0][:6] == ["default@0.9", "none", "0.9", "0.800", "0.910", "0.400"]  # type: ignore[union-attr]
     assert operating_section(load_run(write_run(tmp_path / "none", {"default": answers(5)}))) is None
     (row,) = goals_tables([load_run(tmp_path / "none")])[0].rows  # no baseline there: scores only
-    assert "no operating point" in str(row[-1])
+    assert "no target precision measured" in str(row[1])
 
 
 @pytest.mark.parametrize(
