@@ -40,6 +40,16 @@ class Timing:
         return statistics.median(ratios), min(ratios), max(ratios)
 
 
+def slower(timing: Timing, ours: Timing, share: float = 1.0) -> dict[str, Any]:
+    """How many times as long a side takes as ours: median, least, most over rounds, and by CPU time.
+
+    share: our amount of work over the side's, where it did less.
+    """
+    ratio = (round(value * share, 2) for value in timing.ratio_to(ours))
+    speedup = dict(zip(("median", "min", "max"), ratio, strict=True))
+    return {"speedup": speedup, "cpu_speedup": round(timing.cpu_median_s / ours.cpu_median_s * share, 2)}
+
+
 def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
     """Time several functions in turns, so that a busy neighbour slows all of them alike.
 
@@ -99,3 +109,8 @@ def machine() -> dict[str, Any]:
         "load_1min": load,
         "commit": commit(),
     }
+
+
+def where(facts: Mapping[str, Any], card: str = "") -> str:
+    """The facts of `machine` that every table ends with, on one line. card: what stands behind the processor."""
+    return f"{facts['cpu']}{card}, {facts['threads']} threads, load {facts['load_1min']}, commit {facts['commit']}"

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from el4ner.bench.cli_options import Progress, assigned, names_of
+from el4ner.bench.cli_options import (
+    Progress,
+    assigned,
+    data_argument,
+    json_option,
+    names_of,
+    show_rows,
+    threads_option,
+    timing_options,
+    use_threads,
+)
 from el4ner.bench.cli_pipeline import pipeline
 from el4ner.bench.cli_report import compare, report
 from el4ner.bench.cli_run import ablate, run, tune
@@ -28,11 +37,9 @@ def group() -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
 @click.option("--sizes", default="small", show_default=True, help="Comma-separated: small, full, large, million.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed calls per side.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's.")
+@threads_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
-@click.option(
-    "--json", "out", type=click.Path(dir_okay=False, allow_dash=True), help="Append JSON lines here; - prints."
-)
+@json_option
 @click.pass_context
 def kernels(
     context: click.Context, ops: tuple[str, ...], backends: tuple[str, ...], device: str, sizes: str, repeats: int,
@@ -61,8 +68,7 @@ def kernels(
             raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(allowed)}", param_hint=option)
     if device == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("no CUDA device here; see el4ner doctor", param_hint="--device")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     ceilings = measure_ceilings(device)
     wrong = False
     for op, size in ((op, size) for op in ops or operations() for size in names if ops or op in SIZES[size]):
@@ -70,30 +76,21 @@ def kernels(
             measure(op, size=size, repeats=repeats, seed=seed, device=device, backends=backends, ceilings=ceilings)
         )
         wrong = wrong or any(row["status"] == "wrong" and not row["rival"] for row in rows)
-        click.echo(table(rows) + "\n", err=out == "-")
-        _write_rows(rows, out)
+        show_rows(rows, table(rows), out)
     if wrong:
         context.exit(1)
 
 
 @group.command()
-@click.argument("data", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@data_argument
+@timing_options
 @click.option("--source", default="embedded:smollm2", show_default=True, help="A model, or random:NAME (made here).")
-@click.option("--device", default="cpu", show_default=True, help="Where to run.")
-@click.option("--dtype", default="float32", show_default=True, help="Precision; auto takes what the device likes.")
-@click.option("--split", default="test", show_default=True, help="The split of DATA that is asked about.")
 @click.option("--sentences", type=click.IntRange(1), default=2, show_default=True, help="How many of its sentences.")
 @click.option("--spans", type=click.IntRange(1), default=6, show_default=True, help="Most spans of a sentence.")
 @click.option("--shape", is_flag=True, help="6 spans x 2 questions behind a prefix of 700 tokens instead of DATA.")
 @click.option("--sides", default="loop,batch,engine", show_default=True, help="Comma-separated; who answers.")
 @click.option("--loop-requests", type=click.IntRange(1), help="The loop answers only so many questions.")
 @click.option("--rows", type=click.IntRange(1), default=12, show_default=True, help="Prompts in a batch of the rival.")
-@click.option("--blocks", type=click.IntRange(1), default=3, show_default=True, help="Timed blocks, interleaved.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
-@click.option(
-    "--json", "out", type=click.Path(dir_okay=False, allow_dash=True), help="Append JSON lines here; - prints."
-)
 @click.pass_context
 def engine(
     context: click.Context, data: Path | None, source: str, device: str, dtype: str, split: str, sentences: int,
@@ -105,8 +102,6 @@ def engine(
     DATA is a folder with train (the pool) and a split as JSONL; without it the built-in pool asks about itself. Answers
     that differ end the run with exit code 1, before anything is timed.
     """
-    import torch
-
     from el4ner.bench.engine import SIDES, engine_table, measure_engine
     from el4ner.bench.engine_requests import member_requests, shape_requests, shown_sentences
     from el4ner.bench.random_models import bench_engine
@@ -115,8 +110,7 @@ def engine(
     names = names_of(sides, "--sides")
     if unknown := sorted(set(names) - set(SIDES)):
         raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(SIDES)}", param_hint="--sides")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     progress = Progress()
     model = bench_engine(
         source, device=device, dtype=dtype, chat=not source.startswith("random:") and prefers_chat(source)
@@ -128,8 +122,7 @@ def engine(
     found = list(
         measure_engine(model, asked, sides=names, blocks=blocks, rows=rows, loop_requests=loop_requests, say=progress)
     )
-    click.echo(engine_table(found) + "\n", err=out == "-")
-    _write_rows(found, out)
+    show_rows(found, engine_table(found), out)
     if any(row["status"] == "wrong" for row in found):
         context.exit(1)
 
@@ -168,16 +161,6 @@ def accuracy(
     )  # fmt: skip
     for row in rows:
         click.echo(json.dumps(row, ensure_ascii=False))
-
-
-def _write_rows(rows: list[dict[str, Any]], out: str | None) -> None:
-    """Rows as JSON lines, on stdout for "-", at the end of a file, or nowhere."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if out == "-":
-        click.echo(lines, nl=False)
-    elif out is not None:
-        with Path(out).open("a", encoding="utf-8") as file:
-            file.write(lines)
 
 
 group.add_command(pipeline)

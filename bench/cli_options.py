@@ -1,13 +1,63 @@
-"""Options of el4ner-bench that several commands have: lists of names, assignments, messages on the way."""
+"""What several commands of el4ner-bench have: options of timings, lists of names, assignments, rows, messages."""
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from el4ner.documents import DocumentError, read_yaml
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's.")
+json_option = click.option(
+    "--json", "out", type=click.Path(dir_okay=False, allow_dash=True), help="Append JSON lines here; - prints."
+)
+data_argument = click.argument("data", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+def timing_options(command: C) -> C:
+    """The options of a timing of models: where they run, how often, where rows go."""
+    for option in reversed(
+        (
+            click.option("--split", default="test", show_default=True, help="The split of DATA that is asked about."),
+            click.option("--device", default="cpu", show_default=True, help="Where to run."),
+            click.option("--dtype", default="float32", show_default=True,
+                         help="Precision; auto takes what the device likes."),
+            click.option("--blocks", type=click.IntRange(1), default=3, show_default=True,
+                         help="Timed blocks, interleaved."),
+            threads_option,
+            click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample."),
+            json_option,
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads; None leaves it as it is."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def show_rows(rows: Sequence[dict[str, Any]], table: str, out: str | None) -> None:
+    """A table for reading, and rows as JSON lines: on stdout for "-" (the table then on stderr), at the end of a file,
+    or nowhere."""
+    click.echo(table + "\n", err=out == "-")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if out == "-":
+        click.echo(lines, nl=False)
+    elif out is not None:
+        with Path(out).open("a", encoding="utf-8") as file:
+            file.write(lines)
 
 
 def names_of(value: str, option: str) -> list[str]:

@@ -11,17 +11,17 @@ import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from el4ner.bench._harness import Timing, interleave, machine
+from el4ner.bench._harness import Timing, interleave, machine, slower, where
 from el4ner.bench.ceilings import Ceilings, measure_ceilings
 from el4ner.bench.engine_requests import Asked
 from el4ner.bench.rivals_engine import Tokenised, Work, score_in_batches, score_one_by_one
 from el4ner.engines.base import Choose
+from el4ner.plan import resident_bytes
 
 Scores = Sequence[NDArray[Any]]
 
@@ -76,14 +76,6 @@ class _Watch:
             self._thread.join()
         if self._peak:
             self.memory.extra_mib = round((self._peak - self._before) / (1 << 20), 1)
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 where /proc does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def tokenised(engine: Any, requests: Sequence[Choose]) -> list[Tokenised]:
@@ -248,18 +240,14 @@ def _times(
     if timing is None:
         empty = ("timing", "questions_per_s", "tokens_per_s", "speedup", "cpu_speedup", "roofline")
         return dict.fromkeys(empty)
-    speedup = cpu_speedup = None
+    ratio: dict[str, Any] = {"speedup": None, "cpu_speedup": None}
     if ours is not None and side.name != "engine":
-        share = len(questions) / max(side.questions, 1)
-        ratio = timing.ratio_to(ours)
-        cpu_speedup = round(timing.cpu_median_s / ours.cpu_median_s * share, 2)
-        speedup = dict(zip(("median", "min", "max"), (round(r * share, 2) for r in ratio), strict=True))
+        ratio = slower(timing, ours, len(questions) / max(side.questions, 1))
     return {
         "timing": timing.to_dict(),
         "questions_per_s": round(side.questions / timing.median_s, 3),
         "tokens_per_s": round(side.work.tokens / timing.median_s, 1),
-        "speedup": speedup,
-        "cpu_speedup": cpu_speedup,
+        **ratio,
         "roofline": _roofline(side.work.tokens, timing.median_s, engine, ceilings),
     }
 
@@ -301,6 +289,5 @@ def engine_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ours = next((row for row in rows if row["side"] == "engine"), None)
     if ours is not None:
         lines.append(f"  engine: tokens processed over distinct {ours['tokens_over_distinct']}")
-    facts = first["machine"]
-    lines.append(f"  {facts['cpu']}, {facts['threads']} threads, load {facts['load_1min']}, commit {facts['commit']}")
+    lines.append(f"  {where(first['machine'])}")
     return "\n".join(lines)

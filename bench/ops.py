@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.bench import rivals_span_topk
-from el4ner.bench._harness import Timing, interleave, machine
+from el4ner.bench._harness import Timing, interleave, machine, where
 from el4ner.bench.ceilings import Ceilings, measure_ceilings
 from el4ner.bench.rivals import rivals
 from el4ner.errors import KernelError
@@ -268,9 +268,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     facts, ceilings = first["machine"], first["ceilings"]
     versions = " ".join(f"{name} {version}" for name, version in facts["versions"].items())
     card = f", {facts['cuda'][0]['name']}" if first["device"] == "cuda" and facts["cuda"] else ""
-    lines.append(
-        f"  {facts['cpu']}{card}, {facts['threads']} threads, load {facts['load_1min']}, commit {facts['commit']}"
-    )
+    lines.append(f"  {where(facts, card)}")
     lines.append(f"  Python {facts['python']} {versions}; ceilings: {ceilings}")
     return "\n".join(lines)
 

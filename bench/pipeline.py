@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from el4ner.bench._harness import Timing, interleave, machine
+from el4ner.bench._harness import Timing, interleave, machine, slower, where
 from el4ner.bench.accuracy import sample_sentences, split_file
 from el4ner.bench.evaluation_data import smaller
 from el4ner.bench.plain_pipeline import PlainModel
@@ -20,14 +21,12 @@ from el4ner.errors import EngineError
 from el4ner.models import prefers_chat
 from el4ner.pipeline import El4ner
 from el4ner.plan import mib, peak_mib, resident_bytes
-from el4ner.pool import load_pool
+from el4ner.pool import Pool, load_pool
 from el4ner.records import Prediction, Sentence
 
 SCORE_TOLERANCE = 2e-3
 """Largest difference of a score or vote between the sides: float32 sums in another order, behind read-outs and stacks.
 An entity whose score lies within it of the threshold may be missing on one side."""
-
-
 ANSWER_TOLERANCE = 2e-3
 """Largest difference of a choice's log-probability in float32."""
 
@@ -96,10 +95,41 @@ def compare(plain: Sequence[Prediction], ours: Sequence[Prediction], threshold: 
     return Comparison(count, different, largest)
 
 
-def sides(
-    config: Config, pool: Any, say: Callable[[str], None]
-) -> tuple[dict[str, El4ner], dict[str, Heard], dict[str, Heard]]:
-    """The pipeline with el4ner's engines and with plain ones; both on the same weights, encoder and fit."""
+class Side:
+    """The pipeline with one kind of engines, by source. tokens: what its last run put through the models."""
+
+    def __init__(self, model: El4ner, engines: Mapping[str, Heard], run_tokens: Callable[[Any], int]) -> None:
+        self.model = model
+        self.engines = engines
+        self.tokens = 0
+        self._run_tokens = run_tokens
+
+    def _so_far(self) -> int:
+        return sum(self._run_tokens(engine) for engine in self.engines.values())
+
+    def predict(self, sentences: Sequence[Sentence]) -> list[Prediction]:
+        """One prediction per sentence, without any prefix of an earlier run."""
+        for engine in self.engines.values():
+            if hasattr(engine, "forget_prefixes"):
+                engine.forget_prefixes()
+        before = self._so_far()
+        predicted = self.model.predict(sentences)
+        self.tokens = self._so_far() - before
+        return predicted
+
+    def heard(self, sentences: Sequence[Sentence]) -> tuple[list[Prediction], dict[str, dict[Any, Any]]]:
+        """Predictions, and what the models answered on the way, by source."""
+        answers: dict[str, dict[Any, Any]] = {}
+        for engine in self.engines.values():
+            engine.answers = answers.setdefault(engine.source, {})
+        predicted = self.predict(sentences)
+        for engine in self.engines.values():
+            engine.answers = None
+        return predicted, answers
+
+
+def sides(config: Config, pool: Pool, say: Callable[[str], None]) -> dict[str, Side]:
+    """`engine` and `plain`: the pipeline with el4ner's engines and with plain ones, on the same weights and encoder."""
     engines: dict[str, Heard] = {}
     plain: dict[str, Heard] = {}
     for member in config.members:
@@ -112,13 +142,46 @@ def sides(
         engines[member.source] = Heard(engine)
         plain[member.source] = Heard(PlainModel(engine.model, engine.tokenizer, engine.source))
     encoder = load_encoder(config.encoder, device=config.device, dtype=config.dtype)
-    models = {}
-    for name, own in (("engine", engines), ("plain", plain)):
+
+    def side(name: str, own: dict[str, Heard], run_tokens: Callable[[Any], int]) -> Side:
         given: Any = dict(own)
-        models[name] = El4ner(config, engines=given, encoder=encoder, pool=pool)
+        model = El4ner(config, engines=given, encoder=encoder, pool=pool)
         say(f"preparing {name}")
-        models[name].prepare(say)  # the second finds what the first has fitted in the cache
-    return models, engines, plain
+        model.prepare(say)  # the second finds what the first has fitted in the cache
+        return Side(model, own, run_tokens)
+
+    return {
+        "engine": side("engine", engines, lambda one: int(one.counts.run)),
+        "plain": side("plain", plain, lambda one: int(one.run_tokens)),
+    }
+
+
+def _material(
+    folder: Path | None, split: str, count: int, seed: int, settings: Mapping[str, Any], pool_limit: int | None
+) -> tuple[Config, Pool, list[Sentence]]:
+    """Settings, pool and sentences; without a folder the built-in pool is both."""
+    train = None if folder is None else str(split_file(folder, "train"))
+    pool = smaller(load_pool(train, settings.get("labels")), pool_limit)
+    base: dict[str, Any] = {"voters": "all"} if train is None else {"voters": "all", "examples": train}
+    if folder is None:
+        sentences = pool.as_sentences(pool.sample(count))
+    else:
+        sentences = sample_sentences(split_file(folder, split), count, seed)
+    return make_config({**base, **settings}), pool, sentences
+
+
+def _agreement(found: Mapping[str, Any], threshold: float) -> tuple[bool, dict[str, Any]]:
+    """Whether both sides found and answered the same, and how far they differ. found: what `Side.heard` gave."""
+    (ours, our_answers), (by_hand, plain_answers) = found["engine"], found["plain"]
+    result = compare(by_hand, ours, threshold)
+    gaps = [compare_answers(own, our_answers[source]) for source, own in plain_answers.items()]
+    replies, scores = sum(gap for gap, _ in gaps), max((gap for _, gap in gaps), default=0.0)
+    right = result.different + replies == 0 and result.largest <= SCORE_TOLERANCE and scores <= ANSWER_TOLERANCE
+    return right, {
+        "entities": result.entities, "different": result.different, "difference": result.largest,
+        "tolerance": SCORE_TOLERANCE, "answers": sum(len(own) for own in plain_answers.values()),
+        "different_replies": replies, "answers_difference": scores,
+    }  # fmt: skip
 
 
 def measure_pipeline(
@@ -130,64 +193,28 @@ def measure_pipeline(
     status "wrong": the entities differ, so nothing was timed, unless `check` is false: then the row says so and has
     its times. speedup: of the plain side's time over ours, by blocks.
     """
-    train = None if folder is None else str(split_file(folder, "train"))
-    pool = smaller(load_pool(train, settings.get("labels")), pool_limit)
-    base: dict[str, Any] = {"voters": "all"} if train is None else {"voters": "all", "examples": train}
-    config = make_config({**base, **settings})
-    sentences: list[Sentence]
-    if folder is None:
-        sentences = pool.as_sentences(pool.sample(count))
-    else:
-        sentences = sample_sentences(split_file(folder, split), count, seed)
-    models, engines, plain = sides(config, pool, say)
-    asked_by = {"engine": engines, "plain": plain}
-    answers: dict[str, dict[str, dict[Any, Any]]] = {"engine": {}, "plain": {}}
-    run: dict[str, int] = {}
-
-    def ours() -> list[Prediction]:
-        for engine in engines.values():
-            engine.forget_prefixes()
-        before = sum(engine.counts.run for engine in engines.values())
-        predicted = models["engine"].predict(sentences)
-        run["engine"] = sum(engine.counts.run for engine in engines.values()) - before
-        return predicted
-
-    def by_hand() -> list[Prediction]:
-        before = sum(model.run_tokens for model in plain.values())
-        predicted = models["plain"].predict(sentences)
-        run["plain"] = sum(model.run_tokens for model in plain.values()) - before
-        return predicted
-
-    ways: dict[str, Callable[[], list[Prediction]]] = {"engine": ours, "plain": by_hand}
+    config, pool, sentences = _material(folder, split, count, seed, settings, pool_limit)
+    ways = sides(config, pool, say)
     found, memory = {}, {}
     for name, way in ways.items():
-        say(f"checking {name}: {count} sentences")
-        for one in asked_by[name].values():
-            one.answers = answers[name].setdefault(one.source, {})
-        found[name] = way()
-        for one in asked_by[name].values():
-            one.answers = None
-        memory[name] = peak_mib("cpu") if config.device != "cuda" else peak_mib("cuda")
-    report = models["engine"].report()
-    result = compare(found["plain"], found["engine"], report["threshold"])
-    gaps = [compare_answers(own, answers["engine"][source]) for source, own in answers["plain"].items()]
-    replies, scores = sum(gap for gap, _ in gaps), max((gap for _, gap in gaps), default=0.0)
-    right = result.different + replies == 0 and result.largest <= SCORE_TOLERANCE and scores <= ANSWER_TOLERANCE
+        say(f"checking {name}: {len(sentences)} sentences")
+        found[name] = way.heard(sentences)
+        memory[name] = peak_mib("cuda" if config.device == "cuda" else "cpu")
+    report = ways["engine"].model.report()
+    right, agreement = _agreement(found, report["threshold"])
     timings: dict[str, Timing] = {}
     if right or not check:
         say(f"timing both in {blocks} blocks")
-        timings = interleave(ways, blocks, warmup=0)
+        timings = interleave({name: partial(way.predict, sentences) for name, way in ways.items()}, blocks, warmup=0)
     facts = machine()
-    for name in ways:
+    for name, way in ways.items():
         yield {
             "what": "pipeline", "side": name, "status": "ok" if right else "wrong", "sentences": len(sentences),
             "data": "built-in pool" if folder is None else f"{folder.name} {split}", "settings": dict(settings),
-            "pool_sentences": len(pool.sentences), "asked": report["asked"], "notes": report["notes"],
-            "entities": result.entities, "different": result.different, "difference": result.largest,
-            "tolerance": SCORE_TOLERANCE, "answers": sum(len(own) for own in answers["plain"].values()),
-            "different_replies": replies, "answers_difference": scores, "tokens_run": run[name], "blocks": blocks,
-            "tokens_by_stage": report["tokens by stage"], "peak_memory_mib": memory[name],
-            "process_mib": mib(resident_bytes()), **_times(timings, name, len(sentences)), "machine": facts,
+            "pool_sentences": len(pool.sentences), "asked": report["asked"], "notes": report["notes"], **agreement,
+            "tokens_run": way.tokens, "blocks": blocks, "tokens_by_stage": report["tokens by stage"],
+            "peak_memory_mib": memory[name], "process_mib": mib(resident_bytes()),
+            **_times(timings, name, len(sentences)), "machine": facts,
         }  # fmt: skip
 
 
@@ -198,9 +225,7 @@ def _times(timings: Mapping[str, Timing], name: str, count: int) -> dict[str, An
     own = {"timing": timing.to_dict(), "sentences_per_s": round(count / timing.median_s, 4)}
     if name == "engine":
         return own | {"speedup": None, "cpu_speedup": None}
-    ours = timings["engine"]
-    ratio = dict(zip(("median", "min", "max"), (round(r, 2) for r in timing.ratio_to(ours)), strict=True))
-    return own | {"speedup": ratio, "cpu_speedup": round(timing.cpu_median_s / ours.cpu_median_s, 2)}
+    return own | slower(timing, timings["engine"])
 
 
 def pipeline_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -223,6 +248,5 @@ def pipeline_table(rows: Sequence[Mapping[str, Any]]) -> str:
             line += f"{row['speedup']['median']:>8.2f}x ({row['speedup']['min']:.2f}..{row['speedup']['max']:.2f})"
             line += f", CPU time {row['cpu_speedup']:.2f}x"
         lines.append(line)
-    facts = first["machine"]
-    lines.append(f"  {facts['cpu']}, {facts['threads']} threads, load {facts['load_1min']}, commit {facts['commit']}")
+    lines.append(f"  {where(first['machine'])}")
     return "\n".join(lines)
