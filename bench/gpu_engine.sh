@@ -11,33 +11,17 @@
 # Needed: an environment with el4ner and the embedded models (BIN, .venv/bin by default; `make setup` makes one) whose
 # torch sees the card. The weights are made on the card from configurations written here; nothing is fetched.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-BIN="${BIN:-.venv/bin}"
-DEVICE="${DEVICE:-cuda}"
+. "$(dirname "${BASH_SOURCE[0]}")/gpu_common.sh"
 BLOCKS="${BLOCKS:-3}"
 DATA="${DATA:-}"
 
-if [ ! -x "$BIN/el4ner-bench" ]; then
-  echo "error: no $BIN/el4ner-bench; run \`make setup\`, or say BIN=/path/to/environment/bin" >&2
-  exit 2
-fi
+prepare engine
 if [ "$DEVICE" = cuda ]; then
-  "$BIN/python" - <<'PYTHON'
-import sys
-import torch
-if not torch.cuda.is_available():
-    sys.exit(f"error: torch {torch.__version__} sees no CUDA device; DEVICE=cpu makes a dry run")
-print(torch.cuda.get_device_name(), "capability", torch.cuda.get_device_capability(), "torch", torch.__version__)
-PYTHON
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,temperature.gpu --format=csv || true
-  CARD="$("$BIN/python" -c 'import re, torch; print(re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower())')"
-  OUT="bench/results/engine-$CARD.jsonl"
   DTYPE=bfloat16
   SENTENCES="${SENTENCES:-30}"
   MODELS="qwen2.5-14b phi-4-14b glm-4-9b"
   LOOP=12
 else
-  OUT="$(mktemp -t el4ner-engine-XXXXXX)"
   DTYPE=float32
   SENTENCES="${SENTENCES:-1}"
   MODELS="tiny"

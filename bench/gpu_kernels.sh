@@ -8,29 +8,9 @@
 # Needed: an environment with el4ner (BIN, .venv/bin by default; `make setup` makes one) whose torch sees the card.
 # Every row holds card, driver, versions, commit, achieved TFLOP/s and its share of the measured matmul ceiling.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-BIN="${BIN:-.venv/bin}"
-DEVICE="${DEVICE:-cuda}"
+. "$(dirname "${BASH_SOURCE[0]}")/gpu_common.sh"
 REPEATS="${REPEATS:-11}"
-
-if [ ! -x "$BIN/el4ner-bench" ]; then
-  echo "error: no $BIN/el4ner-bench; run \`make setup\`, or say BIN=/path/to/environment/bin" >&2
-  exit 2
-fi
-if [ "$DEVICE" = cuda ]; then
-  "$BIN/python" - <<'PYTHON'
-import sys
-import torch
-if not torch.cuda.is_available():
-    sys.exit(f"error: torch {torch.__version__} sees no CUDA device; DEVICE=cpu makes a dry run")
-print(torch.cuda.get_device_name(), "capability", torch.cuda.get_device_capability(), "torch", torch.__version__)
-PYTHON
-  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu --format=csv || true
-  CARD="$("$BIN/python" -c 'import re, torch; print(re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower())')"
-  OUT="bench/results/kernels-$CARD.jsonl"
-else
-  OUT="$(mktemp -t el4ner-kernels-XXXXXX)"
-fi
+prepare kernels
 
 echo "== build: the native module, and every triton kernel ahead of time (spills fail)"
 "$BIN/python" -c 'import el4ner._native' || echo "warning: no native module; CPU rows are numba's" >&2

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from el4ner.bench.report_model import (
     Block,
-    Cell,
     Chart,
     Charts,
     Command,
+    Entry,
     Example,
     Examples,
     Link,
@@ -161,7 +161,7 @@ def _table(table: Table) -> str:
     return f'<div class="wide"><table{dense}>{inner}</table></div>{note}'
 
 
-def _cell(cell: Cell | Link | str, kind: str) -> str:
+def _cell(cell: Entry, kind: str) -> str:
     if isinstance(cell, Link):
         return f'<td{kind}><a href="{_escape(cell.address)}" rel="noreferrer">{_escape(cell.address.removeprefix("https://"))}</a></td>'
     if isinstance(cell, str):

@@ -7,19 +7,7 @@ from __future__ import annotations
 
 import re
 
-from el4ner.bench.report_model import (
-    Block,
-    Cell,
-    Chart,
-    Charts,
-    Command,
-    Example,
-    Examples,
-    Link,
-    Report,
-    Section,
-    Table,
-)
+from el4ner.bench.report_model import Block, Command, Entry, Example, Examples, Link, Report, Section, Table
 from el4ner.lines import visible
 
 _SPECIAL = re.compile(r"([\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|(?<=\])\()")
@@ -49,9 +37,7 @@ def _block(block: Block) -> str:
         return render_table(block)
     if isinstance(block, Command):
         return _fenced(block.line)
-    if isinstance(block, (Chart, Charts)):
-        return ""
-    return _examples(block)
+    return _examples(block) if isinstance(block, Examples) else ""  # charts
 
 
 def _fenced(line: str) -> str:
@@ -74,7 +60,7 @@ def _header(name: str) -> str:
     return escape(name) or " "
 
 
-def _cell(cell: Cell | Link | str) -> str:
+def _cell(cell: Entry) -> str:
     if isinstance(cell, Link):
         return f"<{cell.address}>"
     if isinstance(cell, str):

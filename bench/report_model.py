@@ -25,7 +25,8 @@ class Link(NamedTuple):
     address: str
 
 
-Row = Sequence[Cell | Link | str]
+Entry = Cell | Link | str
+Row = Sequence[Entry]
 
 
 @dataclass(frozen=True)
