@@ -26,6 +26,8 @@ from el4ner.stages.retrieve import Retrieved, input_spans
 from el4ner.stages.team import Team
 from el4ner.stages.verify import verified_score
 from el4ner.voters.conversations import together
+from el4ner.voters.features import FEATURE_VERSION
+from el4ner.voters.readout import READOUT_VERSION
 from el4ner.voters.stacking import Stack, fit_stack, log_loss, start_stack
 
 if TYPE_CHECKING:
@@ -138,11 +140,12 @@ def ask(
     spans, _ = input_spans(sentences, team)
     shown = Retrieved(tuple(team.retriever.find(sentences, spans, folds)), (Usage(),) * len(sentences))
     key = content_key(
-        "audition", PROMPT_VERSION, [(m.name, m.engine.source, m.variant) for m in members],
+        "audition", PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION,
+        [(m.name, m.engine.source, m.variant) for m in members],
         [m.model_dump(mode="json") for m in config.members], pool.content, list(chosen),
         fingerprint(config, "preset", "encoder", "retrieve", "extract", "classify", "reading", "retrieval", "stack",
                     "max_prompt_tokens", "seed", "dtype", "voters"), list(team.base.voters) if team.base else [],
-        listing,
+        listing, [[tuple(c.span) for c in examined.candidates[s]] for s in chosen],
     )  # fmt: skip
     stored = preparation.cache.get(key)
     lists: dict[str, list[list[Span]]] = {}

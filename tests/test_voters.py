@@ -25,6 +25,7 @@ from el4ner.voters.reading import ReadingVoter, SpanTable
 from el4ner.voters.readout import PARTS, Readout, mean_log_probabilities
 from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack, fit_stack, log_loss, log_votes, start_stack
+from el4ner.voters.swapping import swapped
 
 LABELS = (Label("person"), Label("place"))
 NAMES = ("person", "place")
@@ -405,8 +406,9 @@ def test_a_reading_voter_reads_its_pool_once_and_says_what_it_cannot_align(tmp_p
 def test_what_is_said_about_a_pool_sentence_does_not_come_from_its_own_fold(tmp_path: Path) -> None:
     """A word that is an entity in one fold only is learnt by the final fit, but unknown to that fold's own table."""
     rows = [(f"w{i} Ada went home {i}", {"Ada": "person"}) for i in range(40)]
-    odd = "zz 中中 went home"
-    pool = pool_of(*rows, (odd, {"中": "place"}))
+    odd = "zz 中 went 文 home"  # two names: the copies in which they are swapped belong to the same fold
+    pool = pool_of(*rows, (odd, {"中": "place", "文": "place"}))
+    assert any(d.text.startswith("zz 文") for d in swapped(pool, 8)[0])
     config = ReadingConfig(depths=(0.4,), encoder_depths=())
     reader_ = FeatureReader(ScriptedEngine(read=char_states, n_layers=10), None, config)
     voter = ReadingVoter("reading", reader_, NAMES, config, ArrayCache(tmp_path))

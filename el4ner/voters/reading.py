@@ -17,13 +17,14 @@ import numpy as np
 
 from el4ner.cache import ArrayCache, content_key
 from el4ner.config import ReadingConfig
-from el4ner.engines.base import FloatArray
+from el4ner.engines.base import FloatArray, IntArray
 from el4ner.pool import Pool
-from el4ner.records import Sentence, Span
+from el4ner.records import Demonstration, Sentence, Span
 from el4ner.voters.features import FeatureReader, WordFeatures
 from el4ner.voters.fitting import Corpus, FitSettings, Material, fit_readouts, one_thread_each
 from el4ner.voters.projection import Projection, fit_projection
 from el4ner.voters.readout import READOUT_VERSION, Readout, mean_log_probabilities
+from el4ner.voters.swapping import copies_within, swapped
 
 Progress = Callable[[str], None]
 
@@ -115,29 +116,47 @@ class ReadingVoter:
         units = [features.units for features in read]
         values = np.concatenate([features.values for features in read])
         projection = fit_projection(values, read[0].widths, self._config.directions)
-        corpus, unaligned = _corpus(pool, read, projection)
+        corpus, unaligned = _corpus(pool.sentences, pool.label_names, read, projection)
+        max_words = self._config.max_words or _longest(corpus)
+        corpus, origins = self._with_copies(pool, corpus, projection, progress)
         other: Material | None = None
         if beside is not None and self._config.hidden:
             read_beside = self._read_pool([d.text for d in beside.sentences], progress)
-            corpus_beside, _ = _corpus(beside, read_beside, projection)
+            corpus_beside, _ = _corpus(beside.sentences, beside.label_names, read_beside, projection)
+            if len(origins) > len(read):
+                corpus_beside, _ = self._with_copies(beside, corpus_beside, projection, progress)
             other = Material(corpus_beside, range(corpus_beside.n_sentences), len(beside.labels))
-        max_words = self._config.max_words or _longest(corpus)
         everyone = range(corpus.n_sentences)
-        folds = np.asarray(pool.folds)
+        folds = np.asarray(pool.folds)[origins]
         used = [f for f in range(pool.n_folds) if (folds == f).any() and not (folds == f).all()]
         progress(f"{self.name}: fitting, {len(used)} folds and the whole pool")
         without = [[s for s in everyone if folds[s] != fold] for fold in used]
         *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words, other)
-        out_of_fold = np.zeros((len(corpus.values), max_words, len(self.labels) + 1), dtype=np.float32)
+        starts = corpus.starts[: len(read) + 1]
+        out_of_fold = np.zeros((starts[-1], max_words, len(self.labels) + 1), dtype=np.float32)
         for fold, heads in zip(used, crossed, strict=True):
-            for s in np.flatnonzero(folds == fold):
-                low, high = corpus.starts[s], corpus.starts[s + 1]
+            for s in np.flatnonzero(folds[: len(read)] == fold):
+                low, high = starts[s : s + 2]
                 out_of_fold[low:high] = mean_log_probabilities(heads, corpus.values[low:high].astype(np.float32))
         flat_units = np.array([tuple(unit) for own in units for unit in own], dtype=np.int64).reshape(-1, 2)
         return {
-            **_pack(projection, final), "out_of_fold": out_of_fold, "units": flat_units, "starts": corpus.starts,
+            **_pack(projection, final), "out_of_fold": out_of_fold, "units": flat_units, "starts": starts,
             "unaligned": np.array(unaligned),
         }  # fmt: skip
+
+    def _with_copies(
+        self, pool: Pool, corpus: Corpus, projection: Projection, progress: Progress
+    ) -> tuple[Corpus, IntArray]:
+        """The corpus, behind it copies of its sentences with mentions swapped, and of which sentence each part is."""
+        itself = np.arange(corpus.n_sentences)
+        copies, origins = swapped(pool, copies_within(pool, self._config.swaps), self._seed)
+        if not copies:
+            return corpus, itself
+        read = self._read_pool([d.text for d in copies], progress)
+        behind, _ = _corpus(copies, pool.label_names, read, projection)
+        values = np.concatenate([corpus.values, behind.values])
+        starts = np.concatenate([corpus.starts, corpus.starts[-1] + behind.starts[1:]])
+        return Corpus(values, starts, [*corpus.targets, *behind.targets]), np.concatenate([itself, origins])
 
     def _fit_sets(
         self, corpus: Corpus, sets: Sequence[Sequence[int]], max_words: int, beside: Material | None
@@ -224,12 +243,14 @@ def _half(values: FloatArray) -> np.ndarray:
     return np.clip(values, -65504, 65504).astype(np.float16)
 
 
-def _corpus(pool: Pool, read: Sequence[WordFeatures], projection: Projection) -> tuple[Corpus, int]:
-    """The pool's words along the directions, in half precision, its targets, and how many entities fit no words."""
+def _corpus(
+    sentences: Sequence[Demonstration], labels: Sequence[str], read: Sequence[WordFeatures], projection: Projection
+) -> tuple[Corpus, int]:
+    """The sentences' words along the directions, in half precision, targets, and how many entities fit no words."""
     starts = np.cumsum([0, *(len(features.units) for features in read)]).astype(np.int64)
-    index = {label: position for position, label in enumerate(pool.label_names)}
+    index = {label: position for position, label in enumerate(labels)}
     targets, unaligned = [], 0
-    for demonstration, features in zip(pool.sentences, read, strict=True):
+    for demonstration, features in zip(sentences, read, strict=True):
         first = {unit.start: i for i, unit in enumerate(features.units)}
         last = {unit.end: i for i, unit in enumerate(features.units)}
         own = []

@@ -23,7 +23,7 @@ from el4ner.errors import ShapeError
 from el4ner.kernels import span_scores
 
 PARTS = ("first", "mean", "last", "left", "right")
-READOUT_VERSION = 7
+READOUT_VERSION = 8
 
 
 @dataclass(frozen=True)
