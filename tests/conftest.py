@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,48 @@ def _embedded_marker(request: pytest.FixtureRequest) -> None:
     """Tests marked `embedded` need the fixture of that name."""
     if request.node.get_closest_marker("embedded"):
         request.getfixturevalue("embedded")
+
+
+@pytest.fixture(scope="module")
+def embedded_engine(embedded: None) -> Any:
+    """The embedded language model on the CPU in float32."""
+    from el4ner.engines import load_engine
+
+    return load_engine("embedded:smollm2", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a small random Llama."""
+    from tiny_models import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder: str) -> Any:
+    """Its engine."""
+    from el4ner.engines import load_engine
+
+    return load_engine(tiny_folder, name="tiny", device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Starts `fake_server.FakeServer`s by script and list of models; pauses between tries are short, no key is set."""
+    from fake_server import FakeServer
+
+    from el4ner.engines import server as server_module
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(server_module, "BACKOFF_S", 0.01)
+    servers: list[FakeServer] = []
+
+    def start(script: Any, models: Any = None) -> FakeServer:
+        servers.append(FakeServer(script, ["m"] if models is None else models))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
