@@ -15,6 +15,9 @@ from typing import Any
 
 from el4ner.doctor import diagnose_hardware
 
+VERSIONS = ("el4ner", "torch", "transformers", "tokenizers", "llguidance", "numpy", "numba")
+"""What answers and times depend on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -99,7 +102,7 @@ def machine() -> dict[str, Any]:
     """Hardware, versions, threads and commit, as they go into each row."""
     import torch
 
-    versions = {name: importlib.metadata.version(name) for name in ("el4ner", "torch", "numpy", "numba")}
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
         **diagnose_hardware(),

@@ -89,6 +89,10 @@ class Dictionary:
     def stages(self) -> None:
         """No stages."""
 
+    def parameters(self) -> int:
+        """None at all."""
+        return 0
+
     def report(self) -> None:
         """Nothing but the counts is taken from the pool."""
 

@@ -101,6 +101,11 @@ class FineTuned:
     def stages(self) -> None:
         """No stages."""
 
+    def parameters(self) -> int:
+        """Of the trained tagger."""
+        assert self._tagger is not None, "prepare first"
+        return sum(int(p.numel()) for p in self._tagger.parameters())
+
     def report(self) -> dict[str, Any]:
         """F1 on the held-out part of the pool after each epoch."""
         return {"held-out F1 by epoch": [round(f1, 4) for f1 in self._history]}

@@ -13,7 +13,15 @@ from typing import Any
 from pydantic import Field
 
 from el4ner.bench.baseline_prompts import Build, Wording, align_pairs, one_prompt, read_entities
-from el4ner.bench.system import BaselineSettings, Found, Kind, Workbench, prediction_of, with_options
+from el4ner.bench.system import (
+    BaselineSettings,
+    Found,
+    Kind,
+    Workbench,
+    count_parameters,
+    prediction_of,
+    with_options,
+)
 from el4ner.cache import ArrayCache, cache_root
 from el4ner.engines.base import Engine, Generate, Prompt
 from el4ner.pool import Pool
@@ -40,6 +48,8 @@ class Asking:
     """What the prompting baselines share: the model, the labels, and a token budget that drops demonstrations."""
 
     kind: Kind = "baseline"
+    encodes = True
+    """Whether the sentence encoder is used."""
 
     def __init__(self, name: str, bench: Workbench) -> None:
         self.name = name
@@ -52,7 +62,8 @@ class Asking:
         """What the run's settings say about every prompting baseline."""
         config = self.bench.config
         member = config.members[0].model_dump(mode="json", include={"source", "chat"}) if config.members else {}
-        return {**member, "encoder": config.encoder, "overlap": config.overlap, "dtype": config.dtype,
+        encoder = {"encoder": config.encoder} if self.encodes else {}
+        return {**member, **encoder, "overlap": config.overlap, "dtype": config.dtype,
                 "max_prompt_tokens": config.max_prompt_tokens}  # fmt: skip
 
     @property
@@ -63,13 +74,22 @@ class Asking:
         return self._engine
 
     def load(self) -> None:
-        """Loads the first member's model and the encoder."""
-        _ = self.engine, self.bench.encoder
+        """Loads the first member's model, and the encoder where it is used."""
+        _ = self._loaded
+
+    @property
+    def _loaded(self) -> list[Any]:
+        return [self.engine, self.bench.encoder] if self.encodes else [self.engine]
 
     def models(self) -> dict[str, str]:
-        """The first member's model and the encoder."""
+        """The first member's model, and the encoder where it is used."""
         config = self.bench.config
-        return {config.members[0].source: self.engine.source, config.encoder: self.bench.encoder.source}
+        return {name: model.source for name, model in zip((config.members[0].source, config.encoder), self._loaded,
+                                                          strict=False)}  # fmt: skip
+
+    def parameters(self) -> int | None:
+        """Of the same models."""
+        return count_parameters(self._loaded)
 
     def stages(self) -> None:
         """No stages."""
@@ -138,6 +158,8 @@ class OnePrompt(Asking):
 
 class ZeroShot(OnePrompt):
     """One prompt: label names, definitions where there are some, the form of the answer; no demonstrations."""
+
+    encodes = False
 
     def __init__(self, bench: Workbench, options: Mapping[str, Any]) -> None:
         super().__init__("zero-shot", bench, with_options(OnePromptSettings, options, "zero-shot"))

@@ -15,7 +15,7 @@ from el4ner.records import Demonstration
 TOKEN_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 SPLITS = {"dev": "validation"}
-"""What a split is called there, where that is not its name here."""
+"""What a split may be called there, where none has its name here."""
 
 
 def dataset_folder(source: str, splits: Iterable[str]) -> Path:
@@ -40,7 +40,7 @@ def read_dataset(source: str, split: str) -> list[Demonstration]:
 
     Tags are names, or numbers of named classes; their scheme is guessed. Raises as `dataset_folder`.
     """
-    rows = _load(source, SPLITS.get(split, split))
+    rows = _load(source, split)
     token_column = _column(source, rows.column_names, TOKEN_COLUMNS)
     tag_column = _column(source, rows.column_names, TAG_COLUMNS)
     names = getattr(getattr(rows.features[tag_column], "feature", None), "names", None)
@@ -62,9 +62,10 @@ def split_names(source: str) -> list[str]:
 
 def _load(source: str, split: str) -> Any:
     loaded = _load_all(source)
-    if split not in loaded:
+    name = split if split in loaded else SPLITS.get(split, split)
+    if name not in loaded:
         raise InputError(f"{source}: no split {split!r}; there are {', '.join(loaded)}")
-    return loaded[split]
+    return loaded[name]
 
 
 def _load_all(source: str) -> Mapping[str, Any]:

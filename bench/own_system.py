@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from el4ner.bench.evaluation_data import smaller
-from el4ner.bench.system import Kind, Workbench
+from el4ner.bench.system import Kind, Workbench, count_parameters
 from el4ner.config import Config
 from el4ner.pipeline import El4ner
 from el4ner.pool import Pool, folds_for
@@ -92,6 +92,10 @@ class OwnSystem:
         """The members' models and the encoder."""
         found = {source: str(engine.source) for source, engine in self._engines.items()}
         return {**found, self._config.encoder: self._encoder.source}
+
+    def parameters(self) -> int | None:
+        """Of the members' models and the encoder."""
+        return count_parameters([*self._engines.values(), self._encoder])
 
     def report(self) -> dict[str, Any]:
         """Who was asked and why, where scores are cut, and what to expect there, as the pipeline reports it."""

@@ -14,20 +14,9 @@ from el4ner.bench.report_model import Block, Cell, Chart, Charts, Example, Examp
 from el4ner.bench.report_scores import ranked, with_interval
 from el4ner.metrics import Pair
 
-PARAMETERS: Mapping[str, int] = {"embedded:smollm2": 134_515_008, "embedded:minilm": 22_713_216}
-"""Weights of the embedded models, counted in their files; of other models a manifest may say "parameters"."""
-
 _EXAMPLES = 2
 _LEGEND = "Double underline or {braces}: gold. Tinted or ⟦brackets⟧: predicted. The most confident mistakes come first."
 _AROUND = 90  # characters shown on either side of a mistake
-
-
-def parameters_of(entry: Mapping[str, Any]) -> int | None:
-    """Weights of all models that a system loads; None if one is unknown."""
-    if isinstance(entry.get("parameters"), int):
-        return int(entry["parameters"])
-    known = [PARAMETERS.get(source) for source in entry.get("models", {})]
-    return None if None in known else sum(one for one in known if one is not None)
 
 
 def cost_section(run: FinishedRun) -> Section:
@@ -82,8 +71,8 @@ def _seconds(run: FinishedRun, name: str) -> float | None:
 
 
 def _millions(run: FinishedRun, name: str) -> float | None:
-    weights = parameters_of(run.manifest["systems"].get(name, {}))
-    return None if weights is None else weights / 1e6
+    weights = run.entry(name).get("parameters")
+    return weights / 1e6 if isinstance(weights, int) else None
 
 
 def _tokens(run: FinishedRun, name: str) -> float | None:

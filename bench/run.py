@@ -73,13 +73,22 @@ def run_systems(
     """`run` for systems that are made already.
 
     refused: takes the names of systems whose settings do not suit the pool, with the reason, and the others still run;
-    None lets such a ConfigError end the run. Raises ConfigError too if two systems have one name.
+    None lets such a ConfigError end the run. Raises ConfigError too if two systems have one name, UsageError if another
+    run writes into the folder.
     """
     names = [system.name for system in systems]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"--systems: {repeated[0]} is named twice; name it once")
     folder = RunFolder(request.out)
+    with folder.held():
+        return _run_into(folder, request, data, bench, systems, progress, refused)
+
+
+def _run_into(
+    folder: RunFolder, request: RunRequest, data: EvaluationData, bench: Workbench, systems: Sequence[System],
+    progress: Progress, refused: dict[str, str] | None,
+) -> dict[str, Any]:  # fmt: skip
     facts = {"k": request.k, "seed": request.data.seed, "command": shown_command(request.command), **_machine()}
     folder.open(data, facts)
     for system in systems:  # before hours are spent on the first
@@ -138,6 +147,7 @@ def _run_one(
         system.prepare(part.pool, lambda message: progress(f"{system.name}: {message}"))
         timing.preparation_s += time.perf_counter() - began
         folder.note_models(system.name, system.models())
+        folder.note(system.name, parameters=system.parameters())
         for at in range(begin, part.end, request.chunk):
             chunk = [Sentence(d.id, d.text) for d in data.gold[at : min(at + request.chunk, part.end)]]
             remembered = bench.answered

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from el4ner.bench.evaluation_data import EvaluationData, record_of
 from el4ner.errors import InputError, UsageError
@@ -30,6 +32,7 @@ from el4ner.jsonl import OutputFile, dump_line, json_text, read_records
 from el4ner.lines import display_name
 
 VERSION = 1
+_LOCK = ".lock"
 _FIXED = ("version", "data", "pool", "k", "seed")
 """Keys of a manifest that must not change when a run goes on."""
 
@@ -75,6 +78,18 @@ class RunFolder:
         self.timings: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block no other run writes here. Raises UsageError if one does already."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK).open("a") as file:
+            if not _locked(file):
+                raise UsageError(
+                    f"{display_name(self.path)}: another run is writing here; wait for it, or give another --out"
+                )
+            yield
+        (self.path / _LOCK).unlink(missing_ok=True)
+
     def open(self, data: EvaluationData, facts: Mapping[str, Any]) -> None:
         """Begin a run, or go on with one. facts: what else the manifest says; k and seed among it."""
         manifest = {"version": VERSION, **_data_facts(data), "systems": {}, **facts}
@@ -87,7 +102,7 @@ class RunFolder:
             timings = self.path / "timings.json"
             self.timings = read_json(timings) if timings.is_file() else {}
             return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
             raise UsageError(f"{display_name(self.path)}: holds other files and no manifest.json; give another --out")
         for folder in ("predictions", "stages"):
             (self.path / folder).mkdir(parents=True, exist_ok=True)
@@ -204,6 +219,19 @@ def _data_facts(data: EvaluationData) -> dict[str, Any]:
 def _pool_record(demonstration: Any) -> dict[str, Any]:
     record = record_of(demonstration)
     return {"text": record["text"], "entities": record["entities"]}
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock a file for this process; False if another has it. Windows has no such locks: True."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _difference(before: Any, now: Any) -> str:

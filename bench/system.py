@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -51,9 +51,24 @@ class System(Protocol):
         """What was loaded: source -> name with revision or checksum, device and precision."""
         ...
 
+    def parameters(self) -> int | None:
+        """Weights of all models that were loaded; None where one is out of sight, behind a server."""
+        ...
+
     def report(self) -> dict[str, Any] | None:
         """What was decided on the pool, as plain data; None where nothing is."""
         ...
+
+
+def count_parameters(models: Iterable[Any]) -> int | None:
+    """Weights of the models of engines and encoders, each model once; None if one has no `model` to look at."""
+    distinct: dict[int, Any] = {}
+    for one in models:
+        model: Any = getattr(one, "model", None)
+        if model is None:
+            return None
+        distinct[id(model)] = model
+    return sum(int(p.numel()) for model in distinct.values() for p in model.parameters())
 
 
 class Workbench:

@@ -261,7 +261,7 @@ def fit_verifier(
     scores = [found[np.arange(len(found)), labels] for found, labels in zip(shares, best, strict=True)]
     judged = [np.flatnonzero(own >= team.threshold / 2) for own in scores]
     claims = [
-        [(candidates[k].span, team.labels[int(labels[k])]) for k in own]
+        [(candidates[k].span, team.labels[int(labels[k])]) for k in own.tolist()]
         for candidates, labels, own in zip(asked.candidates, best, judged, strict=True)
     ]
     found = team.verifier.judge(asked.sentences, asked.retrieved.demonstrations, claims)

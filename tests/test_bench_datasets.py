@@ -48,6 +48,13 @@ def test_tags_may_be_names_or_numbers_of_classes(tmp_path: Path) -> None:
     assert read_dataset(save(tmp_path / "classes", words=TOKENS, tags=numbers, features=features), "dev") == WANTED
 
 
+def test_a_split_with_its_own_name_is_taken_before_the_usual_one(tmp_path: Path) -> None:
+    one = datasets.Dataset.from_dict({"tokens": TOKENS, "tags": TAGS})
+    other = datasets.Dataset.from_dict({"tokens": TOKENS[:1], "tags": TAGS[:1]})
+    datasets.DatasetDict({"dev": other, "validation": one}).save_to_disk(str(tmp_path / "both"))
+    assert read_dataset(str(tmp_path / "both"), "dev") == WANTED[:1]
+
+
 def test_ids_are_kept_and_an_orphan_begins_an_entity(tmp_path: Path) -> None:
     tags = [["I-person", "I-person", "O", "S-place"], ["O", "O"]]
     source = save(tmp_path / "d", id=["a", "b"], tokens=TOKENS, ner_tags=tags)

@@ -17,6 +17,7 @@ from el4ner.bench.finished_run import load_run
 from el4ner.bench.report import build_report
 from el4ner.bench.report_markdown import render_markdown
 from el4ner.bench.run import RunRequest, run, run_systems, shown_command
+from el4ner.bench.run_folder import RunFolder
 from el4ner.bench.system import Found, Workbench, prediction_of
 from el4ner.bench.systems import make_system, short_name
 from el4ner.config import make_config
@@ -95,6 +96,9 @@ class Scripted:
     def models(self) -> dict[str, str]:
         return {}
 
+    def parameters(self) -> int:
+        return 7
+
     def report(self) -> dict[str, Any]:
         return {"threshold": 0.5}
 
@@ -115,7 +119,7 @@ def test_the_folder_has_the_agreed_layout(folder: Path, tmp_path: Path) -> None:
     assert manifest["data"]["name"] == manifest["data"]["source"] == "little"
     assert manifest["pool"] == {**manifest["pool"], "sentences": 3, "entities": 6, "dropped_duplicates": 1}
     entry = manifest["systems"]["scripted"]
-    assert (entry["kind"], entry["report"]) == ("baseline", {"threshold": 0.5})
+    assert (entry["kind"], entry["report"], entry["parameters"]) == ("baseline", {"threshold": 0.5}, 7)
     assert (entry["commands"], entry["commits"]) == ([manifest["command"]], [manifest["commit"]])
     assert [g["id"] for g in lines(out / "gold.jsonl")] == ["a", "b", "c", "d", "e"]
     assert all(set(p) == {"text", "entities"} for p in lines(out / "pool.jsonl"))
@@ -146,6 +150,15 @@ def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None
     assert go(finished, folder, out) == metrics
     assert (finished.asked, finished.pools) == ([], [])
     assert metrics == go(Scripted(), folder, tmp_path / "whole")
+
+
+def test_two_runs_do_not_write_into_one_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pytest.importorskip("fcntl")
+    with RunFolder(out).held(), pytest.raises(UsageError, match="another run is writing here"):
+        go(Scripted(), folder, out)
+    go(Scripted(), folder, out)
+    assert not (out / ".lock").exists()
 
 
 def test_every_command_that_answers_come_from_is_kept(folder: Path, tmp_path: Path) -> None:
@@ -415,6 +428,7 @@ def test_own_systems_leave_their_stages(folder: Path, tmp_path: Path) -> None:
         assert {(a, b) for a, b, _ in own["classify"]} <= {(a, b) for a, b in own["extract"]}
     timing = read(out / "timings.json")["member:smollm2-list"]
     assert timing["prompt_tokens"] > 0
-    assert read(out / "manifest.json")["systems"]["member:smollm2-list"]["models"]["embedded:smollm2"].startswith(
-        "embedded:smollm2@"
-    )
+    entries = read(out / "manifest.json")["systems"]
+    assert entries["member:smollm2-list"]["models"]["embedded:smollm2"].startswith("embedded:smollm2@")
+    assert entries["retrieval-voter"]["parameters"] == 22_713_216
+    assert entries["member:smollm2-list"]["parameters"] == 134_515_008 + 22_713_216
