@@ -138,7 +138,7 @@ class ReadingConfig(_Settings):
     an entity looks like carries over (dev, two heads: 0.644 to 0.657 on WNUT17, 0.619 to 0.638 on CrossNER AI). heads:
     read-outs fitted from different starts, whose probabilities are averaged (WNUT17 dev, all features: 0.643 with
     three, 0.650 with five). swaps: copies with mentions swapped
-    (`voters.swapping`) that a small pool gets to be fitted on too, 2 to 8 a sentence; a pool with more sentences with
+    (`voters.swapping`) that a small pool gets to be fitted on too, 2 to 4 a sentence; a pool with more sentences with
     entities than half of it gets none. Dev, three heads, best threshold, with 0, 2, 4 and 8 copies a sentence: 0.639,
     0.648, 0.654, 0.656 on CrossNER AI (three seeds); 0.596, 0.608, 0.594 on WNUT17 from 1,000 pool sentences with 0, 2
     and 4; 0.640, 0.643, 0.643 on WNUT17 from all with 0, 1 and 2. max_words: longest span, None for what the pool needs

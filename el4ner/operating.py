@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,22 @@ class Decided:
 
     def f1(self, threshold: float) -> tuple[float, float]:
         """Strict F1 and its standard error, as of a ratio of sums over sentences."""
+        f1, shares = self._shares(threshold)
+        return f1, _spread(shares)
+
+    def _shares(self, threshold: float) -> tuple[float, NDArray[np.float64]]:
+        """Strict F1, and what each sentence adds to its error: (S,), by linearising the ratio."""
         guesses, hits = self.counts(threshold)
         whole = guesses + np.array(self.gold)
         total = max(float(whole.sum()), 1.0)
         f1 = 2 * float(hits.sum()) / total
-        residuals = 2 * hits - f1 * whole
-        return f1, float(np.sqrt(len(whole)) * residuals.std()) / total
+        return f1, (2 * hits - f1 * whole) / total
+
+    def lead(self, threshold: float, other: Decided, its_threshold: float) -> tuple[float, float]:
+        """By how much strict F1 exceeds that of another's decisions on the same sentences, and the standard error."""
+        f1, shares = self._shares(threshold)
+        its_f1, its_shares = other._shares(its_threshold)
+        return f1 - its_f1, _spread(shares - its_shares)
 
     def points(self) -> NDArray[np.float64]:
         """(n, 3): threshold, precision less its standard error, recall; ascending thresholds."""
@@ -68,6 +78,10 @@ class Decided:
             guesses, hits = (int(counts.sum()) for counts in self.counts(threshold))
             rows.append(_point(threshold, guesses, hits, sum(self.gold)))
         return np.array([row for row in rows if row is not None], dtype=np.float64).reshape(-1, 3)
+
+
+def _spread(shares: NDArray[np.float64]) -> float:
+    return float(np.sqrt(len(shares)) * shares.std())
 
 
 def _point(threshold: float, guesses: int, hits: int, gold: int) -> tuple[float, float, float] | None:
@@ -90,6 +104,22 @@ def best_threshold(decided: Decided) -> tuple[float, float]:
     best, error, _ = max(results)
     f1, _, threshold = next(result for result in results if result[0] >= best - min(error, 0.01))
     return f1, threshold
+
+
+def fewest(options: Mapping[tuple[str, ...], tuple[Decided, float]]) -> tuple[tuple[str, ...], float, float]:
+    """The smallest set of voters that is as good as the best, the best's lead in strict F1, and the lead's error.
+
+    options: by voters, what they decide on the same sentences, and at which threshold. As good: the lead is no larger
+    than its standard error. Every voter costs time, and a lead that small need not carry over to other texts.
+    """
+    best = max(options, key=lambda voters: options[voters][0].f1(options[voters][1])[0])
+    decided, threshold = options[best]
+    leads = {voters: decided.lead(threshold, *other) for voters, other in options.items()}
+    chosen = min(
+        (voters for voters, (lead, error) in leads.items() if lead <= error),
+        key=lambda voters: (len(voters), leads[voters][0]),
+    )
+    return chosen, *leads[chosen]
 
 
 def threshold_for(points: NDArray[np.float64] | None, precision: float) -> tuple[float, dict[str, Any]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from el4ner.errors import ConfigError
-from el4ner.operating import Decided, best_threshold, threshold_for
+from el4ner.operating import Decided, best_threshold, fewest, threshold_for
 from el4ner.records import Candidate, Span
 
 
@@ -55,6 +55,24 @@ def test_the_lowest_threshold_as_good_as_the_best_is_chosen() -> None:
     scores = [[0.55, 0.21] for _ in range(200)]
     f1, threshold = best_threshold(decided(scores, [[0, 1] for _ in scores]))
     assert (f1, threshold) == (1.0, 0.22)
+
+
+def test_a_voter_more_must_lead_by_more_than_chance() -> None:
+    truth = [[0]] * 400
+    good = decided([[0.9] if i % 10 else [0.1] for i in range(400)], truth)  # finds nine of ten
+    same = decided([[0.9] if i % 10 != 1 else [0.1] for i in range(400)], truth)  # nine of ten, other ones
+    wins = {i: i in (0, 10) for i in (0, 1, 10)}
+    little = decided([[0.9] if wins.get(i, i % 10) else [0.1] for i in range(400)], truth)  # two more, one less
+    better = decided([[0.9] if i % 20 else [0.1] for i in range(400)], truth)
+    poor = decided([[0.9] if i % 2 else [0.1] for i in range(400)], truth)
+    assert good.lead(0.5, poor, 0.5)[0] == pytest.approx(good.f1(0.5)[0] - poor.f1(0.5)[0])
+    lead, error = better.lead(0.5, good, 0.5)
+    assert lead > 4 * error > 0
+    options = {("a",): (good, 0.5), ("b",): (poor, 0.5)}
+    assert fewest({("a", "b"): (same, 0.5), **options})[0] == ("a",)
+    assert fewest({("a", "b"): (little, 0.5), **options})[0] == ("a",)
+    assert fewest({("a", "b"): (better, 0.5), **options}) == (("a", "b"), 0.0, 0.0)
+    assert fewest({("b",): (poor, 0.5)})[0] == ("b",)
 
 
 def test_points_are_precision_with_a_margin_and_recall() -> None:

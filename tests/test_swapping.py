@@ -59,7 +59,7 @@ def test_copies_depend_on_content_and_seed_alone(pool: Pool) -> None:
     assert swapped(pool, 0) == ([], [])
 
 
-@pytest.mark.parametrize(("most", "copies"), [(0, 0), (15, 0), (16, 2), (31, 3), (10_000, 8)])
+@pytest.mark.parametrize(("most", "copies"), [(0, 0), (15, 0), (16, 2), (31, 3), (10_000, 4)])
 def test_copies_are_limited_in_all_and_by_sentence(pool: Pool, most: int, copies: int) -> None:
     assert copies_within(pool, most) == copies
 

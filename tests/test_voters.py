@@ -160,7 +160,7 @@ def test_what_is_said_about_a_pool_sentence_does_not_come_from_its_own_fold(tmp_
     rows = [(f"w{i} Ada went home {i}", {"Ada": "person"}) for i in range(40)]
     odd = "zz 中 went 文 home"  # two names: the copies in which they are swapped belong to the same fold
     pool = pool_of(*rows, (odd, {"中": "place", "文": "place"}))
-    assert any(d.text.startswith("zz 文") for d in swapped(pool, 8)[0])
+    assert any(d.text.startswith("zz 文") for d in swapped(pool, 4)[0])
     config = ReadingConfig(depths=(0.4,), encoder_depths=())
     reader_ = FeatureReader(ScriptedEngine(read=char_states, n_layers=10), None, config)
     voter = ReadingVoter("reading", reader_, NAMES, config, ArrayCache(tmp_path))

@@ -28,8 +28,8 @@ class _Mention:
 
 
 def copies_within(pool: Pool, most: int) -> int:
-    """How many copies of each sentence make no more than `most` in all: 8 at most, none where it would be one."""
-    copies = min(8, most // max(1, sum(bool(d.entities) for d in pool.sentences)))
+    """How many copies of each sentence make no more than `most` in all: 4 at most, none where it would be one."""
+    copies = min(4, most // max(1, sum(bool(d.entities) for d in pool.sentences)))
     return copies if copies > 1 else 0
 
 
