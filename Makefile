@@ -32,7 +32,8 @@ demo: setup  ## find entities in examples/ with the embedded models
 
 test: lint types  ## lint, types and all tests
 	@# The installed command, not `python -m pytest`: that would put the top folder `kernels` on the import path.
-	$(BIN)/pytest
+	@# A worker for every core, each with one thread; a file's tests stay in one worker, with what they share.
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # The whole run works offline, whatever the libraries under it would like to look up.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for every core: more threads would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
