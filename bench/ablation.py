@@ -66,6 +66,8 @@ def _reading(_: Config, __: int) -> Iterator[Variant]:
         ("linear", "linear read-out", {"hidden": 0}),
         ("one-head", "one read-out instead of an average", {"heads": 1}),
         ("one-depth", "one layer read", {"depths": [0.53]}),
+        ("all-features", "all features, no principal directions", {"directions": 0}),
+        ("no-swaps", "no copies with mentions swapped", {"swaps": 0}),
         ("no-builtin", "built-in pool not fitted beside", {"builtin": False}),
     ):
         yield Variant(name, what, settings={"reading": settings})

@@ -112,10 +112,13 @@ def _run_into(
 
 
 def shown_command(words: Sequence[str]) -> list[str]:
-    """A command line without the folders of this machine: of every absolute path its last part."""
+    """A command line without keys and the folders of this machine: of every absolute path its last part."""
     first, *others = words
-    pattern = r"(^|[=,])(/[^=,]*)"
-    return [Path(first).name, *(re.sub(pattern, lambda found: found[1] + Path(found[2]).name, word) for word in others)]
+    shown = [Path(first).name]
+    for word in others:
+        own = re.sub(r"(^|[=,])(/[^=,]*)", lambda found: found[1] + Path(found[2]).name, word)
+        shown.append(re.sub(r"(api_key\W+).*", r"\1***", own, flags=re.DOTALL))
+    return shown
 
 
 def _machine() -> dict[str, Any]:

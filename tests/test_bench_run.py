@@ -408,6 +408,8 @@ def test_commands_are_shown_without_this_machines_folders() -> None:
     assert shown_command(["run", "--data=/a/b/wnut17", "--systems", "default,/a/b/mine.yaml,kate"]) == [
         "run", "--data=wnut17", "--systems", "default,mine.yaml,kate",
     ]  # fmt: skip
+    for given in ("server.api_key=sk-1", "server={api_key: sk-1, retries: 2}"):
+        assert "sk-1" not in " ".join(shown_command(["run", "--set", given]))
 
 
 @pytest.mark.embedded
