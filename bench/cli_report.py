@@ -22,8 +22,8 @@ def compare(
 ) -> None:
     """Paired permutation test on strict F1: is A better than B, or are DIR's systems better than one of them?
 
-    A and B are predictions files (then --gold), or DIR:NAME for a system of a run's folder. The p-value is two-sided;
-    the interval of the difference resamples sentences.
+    A and B are predictions files (then --gold), or DIR:NAME for a system of a run's folder; DIR alone may be a run's
+    digest too. The p-value is two-sided; the interval of the difference resamples sentences.
     """
     from el4ner.bench.compare import compare as compare_two
     from el4ner.bench.compare import compare_all, comparison_lines, sentence_counts
@@ -31,12 +31,11 @@ def compare(
 
     if len(places) == 1:
         run = load_run(Path(places[0]))
-        if not run.pairs:
+        if not run.counts:
             raise UsageError(f"{places[0]}: has no finished systems to compare")
-        if against is not None and against not in run.pairs:
-            raise UsageError(f"--against {against}: no finished system; there are {', '.join(run.pairs)}")
-        counts = {name: sentence_counts(pairs) for name, pairs in run.pairs.items()}
-        found = compare_all(counts, against, seed=seed, permutations=permutations)
+        if against is not None and against not in run.counts:
+            raise UsageError(f"--against {against}: no finished system; there are {', '.join(run.counts)}")
+        found = compare_all(run.counts, against, seed=seed, permutations=permutations)
     elif len(places) == 2:
         if against is not None:
             raise UsageError("--against goes with one DIR; of two, the first is compared with the second")

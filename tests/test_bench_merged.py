@@ -92,6 +92,14 @@ def test_runs_on_the_same_sentences_and_pool_are_one(two: list[Path], tmp_path: 
     assert shown.count("Strict scores") == 1
 
 
+def test_a_digest_can_be_compared_as_its_run(two: list[Path], tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    CliRunner().invoke(group, ["report", str(two[0]), "--keep", str(kept)])
+    shown = [CliRunner().invoke(group, ["compare", str(place)]).stdout for place in (two[0], kept / "cheap.json")]
+    assert shown[0] == shown[1]
+    assert shown[0].startswith("dictionary  F1 0.")
+
+
 def test_what_is_not_the_same_stays_apart(two: list[Path], tmp_path: Path) -> None:
     other_pool = write_run(tmp_path / "pool", {"default": answers(40)}, pool="p22")
     runs = load_places([*two, other_pool])
