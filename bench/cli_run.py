@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from el4ner.bench.cli_options import Progress, assigned, names_of
 from el4ner.config import merge
 from el4ner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from el4ner.bench.run import RunRequest
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -54,11 +57,7 @@ def _data_options(command: C) -> C:
     help="Options of baselines as el4ner-bench tune chose them (tuned.json).",
 )
 @click.option("--option", "fixed", multiple=True, help="An option of one baseline: --option kate.wording=types.")
-def run(
-    data: str, systems: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None,
-    labels: str | None, parts: int, k: int, assignments: tuple[str, ...], tuned: Path | None, fixed: tuple[str, ...],
-    chunk: int, share: bool | None, out: Path,
-) -> None:  # fmt: skip
+def run(systems: str, tuned: Path | None, fixed: tuple[str, ...], **shared: Any) -> None:
     """Evaluate systems on the same sentences, pool and budget of demonstrations; one JSON line a system.
 
     Systems: default, all, paper, reading-voter, retrieval-voter, member:NAME, a configuration file, and the baselines
@@ -67,18 +66,16 @@ def run(
     pool is named at the end, after the others. Copies of test sentences are dropped from the pool. --out gets manifest,
     gold, predictions, stages, timings and metrics.
     """
-    from el4ner.bench.run import RunRequest, strict_row
     from el4ner.bench.run import run as run_request
+    from el4ner.bench.run import strict_row
     from el4ner.bench.systems import short_name
 
     names = names_of(systems, "--systems")
-    request = RunRequest(
-        _data_request(data, split, limit, seed, pool, pool_size, labels, parts), names, out, k,
-        assigned(assignments), merge(_tuned(tuned, names), _by_system(fixed)), chunk, bool(share),
-    )  # fmt: skip
+    options = merge(_tuned(tuned, names), _by_system(fixed))
+    request = _run_request(shared, names, options, share=bool(shared["share"]))
     refused: dict[str, str] = {}
     metrics = run_request(request, Progress(), refused)
-    timings = json.loads((out / "timings.json").read_text(encoding="utf-8")) if metrics["systems"] else {}
+    timings = json.loads((request.out / "timings.json").read_text(encoding="utf-8")) if metrics["systems"] else {}
     for name in map(short_name, request.systems):
         if name not in refused:
             click.echo(json.dumps(strict_row(name, metrics, timings), ensure_ascii=False))
@@ -91,17 +88,12 @@ def run(
 @click.option("--systems", default="kate", show_default=True, help="Comma-separated names of baselines.")
 @click.option("--try", "tries", multiple=True, help="Values to try: --try 'kate.k=[1, 2, 4]'. Default: a grid.")
 @click.option("--option", "fixed", multiple=True, help="An option of one baseline that is not tried.")
-def tune(
-    data: str, systems: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None,
-    labels: str | None, parts: int, k: int, assignments: tuple[str, ...], tries: tuple[str, ...],
-    fixed: tuple[str, ...], chunk: int, share: bool | None, out: Path,
-) -> None:  # fmt: skip
+def tune(systems: str, tries: tuple[str, ...], fixed: tuple[str, ...], **shared: Any) -> None:
     """Choose options of baselines on dev, or on a held-out part of train (--split train); never on test.
 
     One option after the other; of its values the one with the best strict F1 stays. One JSON line a system; what was
     chosen stands in tuned.json of --out, which el4ner-bench run takes by --options.
     """
-    from el4ner.bench.run import RunRequest
     from el4ner.bench.tune import default_grid
     from el4ner.bench.tune import tune as tune_request
 
@@ -112,12 +104,9 @@ def tune(
         for key, values in given[name].items():
             if not isinstance(values, list) or not values:
                 raise click.BadParameter(f"{name}.{key}={values!r}: write a list, [A, B]", param_hint="--try")
-    usual = default_grid(k)
+    usual = default_grid(shared["k"])
     grid = {name: given.get(name, usual.get(name, {})) for name in names}
-    request = RunRequest(
-        _data_request(data, split, limit, seed, pool, pool_size, labels, parts), (), out, k, assigned(assignments),
-        _by_system(fixed), chunk, share is not False,
-    )  # fmt: skip
+    request = _run_request(shared, (), _by_system(fixed), share=shared["share"] is not False)
     for name, options in tune_request(request, grid, Progress())["options"].items():
         click.echo(json.dumps({"system": name, "options": options}, ensure_ascii=False))
 
@@ -125,10 +114,7 @@ def tune(
 @click.command()
 @_data_options
 @click.option("--groups", default="all", show_default=True, help="Comma-separated; which kinds of variants to run.")
-def ablate(
-    data: str, groups: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None,
-    labels: str | None, parts: int, k: int, assignments: tuple[str, ...], chunk: int, share: bool | None, out: Path,
-) -> None:  # fmt: skip
+def ablate(groups: str, **shared: Any) -> None:
     """What each stage and improvement buys: settings switched off or varied in turn, one table.
 
     Groups: voters, extract, reading, stack, prompts, k, members, verifier, retrieval, pool. What concerns prompts is
@@ -140,22 +126,23 @@ def ablate(
     chosen = list(GROUPS) if groups == "all" else names_of(groups, "--groups")
     if unknown := sorted(set(chosen) - set(GROUPS)):
         raise click.BadParameter(f"{', '.join(unknown)}; allowed: all, {', '.join(GROUPS)}", param_hint="--groups")
-    from el4ner.bench.run import RunRequest
-
-    request = RunRequest(
-        _data_request(data, split, limit, seed, pool, pool_size, labels, parts), (), out, k, assigned(assignments), {},
-        chunk, share is not False,
-    )  # fmt: skip
+    request = _run_request(shared, (), {}, share=shared["share"] is not False)
     click.echo(ablate_request(request, chosen, Progress()))
 
 
-def _data_request(
-    data: str, split: str, limit: int | None, seed: int, pool: str | None, pool_size: int | None, labels: str | None,
-    parts: int,
-) -> Any:  # fmt: skip
+def _run_request(
+    given: Mapping[str, Any], systems: Sequence[str], options: Mapping[str, Mapping[str, Any]], *, share: bool
+) -> RunRequest:
+    """What is asked by the values of `_data_options`."""
     from el4ner.bench.evaluation_data import DataRequest
+    from el4ner.bench.run import RunRequest
 
-    return DataRequest(data, split, limit, seed, pool_size, pool, labels, parts)
+    data = DataRequest(
+        given["data"], given["split"], given["limit"], given["seed"], given["pool_size"], given["pool"],
+        given["labels"], given["parts"],
+    )  # fmt: skip
+    settings = assigned(given["assignments"])
+    return RunRequest(data, systems, given["out"], given["k"], settings, options, given["chunk"], share)
 
 
 def _by_system(assignments: tuple[str, ...], option: str = "--option") -> dict[str, dict[str, Any]]:
