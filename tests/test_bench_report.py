@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from report_page import Page
 
 from el4ner.bench.calibration import curve
 from el4ner.bench.cli import group
@@ -33,44 +33,6 @@ from el4ner.errors import InputError
 
 SCRIPT = "<script>alert(1)</script>"
 HOSTILE = (SCRIPT, '"><img src=x onerror=alert(1)>', "a|b`c`*d* [x](javascript:alert(1)) $y$ \u202e\n# z")
-ALLOWED = {
-    "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "nav", "ul", "li", "a", "p", "div", "table",
-    "caption", "thead", "tbody", "tr", "th", "td", "b", "bdi", "mark", "span", "details", "summary", "pre", "figure",
-    "figcaption", "svg", "text", "line", "circle", "rect", "polyline",
-}  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; refuses what a report never has, and tags that are not closed."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.shown: list[str] = []
-        self.links: list[str] = []
-        self.feed(markup)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in ALLOWED, tag
-        for name, value in attrs:
-            assert not name.startswith("on"), (tag, name)
-            assert name not in ("src", "srcset", "data", "action"), (tag, name)
-            if name == "href":
-                self.links.append(value or "")
-        if tag != "meta" and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-        else:
-            assert tag in ("line", "circle", "rect", "polyline"), tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.shown.append(data)
 
 
 def write_run(
