@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,10 @@ class RowGrammar:
         """Take the token that was chosen."""
         self._matcher.consume_token(token)
         self._check()
+
+    def valid(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens, one after the other, may come next."""
+        return int(self._matcher.validate_tokens(list(tokens)))
 
     def restart(self) -> None:
         """Go back to the beginning of the reply."""

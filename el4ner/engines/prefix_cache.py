@@ -112,15 +112,17 @@ class _BufferLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         self._prefixes = prefixes
         self._width = prefix_width
-        self._capacity = capacity
+        self.capacity = capacity
         self.filled = 0
+        self.places: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Rows and columns (B, N) that the next tokens are written to; None: behind what is there."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate for (B, H, capacity, D) and copy the prefixes in. Padding is zero, since 0 x NaN would be NaN."""
         self.dtype, self.device = key_states.dtype, key_states.device
         rows, heads = key_states.shape[:2]
-        self.keys = key_states.new_zeros((rows, heads, self._capacity, key_states.shape[-1]))
-        self.values = value_states.new_zeros((rows, heads, self._capacity, value_states.shape[-1]))
+        self.keys = key_states.new_zeros((rows, heads, self.capacity, key_states.shape[-1]))
+        self.values = value_states.new_zeros((rows, heads, self.capacity, value_states.shape[-1]))
         for row, chunks in enumerate(self._prefixes):
             at = 0
             for keys, values in chunks:
@@ -134,12 +136,17 @@ class _BufferLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new tokens behind what is there; returns the whole memory, what is free of it zero.
+        """Write the new tokens, (B, H, N, D), to their places; returns the whole memory, what is free of it finite.
 
         The masks cover all of it: products over a part of the columns cost more than the columns that are left out.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.places is not None:
+            rows, columns = self.places
+            self.keys[rows, :, columns] = key_states.transpose(1, 2)
+            self.values[rows, :, columns] = value_states.transpose(1, 2)
+            return self.keys, self.values
         end = self.filled + key_states.shape[-2]
         self.keys[:, :, self.filled : end] = key_states
         self.values[:, :, self.filled : end] = value_states
@@ -154,6 +161,13 @@ class _BufferLayer(DynamicLayer):
         """Keep only these rows of the batch."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def grow(self, capacity: int) -> None:
+        """More columns behind those that are there."""
+        more = (0, 0, 0, capacity - self.capacity)
+        self.keys = torch.nn.functional.pad(self.keys, more)
+        self.values = torch.nn.functional.pad(self.values, more)
+        self.capacity = capacity
+
 
 @dataclass(slots=True)
 class Continued:
@@ -167,6 +181,22 @@ class Continued:
     layers: list[_BufferLayer]
     prefix_width: int
     width: int
+
+    @property
+    def capacity(self) -> int:
+        """Columns of the memory."""
+        return self.layers[0].capacity
+
+    def grow(self, capacity: int) -> None:
+        """More columns; block by block, so that only one block's memory is there twice."""
+        for layer in self.layers:
+            layer.grow(capacity)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the memory."""
+        index = torch.tensor(rows, device=self.hidden.device)
+        for layer in self.layers:
+            layer.keep(index)
 
 
 @dataclass(slots=True)
@@ -236,16 +266,22 @@ class PrefixRunner:
         return Continued(hidden, cache, layers, prefix_width, width)
 
     def step(
-        self, state: Continued, tokens: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor
+        self,
+        state: Continued,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        columns: torch.Tensor,
+        visible: torch.Tensor,
     ) -> torch.Tensor:
-        """One more token in each of W lanes per row, tokens and positions (B, W) -> hidden states (B, W, D).
+        """W more tokens per row, tokens and positions (B, W) -> hidden states after the final norm (B, W, D).
 
-        Hidden states after the final norm. visible (B, W, C) bool: which columns of the memory each lane may look at;
-        the column that a lane writes now is made visible to it, and stays hidden from the others.
+        columns (B, W): where in the memory each is written. visible (B, W, C) bool: which columns it looks at, its own
+        among them.
         """
-        filled = state.layers[0].get_seq_length()
-        width = tokens.shape[1]
-        visible[:, range(width), range(filled, filled + width)] = True
+        columns = columns.to(self._device)
+        rows = torch.arange(len(columns), device=self._device)[:, None]
+        for layer in state.layers:
+            layer.places = (rows, columns)
         with torch.inference_mode():
             hidden: torch.Tensor = self._backbone(
                 input_ids=tokens.to(self._device),

@@ -1,0 +1,124 @@
+"""Replies that are being written side by side: lanes behind prefixes, and the memory that they write to.
+
+The memory has a row for each prefix: its keys and values, those of the prompts' ends behind it, and columns that lanes
+take as they go and give back for drafts that were wrong and when they are done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from el4ner.engines.drafts import Lookup
+from el4ner.engines.prefix_cache import Continued
+
+SPARE_COLUMNS = 48
+"""Columns that a row's lanes share at first, and how many more it gets when they are used up, which copies it all."""
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """One reply. row: of the memory. prompt (P,) bool: the columns of its prompt. position: of the next token.
+
+    fed: the next token, and drafts of those after it; columns: where they are written. own: columns of what it wrote.
+    """
+
+    row: int
+    prompt: NDArray[np.bool_]
+    position: int
+    lookup: Lookup
+    fed: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
+
+    def keep(self, n: int) -> list[int]:
+        """The first n of the tokens fed belong to the reply; returns the columns of the others."""
+        self.own += self.columns[:n]
+        self.position += n
+        wrong = self.columns[n:]
+        self.fed, self.columns = [], []
+        return wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A pass over what R rows of lanes are fed, W slots wide. tokens, positions, columns (R, W) i64.
+
+    visible (R, W, C) bool: the columns each slot looks at. rows, slots (N): where what was fed stands, lane by lane.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    columns: torch.Tensor
+    visible: torch.Tensor
+    rows: list[int]
+    slots: list[int]
+
+
+class LaneMemory:
+    """Which columns of the memory are free, row by row. The last one is nobody's: padding is written there."""
+
+    def __init__(self, state: Continued, n_rows: int) -> None:
+        self._state = state
+        self._begin = state.prefix_width + state.width
+        self._free: list[list[int]] = [[*range(self._begin, state.capacity - 1)] for _ in range(n_rows)]
+
+    def take(self, lanes: Sequence[Lane]) -> None:
+        """Columns for what the lanes are fed; the memory grows where a row has too few."""
+        needed = Counter[int]()
+        for lane in lanes:
+            needed[lane.row] += len(lane.fed)
+        short = max(count - len(self._free[row]) for row, count in needed.items())
+        if short > 0:
+            old = self._state.capacity
+            self._state.grow(old + max(short, SPARE_COLUMNS))
+            for own in self._free:
+                own += range(old - 1, self._state.capacity - 1)
+        for lane in lanes:
+            own = self._free[lane.row]
+            lane.columns, own[: len(lane.fed)] = own[: len(lane.fed)], []
+
+    def give(self, row: int, columns: Sequence[int]) -> None:
+        """Columns that are free again."""
+        self._free[row] += columns
+
+    def drop(self, lanes: Sequence[Lane]) -> None:
+        """Leave out rows without a lane once they are half of all: it copies the memory of the others."""
+        rows = sorted({lane.row for lane in lanes})
+        if 2 * len(rows) > len(self._free):
+            return
+        self._state.keep(rows)
+        self._free = [self._free[row] for row in rows]
+        for lane in lanes:
+            lane.row = rows.index(lane.row)
+
+    def step(self, lanes: Sequence[Lane]) -> Step:
+        """The pass over what the lanes are fed. A slot for padding looks at the first column: a softmax over nothing is
+        NaN."""
+        used = [0] * len(self._free)
+        for lane in lanes:
+            used[lane.row] += len(lane.fed)
+        shape = (len(used), max(used))
+        tokens, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        columns = np.full(shape, self._state.capacity - 1, dtype=np.int64)
+        visible = np.zeros((*shape, self._state.capacity), dtype=bool)
+        visible[:, :, 0] = True
+        rows: list[int] = []
+        slots: list[int] = []
+        filled = [0] * len(used)
+        for lane in lanes:
+            for offset, (token, column) in enumerate(zip(lane.fed, lane.columns, strict=True)):
+                at = (lane.row, filled[lane.row])
+                tokens[at], positions[at], columns[at] = token, lane.position + offset, column
+                visible[at][: self._begin] = lane.prompt
+                visible[at][[*lane.own, *lane.columns[: offset + 1]]] = True
+                rows.append(at[0])
+                slots.append(at[1])
+                filled[lane.row] += 1
+        made = [torch.from_numpy(array) for array in (tokens, positions, columns, visible)]
+        return Step(made[0], made[1], made[2], made[3], rows, slots)

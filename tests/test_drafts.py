@@ -1,0 +1,107 @@
+"""Drafts: looked up where the last tokens stood before, and without any influence on what is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from el4ner.engines import Generate, SubstringList, decoding, lanes, load_engine  # noqa: E402  # noqa: E402
+from el4ner.engines import transformers as engine_module  # noqa: E402
+from el4ner.engines.drafts import Lookup  # noqa: E402
+
+TEXTS = (
+    "Ada Lovelace met Charles Babbage in London, and Charles Babbage met Ada Lovelace in Turin.",
+    "Nothing happened here.",
+    "The Avalanche Rescue Teams of Srinagar reached Gurez.",
+)
+
+
+def test_a_draft_is_what_followed_the_longest_run_last() -> None:
+    lookup = Lookup([1, 2, 3, 4, 9, 2, 3, 5, 2, 3])
+    assert lookup.draft(2) == [5, 2]  # 2 3 stood before 4 and, later, before 5
+    lookup.add(5)
+    assert lookup.draft(8) == [2, 3, 5]  # no further than there are tokens
+    lookup.add(7)
+    assert lookup.draft(8) == []
+    lookup.add(1)
+    assert lookup.draft(1) == [2]  # 7 1 is new, 1 is not
+    assert lookup.draft(0) == []
+    assert Lookup([]).draft(3) == []
+
+
+def _requests(grounded: bool) -> list[Generate]:
+    example = "Text: Bern is nice.\nNames: Bern\n"
+    return [
+        Generate((example, f"Text: {text}\n", ask), SubstringList(text, ";", "none", 8) if grounded else None, 24)
+        for text in TEXTS
+        for ask in ("Names:", "Places:")
+    ]
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("grounded", [True, False])
+def test_drafts_change_no_reply_and_save_steps(grounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = load_engine("embedded:smollm2", device="cpu", dtype="float32")
+    made: list[decoding.BatchDecoder] = []
+
+    class Kept(decoding.BatchDecoder):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(engine_module, "BatchDecoder", Kept)
+    written = engine.generate(_requests(grounded))
+    monkeypatch.setattr(decoding, "_LEAST_DRAFT", 0)
+    monkeypatch.setattr(decoding, "_LONGEST_DRAFT", 0)
+    assert engine.generate(_requests(grounded)) == written
+    drafted, plain = made
+    assert plain.drafted == 0
+    assert 0 < drafted.right < drafted.drafted  # both right and wrong ones were met
+    assert drafted.steps < plain.steps == max(reply.generated_tokens for reply in written) - 1
+    monkeypatch.setattr(decoding, "_LEAST_DRAFT", 16)
+    monkeypatch.setattr(decoding, "_LONGEST_DRAFT", 16)
+    monkeypatch.setattr(decoding, "SPARE_COLUMNS", 2)  # less than a step takes: the memory grows
+    monkeypatch.setattr(lanes, "SPARE_COLUMNS", 1)
+    assert engine.generate(_requests(grounded)) == written
+    assert [engine.generate([request])[0] for request in _requests(grounded)] == written
+
+
+def test_a_lane_gives_back_the_columns_of_wrong_drafts() -> None:
+    class State:
+        prefix_width, width, capacity = 3, 2, 9
+
+        def grow(self, capacity: int) -> None:
+            self.capacity = capacity
+
+        def keep(self, rows: list[int]) -> None:
+            self.kept = rows
+
+    state: Any = State()
+    memory = lanes.LaneMemory(state, 2)
+    first, second = (lanes.Lane(row, np.ones(5, dtype=bool), 5, Lookup([1])) for row in (0, 1))
+    first.fed, second.fed = [7, 8, 9], [7]
+    memory.take([first, second])
+    assert (first.columns, second.columns) == ([5, 6, 7], [5])
+    step = memory.step([first, second])
+    assert step.tokens.tolist() == [[7, 8, 9], [7, 0, 0]]
+    assert step.positions.tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert step.columns.tolist() == [[5, 6, 7], [5, 8, 8]]  # padding goes to the last column
+    assert step.visible[0, 1].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert step.visible[1, 1].nonzero().flatten().tolist() == [0]
+    assert (step.rows, step.slots) == ([0, 0, 0, 1], [0, 1, 2, 0])
+    memory.give(0, first.keep(1))
+    assert (first.own, first.position) == ([5], 6)
+    first.fed = [8, 9]
+    memory.take([first])
+    assert sorted(first.columns) == [6, 7]
+    memory.give(0, first.keep(2))
+    first.fed = [1]
+    memory.take([first])  # nothing is left
+    assert state.capacity > 9
+    assert first.columns == [8]
+    memory.drop([first])
+    assert state.kept == [0]
