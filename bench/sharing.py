@@ -60,11 +60,11 @@ class Remembering:
 
 
 def shared_engines(loader: Preparation, *, remember: bool = True) -> dict[str, Any]:
-    """An engine for every source that all its members ask in the same way, by source; it remembers if asked to."""
+    """An engine for every model that all its members ask in the same way, by model; it remembers if asked to."""
     members = loader.config.members
-    ways = {m.source: {other.chat for other in members if other.source == m.source} for m in members}
-    engines = {source: loader.engine(source, next(iter(chats))) for source, chats in ways.items() if len(chats) == 1}
-    return {source: Remembering(engine) if remember else engine for source, engine in engines.items()}
+    first = {m.model: m for m in reversed(members) if all(m.chat == o.chat for o in members if o.model == m.model)}
+    engines = {model: loader.engine(m.source, m.chat, adapter=m.adapter) for model, m in first.items()}
+    return {model: Remembering(engine) if remember else engine for model, engine in engines.items()}
 
 
 def answered(engines: Mapping[str, Any], encoder: Any) -> int:

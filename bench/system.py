@@ -119,7 +119,9 @@ class Workbench:
         if not self.config.members:
             raise ConfigError("members: none; a baseline that prompts needs one")
         member = self.config.members[0]
-        engine: Engine = self.engines.get(member.source) or self._loader.engine(member.source, member.chat)
+        engine: Engine = self.engines.get(member.model) or self._loader.engine(
+            member.source, member.chat, adapter=member.adapter
+        )
         return engine
 
     def demonstrations(self, k: int | None, system: str) -> int:
@@ -145,7 +147,7 @@ class Workbench:
 
 def _models_of(config: Config) -> str:
     """What decides which models are loaded, and how, as a key."""
-    members = sorted({(m.source, str(m.chat), m.quantization) for m in config.members})
+    members = sorted({(m.model, str(m.chat), m.quantization) for m in config.members})
     return repr((members, config.encoder, config.device, config.dtype))
 
 

@@ -43,7 +43,9 @@ _MODEL_OPTIONS = (
     click.option("--labels", metavar="FILE", help="Label definitions (YAML or JSON); default: those of the pool."),
     click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to start from."),
     click.option("--config", metavar="FILE", help="Settings file (YAML); options given here win over it."),
-    click.option("--members", multiple=True, metavar="NAME=SOURCE", help="A model to ask; repeat for several."),
+    click.option(
+        "--members", multiple=True, metavar="NAME=SOURCE[+ADAPTER]", help="A model to ask; repeat for several."
+    ),
     click.option("--base-url", metavar="URL", help="Server of members openai:MODEL; default: OPENAI_BASE_URL."),
     click.option("--api-key", metavar="KEY", help="Its key; OPENAI_API_KEY is safer: other users see arguments."),
     click.option("--voters", callback=_split_voters, metavar="auto|all|NAMES", help="Who votes; names with commas."),

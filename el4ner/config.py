@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -43,7 +44,8 @@ class MemberConfig(_Settings):
     of the labels of 86 gold spans of WNUT17 dev (60 sentences, wording "list", 4 demonstrations), with it 22%, where
     always saying "person" would name 48%.
 
-    quantization: load the weights in 8 or 4 bits, by bitsandbytes.
+    quantization: load the weights in 8 or 4 bits, by bitsandbytes. adapter: the folder of a PEFT adapter; members of
+    one source share its weights whatever their adapters.
     """
 
     name: str = Field(pattern=r"^[a-z0-9._-]+$")
@@ -51,11 +53,17 @@ class MemberConfig(_Settings):
     variant: Variant = "list"
     chat: Literal["auto"] | bool = "auto"
     quantization: Literal["none", "8bit", "4bit"] = "none"
+    adapter: str | None = Field(default=None, min_length=1)
 
     @field_validator("source")
     @classmethod
     def _plain_url(cls, value: str) -> str:
         return _without_secrets(value) or value
+
+    @property
+    def model(self) -> str:
+        """The source with its adapter, as NAME=SOURCE+ADAPTER has it."""
+        return self.source if self.adapter is None else f"{self.source}+{self.adapter}"
 
 
 class RetrieveConfig(_Settings):
@@ -322,14 +330,25 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_members(values: Sequence[str]) -> list[dict[str, str]]:
-    """`NAME=SOURCE` strings -> member settings. Raises ConfigError for anything else."""
+    """`NAME=SOURCE` or `NAME=SOURCE+ADAPTER` strings -> member settings. Raises ConfigError for anything else.
+
+    A plus sign belongs to the source where that is a path that exists, or a server.
+    """
     members = []
     for value in values:
         name, equals, source = value.partition("=")
         if not equals or not name or not source:
             raise ConfigError(f"member {value!r}: write NAME=SOURCE, for example qwen=Qwen/Qwen2.5-1.5B-Instruct")
-        members.append({"name": name, "source": source})
+        model, plus, adapter = source.rpartition("+")
+        whole = not plus or not model or source.startswith(("openai:", "http:", "https:")) or Path(source).exists()
+        members.append({"name": name, "source": source} if whole else _adapted(name, model, adapter))
     return members
+
+
+def _adapted(name: str, source: str, adapter: str) -> dict[str, str]:
+    if not adapter:
+        raise ConfigError(f"member {name!r}: no adapter behind the plus sign; write NAME=SOURCE+FOLDER")
+    return {"name": name, "source": source, "adapter": adapter}
 
 
 def _read_file(path: str) -> dict[str, Any]:

@@ -36,9 +36,13 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
     config = preparation.config
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in _UNFITTED}
     settings["stack"].pop("shipped")
+    for member in settings["members"]:
+        if member["adapter"] is None:
+            member.pop("adapter")
     settings["context_tokens"] = config.server.context_tokens  # what else a server is asked is in its source
     named = preparation.wants("reading") or preparation.wanted_members()
     models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
+    models += sorted({preparation.engine(m.source, adapter=m.adapter).source for m in config.members if m.adapter})
     encoder = preparation.encoder().source
     if portable:
         settings.pop("dtype")

@@ -3,7 +3,8 @@
     resident:  sum of all weights + the largest cache and workspace + what the process takes by itself
     by turns:  the largest single model instead of the sum
 
-Members that share a source share its weights and its cache. Prediction needs configurations only.
+Members that share a source share its weights, and its cache unless their adapters differ. Prediction needs
+configurations only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from el4ner.config import Config, MemberConfig
+from el4ner.engines.adapters import find_adapter
 from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, decode_replies
 from el4ner.engines.sizes import ModelSize, encoder_parameters, size_of
 from el4ner.errors import ConfigError
@@ -29,7 +31,7 @@ LEAST_CACHE = 16 * MIB
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """One set of weights: who uses it, and the bytes it is predicted to take.
+    """One set of weights, with the adapters over it: who uses it, and the bytes it is predicted to take.
 
     cache: keys and values of prefixes that are kept. workspace: those of the batch that runs, copied side by side,
     with its states, masks and logits.
@@ -131,10 +133,10 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
 
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str], list[MemberConfig]] = {}
     for member in config.members if members is None else members:
         if resolve(member.source).kind != "server":  # a server's memory is its own
-            groups.setdefault((member.source, member.quantization), []).append(member.name)
+            groups.setdefault((member.source, member.quantization), []).append(member)
     encoder = encoder_parameters(resolve(config.encoder)) * dtype.itemsize
     if device.type != "cpu":
         process = 0
@@ -148,8 +150,8 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
         room = int(limit * FIT_SHARE) - process - encoder - heaviest
         cache_limit = min(cache_limit, max(LEAST_CACHE, room // 2))
     models = tuple(
-        plan_model(source, names, bits, size, config, device.type, dtype, cache_limit)
-        for size, ((source, bits), names) in zip(sizes, groups.items(), strict=True)
+        plan_model(source, own, bits, size, config, device.type, dtype, cache_limit)
+        for size, ((source, bits), own) in zip(sizes, groups.items(), strict=True)
     )
     available = limit if limit is not None else free_bytes(str(device))
     if available is not None and limit is None and device.type == "cpu":
@@ -163,7 +165,7 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
 
 def plan_model(
     source: str,
-    names: Sequence[str],
+    members: Sequence[MemberConfig],
     quantization: str,
     size: ModelSize,
     config: Config,
@@ -171,25 +173,31 @@ def plan_model(
     dtype: Any,
     cache_limit: int,
 ) -> ModelPlan:
-    """What one model takes.
+    """What one model takes, with the adapters of its members.
 
-    cache: the prefixes of one chunk of sentences, at most what the engine keeps. workspace: a batch's prefixes copied
+    cache: the prefixes of one chunk of sentences, at most what the engine keeps, for the model and every adapter that
+    is asked. workspace: a batch's prefixes copied
     side by side (half of that limit at most), 12 numbers of the widest layer and of the state for every token of a
     pass, its mask, and a row of float32 logits with its copy for every reply that is written at once.
     """
     per_token = size.kv_bytes_per_token(dtype)
     longest = min(config.max_prompt_tokens, size.positions or config.max_prompt_tokens)
-    cache = min(cache_limit, config.batch_size * longest * per_token)
+    adapters = dict.fromkeys(member.adapter for member in members)  # None: the model as it is
+    added = sum(find_adapter(folder).parameters for folder in adapters if folder is not None)
+    cache = min(cache_limit, config.batch_size * longest * per_token) * len(adapters)
     tokens = FORWARD_TOKENS.get(device, 512)
     rows = min(config.batch_size, decode_replies(device))
-    columns = longest + config.extract.max_new_tokens * len(names)
-    copies = min(cache_limit // 2, rows * columns * per_token)
+    # as many sentences at once as fit with half of what their replies may take; replies may take all of it
+    written = config.extract.max_new_tokens * len(members)
+    fitting = max(1, cache_limit // 2 // ((longest + written // 2) * per_token))
+    copies = min(rows, fitting) * (longest + written) * per_token
     states = tokens * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
     mask = tokens * (longest + tokens) * 4
-    logits = 2 * 4 * size.vocabulary * min(decode_replies(device), rows * len(names))
+    logits = 2 * 4 * size.vocabulary * min(decode_replies(device), rows * len(members))
     return ModelPlan(
-        source, tuple(names), quantization, size.parameters, size.weight_bytes(dtype, quantization), per_token,
-        cache, copies + states + mask + logits,
+        source, tuple(member.name for member in members), quantization, size.parameters + added,
+        size.weight_bytes(dtype, quantization) + added * dtype.itemsize, per_token, cache,
+        copies + states + mask + logits,
     )  # fmt: skip
 
 

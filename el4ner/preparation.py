@@ -91,30 +91,36 @@ class Preparation:
         self.threshold = 0.0
         self.points: NDArray[np.float64] | None = None
         self._engines = engines or {}
-        self._loaded: dict[tuple[str, bool, str], Engine] = {}
+        self._loaded: dict[tuple[str, bool, str, str | None], Engine] = {}
         self._encoder = encoder
         self._pool = pool
         self._process: int | None = None
 
-    def engine(self, source: str, chat: Literal["auto"] | bool = "auto", *, quantization: str | None = None) -> Engine:
-        """The engine of a source, loaded once; engines with and without chat template share one set of weights.
+    def engine(
+        self, source: str, chat: Literal["auto"] | bool = "auto", *, quantization: str | None = None,
+        adapter: str | None = None,
+    ) -> Engine:  # fmt: skip
+        """The engine of a source, loaded once; engines with and without chat template or adapter share their weights.
 
-        quantization: None for what the first member of that source has.
+        quantization: None for what the first member of that source has. Raises ConfigError for an adapter of a server.
         """
-        if source in self._engines:
-            return self._engines[source]
+        named = source if adapter is None else f"{source}+{adapter}"
+        if named in self._engines:
+            return self._engines[named]
         templated = prefers_chat(source) if chat == "auto" else chat
         if quantization is None:
             quantization = next((m.quantization for m in self.config.members if m.source == source), "none")
-        key = (source, templated, quantization)
+        key = (source, templated, quantization, adapter)
         if key not in self._loaded:
-            self.progress(f"loading {source}")
+            self.progress(f"loading {named}")
             options: dict[str, Any] = {}
             self._process = self._process or resident_bytes()
             if resolve(source).kind != "server":
-                options = {"quantization": quantization, "residency": self.residency}
+                options = {"quantization": quantization, "residency": self.residency, "adapter": adapter}
                 if self.plan is not None:
                     options["prefix_cache_bytes"] = self.plan.cache_limit
+            elif adapter is not None:
+                raise ConfigError(f"model {source!r} is a server: it has no weights here that adapter {adapter!r} fits")
             else:
                 options = self.server_options
             self._loaded[key] = load_engine(
@@ -144,7 +150,7 @@ class Preparation:
         Raises ConfigError where one alone does not fit the memory limit of the settings.
         """
         config = self.config
-        members = [member for member in config.members if member.source not in self._engines]
+        members = [member for member in config.members if member.model not in self._engines]
         weights = {(m.source, m.quantization) for m in members if resolve(m.source).kind != "server"}
         if config.memory_limit_mib is None and len(weights) < 2:
             return None
@@ -159,8 +165,8 @@ class Preparation:
 
     def predicted(self) -> Plan | None:
         """The memory plan of the models that were loaded; None where none was."""
-        loaded = {(source, quantization) for source, _, quantization in self._loaded}
-        members = [m for m in self.config.members if (m.source, m.quantization) in loaded]
+        loaded = {(source, quantization, adapter) for source, _, quantization, adapter in self._loaded}
+        members = [m for m in self.config.members if (m.source, m.quantization, m.adapter) in loaded]
         return make_plan(self.config, members, self._process) if members else None
 
     def at_once(self, team: Team) -> int:
@@ -249,12 +255,12 @@ class Preparation:
         return [member for member in self.config.members if self.wants(member.name)]
 
     def members(self, pool: Pool, wanted: Sequence[MemberConfig]) -> tuple[PromptedMember, ...]:
-        """Prompted members for settings; members of one source share an engine."""
+        """Prompted members for settings; members of one source and adapter share an engine."""
         style = style_of(self.config)
         kind: Style = "paper" if self.config.preset == "paper" else "default"
         made = []
         for m in wanted:
-            engine = self.engine(m.source, m.chat, quantization=m.quantization)
+            engine = self.engine(m.source, m.chat, quantization=m.quantization, adapter=m.adapter)
             made.append(PromptedMember(m.name, engine, m.variant, pool.labels, kind, style))
         return tuple(made)
 
@@ -321,7 +327,7 @@ class Preparation:
         return replace(builtin, sentences=others) if others else None
 
     def readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
-        """One reading voter per distinct model among the members."""
+        """One reading voter per distinct model among the members, without their adapters."""
         config = self.config
         sources = list(dict.fromkeys(member.source for member in config.members))
         voters = []

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from el4ner.conversion import quiet_transformers
+from el4ner.engines.adapters import Adapter, adapt, find_adapter, first_line
 from el4ner.engines.attention import install
 from el4ner.engines.quantization import quantization_config
 from el4ner.engines.residency import Residency
@@ -25,7 +26,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class LoadedModel:
-    """One set of weights. `shared` holds what its users share beside it, such as the prefix cache.
+    """One set of weights. `shared` holds what its users share beside it, such as the prefix cache; `adapted` are the
+    models that an adapter makes of it.
 
     model: the weights, loaded again where they had to leave memory. load: how to load them, None where they cannot
     leave. n_bytes: their size. residency: who takes turns with it.
@@ -41,6 +43,7 @@ class LoadedModel:
         self.dtype = dtype
         self.n_bytes = n_bytes
         self.shared: dict[str, Any] = {}
+        self.adapted: weakref.WeakSet[AdaptedModel] = weakref.WeakSet()
         self._model = model
         self._load = load
         self._residency = residency
@@ -61,22 +64,41 @@ class LoadedModel:
         """Leave memory, with everything that was computed by the weights; `model` brings them back."""
         if self._load is None:
             return
-        self._model = None
-        self.shared.pop("repeated", None)
-        if "prefixes" in self.shared:
-            self.shared["prefixes"].clear()
+        for model in (self, *self.adapted):
+            model.forget()
         gc.collect()  # modules refer to each other in circles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def forget(self) -> None:
+        """Let go of the model and of what it computed."""
+        self._model = None
+        self.shared.pop("repeated", None)
+        if "prefixes" in self.shared:
+            self.shared["prefixes"].clear()
+
+
+class AdaptedModel(LoadedModel):
+    """Another model's weights with an adapter. The weights are the other's: they leave and come back with it."""
+
+    def __init__(self, base: LoadedModel, adapter: Adapter) -> None:
+        super().__init__(None, base.tokenizer, f"{base.source}+{adapter.source}", base.device, base.dtype)
+        self._base = base
+        self._adapter = adapter
+        base.adapted.add(self)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model with the adapter. Raises EngineError if either cannot be loaded."""
+        weights = self._base.model  # back in memory if need be; that may have made this one forget
+        if self._model is None:
+            with quiet_transformers():
+                self._model = adapt(weights, self._adapter)
+        return self._model
+
 
 _loaded: weakref.WeakValueDictionary[tuple[str, ...], LoadedModel] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def choose_device(device: str) -> torch.device:
@@ -121,12 +143,13 @@ def numbers_of(source: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def load_model(
     source: str, device: str = "auto", dtype: str = "auto", *, quantization: str = "none",
-    residency: Residency | None = None,
+    residency: Residency | None = None, adapter: str | None = None,
 ) -> LoadedModel:  # fmt: skip
     """Load a causal LM, or hand out the one already in memory for this source, device, dtype and quantisation.
 
-    residency: models that share memory with it; one already in memory keeps its own. Raises ModelNotFoundError if
-    there is no such model, EngineError if it cannot be loaded.
+    residency: models that share memory with it; one already in memory keeps its own. adapter: the folder of a PEFT
+    adapter; models that differ by it share their weights. Raises ModelNotFoundError if there is no such model,
+    EngineError if model or adapter cannot be loaded.
     """
     resolved = resolve(source)
     if resolved.kind == "server":
@@ -139,7 +162,15 @@ def load_model(
         if loaded is None:
             loaded = _load(resolved, torch_device, torch_dtype, quantization, residency)
             _loaded[key] = loaded
-        return loaded
+        if adapter is None:
+            return loaded
+        found = find_adapter(adapter)
+        adapted = _loaded.get((*key, found.source))
+        if adapted is None:
+            adapted = AdaptedModel(loaded, found)
+            _ = adapted.model  # an adapter that does not fit is an error now
+            _loaded[(*key, found.source)] = adapted
+        return adapted
 
 
 def _load(

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from el4ner.engines.adapters import first_line
 from el4ner.engines.chat import PromptTokens
 from el4ner.engines.head import Head
-from el4ner.engines.loading import first_line, is_out_of_memory
+from el4ner.engines.loading import is_out_of_memory
 from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner, Row
 from el4ner.engines.token_trie import TokenTrie
 
@@ -42,6 +43,8 @@ def check(model: Any, device: torch.device, dtype: torch.dtype) -> Packing:
     limit, reason = _length_limit(model.config.get_text_config())
     if limit is not None and limit < 16:
         return Packing(False, limit, reason)
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        return Packing(False, None, "an adapter changes the output head")
     try:
         distance = _distance(model, device, dtype)
     except Exception as error:

@@ -10,7 +10,7 @@ import numpy as np
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
 from el4ner.engines.batches import check_layers, even_batches, length_batches
-from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, READ_TOKENS, decode_replies
+from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, READ_TOKENS, STEP_TOKENS, decode_replies
 from el4ner.engines.chat import PromptRenderer, TokenIds
 from el4ner.engines.counts import TokenCounts
 from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
@@ -39,7 +39,8 @@ class TransformersEngine:
     share one model in memory, and its cache of prefixes. read_tokens, forward_tokens: padded tokens per forward pass of
     `read` and of everything else (defaults by device). prefix_cache_bytes: memory for keys and values of prompt
     prefixes; the first engine of a model sets it. quantization: none, 8bit or 4bit. residency: the models that it
-    takes turns with. loaded: a model that is in memory already. counts: tokens asked, computed and written so far.
+    takes turns with. adapter: the folder of a PEFT adapter over the source's weights. loaded: a model that is in memory
+    already. counts: tokens asked, computed and written so far.
     Raises ModelNotFoundError or EngineError if the model cannot be loaded.
     """
 
@@ -56,10 +57,13 @@ class TransformersEngine:
         prefix_cache_bytes: int | None = None,
         quantization: str = "none",
         residency: Residency | None = None,
+        adapter: str | None = None,
         loaded: LoadedModel | None = None,
     ) -> None:
         self.name = name
-        self._loaded = loaded or load_model(source, device, dtype, quantization=quantization, residency=residency)
+        self._loaded = loaded or load_model(
+            source, device, dtype, quantization=quantization, residency=residency, adapter=adapter
+        )
         self.source = numbers_of(self._loaded.source, self._loaded.device, self._loaded.dtype)
         self.device = self._loaded.device
         self.dtype = self._loaded.dtype
@@ -242,7 +246,8 @@ class TransformersEngine:
             going = [reply for reply in replies if not reply.done]
             for reply in going:
                 reply.restart()
-            decoder = BatchDecoder(runner, Head(self.model), writer, self._budgets(forward_tokens), share)
+            step_tokens = STEP_TOKENS.get(self.device.type, 1)
+            decoder = BatchDecoder(runner, Head(self.model), writer, self._budgets(forward_tokens), share, step_tokens)
             decoder.write(going)
             self.counts.ran(runner.computed, runner.padded)
 
