@@ -6,31 +6,36 @@
 #   bench/gpu_engine.sh                     # everything
 #   SENTENCES=30 BLOCKS=5 bench/gpu_engine.sh
 #   DATA=/path/to/wnut17 bench/gpu_engine.sh   # sentences of a folder with train.jsonl and test.jsonl
-#   DEVICE=cpu bench/gpu_engine.sh          # a dry run without a GPU: tiny models, rows go to a temporary file
+#   SIZES=tiny bench/gpu_engine.sh          # a dry run: tiny models of the same architectures
+#   DEVICE=cpu bench/gpu_engine.sh          # a dry run without a GPU: tiny models; rows go to a temporary file, or ROWS
 #
 # Needed: an environment with el4ner and the embedded models (BIN, .venv/bin by default; `make setup` makes one) whose
 # torch sees the card. The weights are made on the card from configurations written here; nothing is fetched.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/gpu_common.sh"
-BLOCKS="${BLOCKS:-3}"
 DATA="${DATA:-}"
 
 prepare engine
-if [ "$DEVICE" = cuda ]; then
-  DTYPE=bfloat16
-  SENTENCES="${SENTENCES:-30}"
-  MODELS="qwen2.5-14b phi-4-14b glm-4-9b"
-  LOOP=12
-else
+DTYPE=bfloat16
+if [ "$DEVICE" != cuda ]; then
   DTYPE=float32
-  SENTENCES="${SENTENCES:-1}"
-  MODELS="tiny"
-  BLOCKS=1
-  LOOP=1
+  SIZES="${SIZES:-tiny}"
 fi
+case "${SIZES:-published}" in
+  published)
+    MODELS="qwen2.5-14b phi-4-14b glm-4-9b"
+    SENTENCES="${SENTENCES:-30}" BLOCKS="${BLOCKS:-3}" LOOP=12 NEW_TOKENS=64 SPANS=6 ;;
+  tiny)
+    MODELS="tiny-qwen2 tiny-phi3 tiny-glm4"
+    SENTENCES="${SENTENCES:-1}" BLOCKS="${BLOCKS:-1}" LOOP=1 NEW_TOKENS=8 SPANS=1
+    OUT="${ROWS:-$(mktemp -t el4ner-engine-XXXXXX)}" ;; # numbers of tiny models are no results
+  *)
+    echo "error: SIZES=$SIZES; choose published or tiny" >&2
+    exit 2 ;;
+esac
 # In bfloat16 the pipeline rounds otherwise than one prompt at a time: its parity is checked in float32 with a small
 # model, and then three large ones are timed with --no-check; their rows say how many entities differ.
-PARTS="--set stack.min_sentences=100000 --set verify.enabled=true"
+PARTS="--set stack.min_sentences=100000 --set verify.enabled=true --set extract.max_new_tokens=$NEW_TOKENS"
 
 echo "== plan: predicted before anything is loaded"
 CONFIGS="$(mktemp -d)"
@@ -55,7 +60,7 @@ for name in $MODELS; do
     --blocks "$BLOCKS" --json "$OUT"
   # shellcheck disable=SC2086
   "$BIN/el4ner-bench" engine $DATA --source "random:$name" --device "$DEVICE" --dtype "$DTYPE" --sentences "$SENTENCES" \
-    --loop-requests "$LOOP" --rows 32 --blocks "$BLOCKS" --json "$OUT"
+    --spans "$SPANS" --loop-requests "$LOOP" --rows 32 --blocks "$BLOCKS" --json "$OUT"
 done
 
 echo "== the whole pipeline, checked in float32"
@@ -63,14 +68,12 @@ echo "== the whole pipeline, checked in float32"
 "$BIN/el4ner-bench" pipeline $DATA --members a=random:tiny --device "$DEVICE" --dtype float32 --sentences 1 --blocks 1 \
   $PARTS --set extract.max_new_tokens=8
 
-if [ "$DEVICE" = cuda ]; then
-  echo "== the whole pipeline, three models on one card; random weights answer alike or not at all, so entities may differ"
-  MEMBERS=""
-  for name in $MODELS; do MEMBERS="$MEMBERS --members $name=random:$name"; done
-  # shellcheck disable=SC2086
-  "$BIN/el4ner-bench" pipeline $DATA $MEMBERS --device cuda --dtype "$DTYPE" --sentences "$SENTENCES" --blocks "$BLOCKS" \
-    $PARTS --no-check --json "$OUT"
-fi
+echo "== the whole pipeline, three models on one card; random weights answer alike or not at all, so entities may differ"
+MEMBERS=""
+for name in $MODELS; do MEMBERS="$MEMBERS --members $name=random:$name"; done
+# shellcheck disable=SC2086
+"$BIN/el4ner-bench" pipeline $DATA $MEMBERS --device "$DEVICE" --dtype "$DTYPE" --sentences "$SENTENCES" \
+  --blocks "$BLOCKS" $PARTS --no-check --json "$OUT"
 
 echo "== rows"
 "$BIN/python" - "$OUT" <<'PYTHON'

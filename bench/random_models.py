@@ -27,6 +27,23 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152, "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
     },
+    # the architectures below, for a dry run of what is measured with them
+    "tiny-qwen2": {
+        "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152, "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    },
+    "tiny-phi3": {
+        "model_type": "phi3", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152, "max_position_embeddings": 4096,
+        "sliding_window": None, "tie_word_embeddings": False,
+    },
+    "tiny-glm4": {
+        "model_type": "glm4", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 49152,
+        "max_position_embeddings": 4096, "attention_bias": False, "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
     # as published by Qwen for Qwen2.5-14B-Instruct
     "qwen2.5-14b": {
         "model_type": "qwen2", "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48,
