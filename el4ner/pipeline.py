@@ -66,6 +66,7 @@ class El4ner:
             self._preparation = Preparation(self.config, progress=progress, **self._given)
             self._team = self._preparation.team()
             self._team.tokens.clear()  # the report counts what predictions cost
+            self._team.close.clear()
             self._at_once = self._preparation.at_once(self._team)
             self._seconds["preparation"] += time.perf_counter() - began
 
@@ -161,6 +162,7 @@ class El4ner:
     def report(self) -> dict[str, Any]:
         """What the run was and did: settings, who was asked and why, counts, tokens, seconds, peak memory.
 
+        close decisions: those that rounding in reduced precision might turn, by record and span.
         tokens by stage: per member those of prompts, those of them that were not computed because another prompt
         had them already, and those of replies.
         """
@@ -175,6 +177,7 @@ class El4ner:
             "fitted": {} if preparation is None else preparation.facts,
             "notes": [] if preparation is None else preparation.notes + preparation.engine_notes(),
             "replies": {} if team is None else dict(team.counts),
+            "close decisions": _close(team),
             "records": dict(self._statuses),
             "tokens": dict(self._tokens),
             "tokens by stage": {}
@@ -185,6 +188,15 @@ class El4ner:
             "seconds": {name: round(value, 2) for name, value in self._seconds.items()},
             "peak memory, MiB": peak_mib("cpu"),
         }
+
+
+def _close(team: Team | None) -> dict[str, Any]:
+    """Decisions within the tolerance of ties, each once; the tolerance is 0 in float32, where there are none."""
+    marked = [] if team is None else list(dict.fromkeys(team.close))
+    return {
+        "tolerance": 0.0 if team is None else team.tie_tolerance, "count": len(marked),
+        "spans": [{"id": name, "start": start, "end": end} for name, start, end in marked],
+    }  # fmt: skip
 
 
 def _weights(team: Team | None) -> dict[str, Any] | None:

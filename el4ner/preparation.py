@@ -42,6 +42,10 @@ from el4ner.voters.stacking import Stack, fit_stack, start_stack
 Progress = Callable[[str], None]
 
 
+TIE_TOLERANCE = {"bfloat16": 0.02, "float16": 0.005}
+"""How far the neighbours in a batch may move a probability, by rounding in reduced precision."""
+
+
 @dataclass(frozen=True)
 class Examined:
     """The pool's sentences as the voters see them: candidates, truth, votes of the cheap voters, evidence.
@@ -210,6 +214,9 @@ class Preparation:
             self._unfitted(team)
         if pool.second_labels:
             self.notes.append(f"{pool.second_labels} pool spans have a second label, which does not count")
+        models = [*self._engines.values(), *self._loaded.values(), self._encoder]
+        dtypes = (str(getattr(model, "dtype", "")).rpartition(".")[2] for model in models)
+        team.tie_tolerance = max((TIE_TOLERANCE.get(dtype, 0.0) for dtype in dtypes), default=0.0)
         return team
 
     def _fitted(self, team: Team) -> None:

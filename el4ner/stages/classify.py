@@ -138,7 +138,36 @@ def classify(sentences: Sequence[Sentence], retrieved: Retrieved, extracted: Ext
         cast = {name: votes[name][i] for name in team.asked}
         found = combine(list(cast.values()), evidence[i], team) if own else np.zeros((0, 1), np.float32)
         kept.append(_keep(own, found, cast, team))
+        if team.tie_tolerance and own:
+            spans_close = close_calls(
+                [c.span for c in own], found, [scored.candidate.span for scored in kept[-1]], team
+            )
+            team.close += [(sentences[i].id, *span) for span in spans_close]
     return Classified(tuple(kept), tuple(usage))
+
+
+def close_calls(spans: Sequence[Span], found: FloatArray, kept: Sequence[Span], team: Team) -> list[Span]:
+    """The spans of one sentence that rounding might decide otherwise; found (n, L + 1) are their distributions.
+
+    Their score is near the threshold; or they are kept and another label, or an overlapping span, comes near.
+    """
+    near = team.tie_tolerance
+    ordered = np.sort(found[:, :-1].astype(np.float64), axis=1)
+    scores = ordered[:, -1]
+    second = ordered[:, -2] if ordered.shape[1] > 1 else np.full(len(scores), -np.inf)
+    close = []
+    for i, span in enumerate(spans):
+        at_threshold = abs(scores[i] - team.threshold) <= near
+        contested = span in kept and (
+            scores[i] - second[i] <= near
+            or any(
+                j != i and other.start < span.end and span.start < other.end and scores[j] >= scores[i] - near
+                for j, other in enumerate(spans)
+            )
+        )
+        if at_threshold or contested:
+            close.append(span)
+    return close
 
 
 def worth_asking(

@@ -43,6 +43,8 @@ def verify(
         usage[i] = usage[i] + found.usage
         kept = []
         for scored, p in zip(own, found.probabilities, strict=True):
+            if _is_close(scored, p, team):
+                team.close.append((sentence.id, *scored.candidate.span))
             entity = _judge(sentence, scored, p, team)
             if entity is not None:
                 kept.append(entity)
@@ -58,6 +60,15 @@ def _judge(sentence: Sentence, scored: Scored, p: float, team: Team) -> Entity |
         return _entity(sentence, scored, p) if p >= 0.5 else None
     score = verified_score(scored.score, p, team.verifier_weights)
     return _entity(sentence, replace(scored, score=score), p) if score >= team.threshold else None
+
+
+def _is_close(scored: Scored, p: float, team: Team) -> bool:
+    """Whether rounding might turn the verdict."""
+    if not team.tie_tolerance or math.isnan(p):
+        return False
+    if team.verifier_weights is None:
+        return abs(p - 0.5) <= team.tie_tolerance
+    return abs(verified_score(scored.score, p, team.verifier_weights) - team.threshold) <= team.tie_tolerance
 
 
 def _entity(sentence: Sentence, scored: Scored, p: float | None) -> Entity:
