@@ -10,8 +10,8 @@ namespace {
 using namespace el4ner::topk;
 
 constexpr Precision kPrecisions[] = {Precision::fp32, Precision::bf16, Precision::int8};
-constexpr Isa kIsas[] = {Isa::portable, Isa::avx2, Isa::avx512};
-const char *const kPrecisionNames[] = {"fp32", "bf16", "int8"}, *const kIsaNames[] = {"portable", "avx2", "avx512"};
+constexpr Isa kIsas[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx};
+const char *const kPrecisionNames[] = {"fp32", "bf16", "int8"}, *const kIsaNames[] = {"portable", "avx2", "avx512", "amx"};
 
 std::mt19937 random_bits(0);
 
@@ -62,7 +62,7 @@ void compare(const Batch &batch, const Rows &rows, std::int64_t sentences, std::
     for (std::size_t p = 0; p < 3; ++p)
         for (int threads : {1, 3}) {
             const PackedPool pool(rows.vectors, rows.offsets, sentences, dims, rows.largest_norm, kPrecisions[p], threads);
-            for (std::size_t i = 0; i < 3; ++i) {
+            for (std::size_t i = 0; i < 4; ++i) {
                 if (!cpu_has(kIsas[i], kPrecisions[p])) continue;
                 const Kernels kernels = kernels_for(kPrecisions[p], kIsas[i]);
                 Answer found(batch.count * batch.k), chosen(batch.count * batch.k);
@@ -93,9 +93,44 @@ void cases(std::int64_t dims, std::int64_t sentences, std::int64_t count) {
                 {pool.vectors.data(), pool.offsets.data(), std::sqrt(largest)}, sentences, dims);
 }
 
+// Screening sums in int8 are integers: one row at a time on the portable loop, and all rows on AMX, give the same bits.
+void compare_sums(std::int64_t dims, std::int64_t rows) {
+    if (!cpu_has(Isa::amx, Precision::int8)) return;
+    const Ragged pool(40, dims, 5);
+    const PackedPool packed(pool.vectors.data(), pool.offsets.data(), 40, dims, 1e3, Precision::int8, 1);
+    const Kernels amx = kernels_for(Precision::int8, Isa::amx), portable = kernels_for(Precision::int8, Isa::portable);
+    const std::int64_t steps = packed.steps, padded = (steps + el4ner::kTileUnits - 1) / el4ner::kTileUnits * el4ner::kTileUnits;
+    Units tile(static_cast<std::size_t>(padded * kAmxRows));
+    std::fill_n(tile.get(), padded * kAmxRows, 0u);
+    std::vector<std::uint32_t> row(static_cast<std::size_t>(rows * steps));
+    std::uniform_int_distribution<int> number(-127, 127);
+    for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t s = 0; s < steps; ++s) {
+            std::uint32_t with_offset = 0, plain = 0;
+            for (int shift = 0; shift < 32; shift += 8) {
+                const int n = number(random_bits);
+                with_offset |= static_cast<std::uint32_t>(n + portable.offset) << shift;
+                plain |= static_cast<std::uint32_t>(n & 0xff) << shift;
+            }
+            row[static_cast<std::size_t>(r * steps + s)] = with_offset;
+            tile.get()[(s / 16 * kAmxRows + r) * 16 + s % 16] = plain;
+        }
+    alignas(64) float best[kMostRows * kLanes], expected[kLanes];
+    const TileRegisters registers(amx);
+    for (std::int64_t g = 0; g < packed.groups; ++g) {
+        amx.tile[rows](tile.get(), packed.group(g), steps, best);
+        for (std::int64_t r = 0; r < rows; ++r) {
+            portable.tile[1](row.data() + r * steps, packed.group(g), steps, expected);
+            expect(std::memcmp(expected, best + r * kLanes, sizeof expected) == 0, "sums", 2, 3);
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
+    for (std::int64_t dims : {1, 5, 33, 64, 70, 384})
+        for (std::int64_t rows : {1, 15, 16, 17, 31, 32}) compare_sums(dims, rows);
     for (std::int64_t dims : {1, 5, 16, 33, 70})
         for (std::int64_t sentences : {0, 1, 31, 33, 600})
             for (std::int64_t count : {0, 1, 9}) cases(dims, sentences, count);

@@ -32,6 +32,7 @@ Isa isa_of(const std::string &name) {
     if (name == "portable") return Isa::portable;
     if (name == "avx2") return Isa::avx2;
     if (name == "avx512") return Isa::avx512;
+    if (name == "amx") return Isa::amx;
     throw nb::value_error("span_topk: instruction set");
 }
 

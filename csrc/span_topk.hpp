@@ -19,7 +19,8 @@ class Block {
 
     Block(const Batch &batch, const Rows &rows, const PackedPool &pool, const Kernels &kernels, std::int64_t begin,
           std::int64_t end)
-        : pool_(pool), kernels_(kernels) {
+        : pool_(pool), kernels_(kernels), tiled_(kernels.isa == Isa::amx),
+          steps_(tiled_ ? (pool.steps + kTileUnits - 1) / kTileUnits * kTileUnits : pool.steps) {
         const std::int64_t dims = pool.dims;
         const QuantiseFunction quantise = quantise_for(kernels.precision);
         std::vector<const float *> unique;
@@ -42,10 +43,8 @@ class Block {
                 const float factor = std::ldexp(1.0f, -exponent / 2), factor2 = std::ldexp(1.0f, -exponent + exponent / 2);
                 for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
                 facts[static_cast<std::size_t>(u)] =
-                    quantise(scaled.data(), dims, pool.steps, kernels.levels, kernels.levels + 1, row.data());
-                const std::int64_t rows_here = tiles_[t + 1] - tiles_[t];
-                std::uint32_t *place = units_.data() + tiles_[t] * pool.steps + (u - tiles_[t]);
-                for (std::int64_t s = 0; s < pool.steps; ++s) place[s * rows_here] = row[s];
+                    quantise(scaled.data(), dims, pool.steps, kernels.levels, kernels.offset, row.data());
+                place(t, u, row.data());
             }
         for (std::int64_t b = begin; b < end; ++b) {
             queries.emplace_back(batch, rows, kernels, dims, b);
@@ -62,13 +61,14 @@ class Block {
     void screen(std::int64_t begin, std::int64_t end, Statistics &statistics) {
         alignas(64) float best[kMostRows * kLanes];
         std::vector<float> totals(queries.size() * kLanes);
+        const TileRegisters registers(kernels_);
         const bool tight = kernels_.precision == Precision::fp32;
         for (std::int64_t g = begin; g < end; ++g) {
             const Group group = pool_.group(g);
             std::fill(totals.begin(), totals.end(), 0.0f);
             for (std::size_t t = 0; t + 1 < tiles_.size(); ++t) {
                 const auto rows = static_cast<int>(tiles_[t + 1] - tiles_[t]);
-                kernels_.tile[rows](units_.data() + tiles_[t] * pool_.steps, group, pool_.steps, best);
+                kernels_.tile[rows](tile(t), group, pool_.steps, best);
                 kernels_.scatter(best, rows, first_use_.data() + tiles_[t], uses_.data(), totals.data());
             }
             const float *norms = pool_.norms.data() + g * kLanes, *errors = pool_.errors.data() + g * kLanes;
@@ -91,8 +91,10 @@ class Block {
   private:
     const PackedPool &pool_;
     const Kernels &kernels_;
+    const bool tiled_;                     // rows lie as AMX reads them
+    const std::int64_t steps_;             // of a row
     std::vector<std::int64_t> tiles_;      // tile -> its first row; one more at the end
-    std::vector<std::uint32_t> units_;     // [tile][step][row of the tile]
+    std::unique_ptr<Units> units_;         // [tile][step][row of the tile], or as span_topk_amx.hpp says
     std::vector<std::int64_t> first_use_;  // row -> its first use; one more at the end
     std::vector<Use> uses_;
 
@@ -126,7 +128,24 @@ class Block {
     void layout(std::int64_t rows) {
         const std::int64_t tiles = (rows + kernels_.rows - 1) / kernels_.rows;
         for (std::int64_t t = 0; t <= tiles; ++t) tiles_.push_back(tiles ? t * rows / tiles : 0);
-        units_.resize(static_cast<std::size_t>(rows * pool_.steps));
+        const std::int64_t size = tiled_ ? tiles * kAmxRows * steps_ : rows * steps_;
+        units_ = std::make_unique<Units>(static_cast<std::size_t>(size));
+        if (tiled_) std::fill_n(units_->get(), size, 0u);
+    }
+
+    std::uint32_t *tile(std::size_t t) const {
+        return units_->get() + (tiled_ ? static_cast<std::int64_t>(t) * kAmxRows : tiles_[t]) * steps_;
+    }
+
+    // Row u goes into tile t.
+    void place(std::size_t t, std::int64_t u, const std::uint32_t *row) {
+        const std::int64_t r = u - tiles_[t], rows = tiles_[t + 1] - tiles_[t];
+        std::uint32_t *to = tile(t);
+        if (!tiled_)
+            for (std::int64_t s = 0; s < pool_.steps; ++s) to[s * rows + r] = row[s];
+        else
+            for (std::int64_t s = 0; s < pool_.steps; s += kTileUnits)
+                std::copy_n(row + s, std::min(kTileUnits, pool_.steps - s), to + s * kAmxRows + r * kTileUnits);
     }
 
     // Weights and error bounds of one query. In the units of the screen, rows and pool vectors have norms below 1 and

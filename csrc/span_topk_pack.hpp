@@ -19,20 +19,21 @@
 #include <sys/mman.h>
 #endif
 
+#include "span_topk_amx.hpp"
 #include "span_topk_dots.hpp"
 #include "span_topk_tiles.hpp"
 
 namespace el4ner::topk {
 
 enum class Precision { fp32, bf16, int8 };
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, amx };
 
-// One way to screen. Query numbers of int8 run from -levels to levels and are stored with an offset of levels + 1.
+// One way to screen. Query numbers of int8 run from -levels to levels and are stored with an offset.
 struct Kernels {
     Precision precision;
     Isa isa;
     int rows;
-    int levels;
+    int levels, offset;
     TileFunction tile[kMostRows + 1];  // by number of rows
     ScatterFunction scatter;
     SurviveFunction survive;
@@ -48,6 +49,7 @@ inline bool cpu_has(Isa isa, Precision precision) {
     if (isa == Isa::avx2) return avx2 && precision != Precision::bf16;
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (isa == Isa::amx) return avx512 && precision != Precision::fp32 && amx_granted();
     if (precision == Precision::bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
     if (precision == Precision::int8) return avx512 && __builtin_cpu_supports("avx512vnni");
     return avx512;
@@ -67,29 +69,60 @@ inline bool cpu_has(Isa isa, Precision precision) {
 inline Kernels kernels_for(Precision precision, Isa isa) {
     if (!cpu_has(isa, precision)) throw std::invalid_argument("this CPU lacks the instructions");
 #if EL4NER_X86
+#if EL4NER_AMX
+    if (isa == Isa::amx) {
+        Kernels k{precision, isa, kAmxRows, 127, 0, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
+        const bool int8 = precision == Precision::int8;
+        for (int r = 1; r <= kAmxRows; ++r)
+            k.tile[r] = r > kTileRows ? (int8 ? tile_amx<true, true> : tile_amx<false, true>)
+                                      : (int8 ? tile_amx<true, false> : tile_amx<false, false>);
+        return k;
+    }
+#endif
     if (isa == Isa::avx512) {
-        Kernels k{precision, isa, kMostRows, 127, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
+        Kernels k{precision, isa, kAvx512Rows, 127, 128, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
         const TileFunction fp32[] = {EL4NER_TILES14(tile_fp32_avx512)}, bf16[] = {EL4NER_TILES14(tile_bf16_avx512)};
         const TileFunction int8[] = {EL4NER_TILES14(tile_int8_avx512)};
         const TileFunction *chosen = precision == Precision::fp32 ? fp32 : precision == Precision::bf16 ? bf16 : int8;
-        std::copy(chosen, chosen + kMostRows + 1, k.tile);
+        std::copy(chosen, chosen + kAvx512Rows + 1, k.tile);
         return k;
     }
     if (isa == Isa::avx2) {
-        Kernels k{precision, isa, kAvx2Rows, 63, {}, scatter_avx2, survive_avx2, dots32_avx2, dot64_avx2};
+        Kernels k{precision, isa, kAvx2Rows, 63, 64, {}, scatter_avx2, survive_avx2, dots32_avx2, dot64_avx2};
         const TileFunction fp32[] = {EL4NER_TILES6(tile_fp32_avx2)}, int8[] = {EL4NER_TILES6(tile_int8_avx2)};
         std::copy(precision == Precision::fp32 ? fp32 : int8, (precision == Precision::fp32 ? fp32 : int8) + kAvx2Rows + 1,
                   k.tile);
         return k;
     }
 #endif
-    Kernels k{precision, isa, kPortableRows, 127, {}, scatter_portable, survive_portable, dots32_portable, dot64_portable};
+    Kernels k{precision, isa, kPortableRows, 127, 128, {}, scatter_portable, survive_portable,
+              dots32_portable, dot64_portable};
     const TileFunction fp32[] = {EL4NER_TILES_PORTABLE(Fp32Unit)}, bf16[] = {EL4NER_TILES_PORTABLE(Bf16Unit)};
     const TileFunction int8[] = {EL4NER_TILES_PORTABLE(Int8Unit)};
     const TileFunction *chosen = precision == Precision::fp32 ? fp32 : precision == Precision::bf16 ? bf16 : int8;
     std::copy(chosen, chosen + kPortableRows + 1, k.tile);
     return k;
 }
+
+// The tile registers of this thread, where the kernels use them.
+class TileRegisters {
+  public:
+    explicit TileRegisters(const Kernels &kernels) : used_(kernels.isa == Isa::amx) {
+#if EL4NER_AMX
+        if (used_) tiles_configure();
+#endif
+    }
+    ~TileRegisters() {
+#if EL4NER_AMX
+        if (used_) tiles_release();
+#endif
+    }
+    TileRegisters(const TileRegisters &) = delete;
+    TileRegisters &operator=(const TileRegisters &) = delete;
+
+  private:
+    const bool used_;
+};
 
 inline std::int64_t numbers_per_unit(Precision precision) {
     return precision == Precision::fp32 ? 1 : precision == Precision::bf16 ? 2 : 4;
@@ -265,7 +298,10 @@ class PackedPool {
         order.resize(static_cast<std::size_t>(groups * kLanes), -1);
         first.push_back(0);
         for (std::int64_t g = 0; g < groups; ++g) first.push_back(first.back() + length(order[g * kLanes]));
-        units = std::make_unique<Units>(static_cast<std::size_t>(first.back() * steps * kLanes));
+        // Tiles of AMX read up to a whole tile behind the last step.
+        const std::int64_t used = first.back() * steps * kLanes, behind = kTileUnits * kLanes;
+        units = std::make_unique<Units>(static_cast<std::size_t>(used + behind));
+        std::fill_n(units->get() + used, behind, 0u);
         norms.assign(order.size(), 0.0f);
         errors.assign(order.size(), 0.0f);
         if (precision == Precision::int8) {

@@ -80,26 +80,62 @@ EL4NER_AVX2 inline void peak_int8_avx2(std::int64_t rounds) {
 #undef X
     }
 }
+#if EL4NER_AMX
+EL4NER_AMX_TARGET inline void peak_amx(std::int64_t rounds, bool bytes) {
+    tiles_configure();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (std::int64_t n = 0; n < rounds; ++n)
+        if (bytes) {
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+        } else {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    tiles_release();
+}
+#endif
 #endif
 
-// 10^9 operations (a product and a sum are two) per second of one thread, the best of some short runs; 0 where unknown.
-inline double peak_gops(Precision precision, Isa isa) {
-#if EL4NER_X86
-    if (isa == Isa::portable || !cpu_has(isa, precision)) return 0.0;
-    void (*loop)(std::int64_t) = isa == Isa::avx2 ? (precision == Precision::fp32 ? peak_fp32_avx2 : peak_int8_avx2)
-                                 : precision == Precision::fp32 ? peak_fp32_avx512
-                                 : precision == Precision::bf16 ? peak_bf16_avx512
-                                                                : peak_int8_avx512;
-    const double numbers = (isa == Isa::avx2 ? 8.0 : 16.0) * static_cast<double>(numbers_per_unit(precision));
-    constexpr std::int64_t rounds = 1000000;
+// loop(rounds), each round so many products and sums: 10^9 operations (two a product) a second, the best of some runs.
+template <typename Loop>
+double fastest_gops(const Loop &loop, double products) {
+    constexpr std::int64_t rounds = 400000;
     double best = 0.0;
     for (int run = 0; run < 12; ++run) {
         const auto begin = std::chrono::steady_clock::now();
         loop(rounds);
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-        best = std::max(best, 12.0 * 2.0 * numbers * static_cast<double>(rounds) / seconds * 1e-9);
+        best = std::max(best, 2.0 * products * static_cast<double>(rounds) / seconds * 1e-9);
     }
     return best;
+}
+
+// 10^9 operations (a product and a sum are two) per second of one thread; 0 where unknown.
+inline double peak_gops(Precision precision, Isa isa) {
+#if EL4NER_X86
+    if (isa == Isa::portable || !cpu_has(isa, precision)) return 0.0;
+#if EL4NER_AMX
+    const auto amx = [=](std::int64_t rounds) { peak_amx(rounds, precision == Precision::int8); };
+    if (isa == Isa::amx) return fastest_gops(amx, 4.0 * 16.0 * 16.0 * 16.0 * static_cast<double>(numbers_per_unit(precision)));
+#endif
+    void (*loop)(std::int64_t) = isa == Isa::avx2 ? (precision == Precision::fp32 ? peak_fp32_avx2 : peak_int8_avx2)
+                                 : precision == Precision::fp32 ? peak_fp32_avx512
+                                 : precision == Precision::bf16 ? peak_bf16_avx512
+                                                                : peak_int8_avx512;
+    const double numbers = (isa == Isa::avx2 ? 8.0 : 16.0) * static_cast<double>(numbers_per_unit(precision));
+    return fastest_gops(loop, 12.0 * numbers);
 #else
     (void)precision, (void)isa;
     return 0.0;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "span_topk_pack.hpp"
@@ -59,12 +60,19 @@ constexpr double kSlack = 1e-15;                    // absolute: numbers that va
 constexpr double kRounding = 1.0 / (1 << 24);       // unit roundoff of float32
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-inline float below(double x) {
-    return std::nextafterf(static_cast<float>(x), kLowest);
-}
+// The next float32 number; std::nextafter is a call that costs more than all the rest of a candidate.
 inline float above(double x) {
-    return std::nextafterf(static_cast<float>(x), std::numeric_limits<float>::infinity());
+    const auto near = static_cast<float>(x);
+    std::int32_t bits;
+    std::memcpy(&bits, &near, sizeof bits);
+    if (near == 0.0f) bits = 1;  // the least denormal number, for minus zero too
+    else if (near > 0.0f) bits += near <= std::numeric_limits<float>::max();
+    else bits -= 1;
+    float next;
+    std::memcpy(&next, &bits, sizeof next);
+    return next;
 }
+inline float below(double x) { return -above(-x); }
 
 // One query: its error bounds and candidates. Scores of the screen are true scores / factor.
 class Query {

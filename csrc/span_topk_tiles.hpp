@@ -38,7 +38,7 @@
 namespace el4ner::topk {
 
 constexpr std::int64_t kLanes = 32;
-constexpr int kMostRows = 14;
+constexpr int kMostRows = 32;  // in a tile, of any instruction set
 
 // One group of the packed pool. units [position][step][lane]; int8 also has minus the sum of each vector's integers
 // and its scale, both [position][lane].
@@ -258,6 +258,8 @@ EL4NER_AVX2 inline std::uint32_t survive_avx2(const float *totals, const float *
 }
 
 // ---- AVX-512: 14 rows x 32 lanes = 28 of 32 registers ---------------------------------------------------------------
+
+constexpr int kAvx512Rows = 14;
 
 #define EL4NER_KEEP(i, c, d)                                         \
     if constexpr (R > i) {                                           \

@@ -101,7 +101,7 @@ def span_topk_choose(
     """Like span_topk_search, among the proposed sentences of each query only."""
 
 def span_topk_supports(precision: str, isa: str) -> bool:
-    """Whether this CPU can screen in a precision with an instruction set ("avx512", "avx2", "portable")."""
+    """Whether this CPU can screen in a precision with an instruction set ("amx", "avx512", "avx2", "portable")."""
 
 def span_topk_peak(precision: str, isa: str) -> float:
     """10^9 multiply and add operations a second that one core can do at most; 0 where that is not known."""

@@ -1,6 +1,6 @@
 """How the native span_topk runs: instruction set and screening precision. What it computes is in span_topk.py.
 
-`EL4NER_ISA` = "avx512", "avx2" or "portable" caps the instructions of all native kernels (for tests and comparisons; by
+`EL4NER_ISA` = "amx", "avx512", "avx2" or "portable" caps the instructions of all native kernels (for tests and comparisons; by
 default the best that the CPU has). Here a name that this CPU lacks is an error; csrc/instruction_set.hpp ignores it.
 Threads: kernels/_threads.py.
 """
@@ -11,8 +11,8 @@ import os
 
 from el4ner.errors import KernelError
 
-ISAS = ("avx512", "avx2", "portable")
-"""Best first. avx512 also stands for its BF16 and VNNI parts where bf16 or int8 screen."""
+ISAS = ("amx", "avx512", "avx2", "portable")
+"""Best first. avx512 also stands for its BF16 and VNNI parts where bf16 or int8 screen; amx has no float32 products."""
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -35,7 +35,7 @@ def choose_path(precision: str) -> tuple[str, str]:
     forced = os.environ.get("EL4NER_ISA") or "auto"
     pairs = supported()
     if forced != "auto":
-        present = [isa for isa in ISAS if ("fp32", isa) in pairs]
+        present = list(dict.fromkeys(isa for _, isa in pairs))
         if forced not in present:
             raise KernelError(f"EL4NER_ISA={forced}; this CPU allows: auto, {', '.join(present)}")
         pairs = [(p, isa) for p, isa in pairs if ISAS.index(isa) >= ISAS.index(forced)]

@@ -26,15 +26,18 @@ source = importlib.import_module("el4ner.kernels.span_topk")
 
 native = pytest.mark.skipif(available_backends("span_topk")["native"] is not None, reason="no compiler built _native")
 PATHS = supported()
+NOWHERE = {("bf16", "avx2"), ("fp32", "amx")}  # no such instructions
 SIZES = (0, 1, 31, 33)
 
 
-@pytest.fixture(params=PATHS or [("fp32", "missing")], ids="-".join)
+@pytest.fixture(params=[(p, isa) for isa in ISAS for p in PRECISIONS if (p, isa) not in NOWHERE], ids="-".join)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every precision with every instruction set of this CPU, forced by the run-time switch."""
+    """Every precision with every instruction set, forced by the run-time switch; skipped where this CPU lacks it."""
     precision, isa = request.param
-    if isa == "missing":
+    if not PATHS:
         pytest.skip("no compiler built el4ner._native")
+    if request.param not in PATHS:
+        pytest.skip(f"this CPU (or compiler, or system) has no {isa} for {precision}")
     monkeypatch.setenv("EL4NER_ISA", isa)
     assert choose_path(precision) == (precision, isa)
     return str(precision)
@@ -154,6 +157,21 @@ def test_paths_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append(span_topk(queries, offsets, weights, pool, 12, backend="native", precision=precision))
     for other in results[1:]:
         assert_bits(other, results[0])
+
+
+def test_sums_of_bytes_are_the_same_on_amx_and_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both screen with the same integers, so every count of what was done afterwards is equal."""
+    if not {("int8", "amx"), ("int8", "avx512")} <= set(PATHS):
+        pytest.skip("this CPU (or compiler, or system) has no AMX")
+    queries, offsets, weights, pool = case(13, 3000, 384, queries=60, longest=9)
+    checked = source._Queries(queries, offsets, weights + 1, np.zeros(0, np.int64), np.zeros(61, np.int64))
+    found: dict[str, dict[str, Any]] = {"amx": {}, "avx512": {}}
+    for isa, done in found.items():
+        monkeypatch.setenv("EL4NER_ISA", isa)
+        source.span_topk_native(checked, pool, 10, "int8", done)
+        assert done.pop("isa") == isa
+    assert found["amx"] == found["avx512"]
+    assert found["amx"]["candidates"] > found["amx"]["bounded"] > 0
 
 
 @native
@@ -284,6 +302,10 @@ def test_switches_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EL4NER_ISA", "avx9")
     with pytest.raises(KernelError, match="EL4NER_ISA=avx9; this CPU allows: auto"):
         span_topk(queries, offsets, weights, pool, 5, backend="native")
+    if ("int8", "amx") in PATHS:
+        monkeypatch.setenv("EL4NER_ISA", "amx")
+        assert choose_path("auto") == ("int8", "amx")
+        assert choose_path("fp32") == ("fp32", "avx512")  # the next best that has it
     monkeypatch.setenv("EL4NER_ISA", "portable")
     assert choose_path("auto") == ("fp32", "portable")
     assert choose_path("int8") == ("int8", "portable")
