@@ -65,6 +65,13 @@ EL4NER_INLINE float exp_float(float x) {
     return p;
 }
 
+// soft_cap * tanh(x / soft_cap)
+EL4NER_INLINE float capped(float x, float soft_cap) {
+    float y = x / soft_cap;
+    y = y > 20.0f ? 20.0f : y;  // tanh is 1 there
+    return soft_cap * (1.0f - 2.0f / (exp_float(2.0f * y) + 1.0f));
+}
+
 struct PartialSum {
     float top, sum;  // largest logit, sum of exp(logit - top)
 };
@@ -77,11 +84,7 @@ EL4NER_INLINE PartialSum reduce_chunk(const HeadCall &call, float *logit, std::i
     if (call.bias != nullptr)
         for (std::int64_t i = 0; i < n; ++i) logit[i] += call.bias[first + i];
     if (call.soft_cap > 0.0f)
-        for (std::int64_t i = 0; i < n; ++i) {
-            float y = logit[i] / call.soft_cap;
-            y = y > 20.0f ? 20.0f : y;  // tanh is 1 there
-            logit[i] = call.soft_cap * (1.0f - 2.0f / (exp_float(2.0f * y) + 1.0f));
-        }
+        for (std::int64_t i = 0; i < n; ++i) logit[i] = capped(logit[i], call.soft_cap);
     const std::int64_t padded = (n + 15) / 16 * 16;
     for (std::int64_t i = n; i < padded; ++i) logit[i] = -infinity;
     float lane[16];
@@ -100,6 +103,19 @@ EL4NER_INLINE PartialSum reduce_chunk(const HeadCall &call, float *logit, std::i
     float sum = 0.0f;
     for (int j = 0; j < 16; ++j) sum += lane[j];
     return {top, sum};
+}
+
+// log_total from partial [chunk][stride], in the order of the vocabulary.
+inline void merge_partials(const HeadCall &call, const PartialSum *partial, std::int64_t chunks, std::int64_t stride) {
+    for (std::int64_t r = 0; r < call.rows; ++r) {
+        double top = -std::numeric_limits<double>::infinity(), sum = 0.0;
+        for (std::int64_t c = 0; c < chunks; ++c) top = std::max(top, static_cast<double>(partial[c * stride + r].top));
+        for (std::int64_t c = 0; c < chunks; ++c) {
+            const PartialSum part = partial[c * stride + r];
+            if (part.sum > 0.0f) sum += part.sum * std::exp(static_cast<double>(part.top) - top);  // NaN stays
+        }
+        call.log_total[r] = top + std::log(sum);
+    }
 }
 
 // Hidden states as units (R, U): float32 values, or pairs of bfloat16 where the processor multiplies these.
@@ -145,6 +161,7 @@ EL4NER_INLINE void multiply_floats(const float *hidden, const float *panel, std:
 }  // namespace el4ner
 
 #if EL4NER_X86
+#include "choice_logprobs_amx.hpp"
 #include "choice_logprobs_x86.hpp"
 #endif
 
@@ -193,22 +210,16 @@ inline void log_totals(const HeadCall &call, std::int64_t threads) {
                     Set::reduce(call, logits.data() + r * kChunk, n, first);
         }
     });
-    for (std::int64_t r = 0; r < call.rows; ++r) {
-        double top = -std::numeric_limits<double>::infinity(), sum = 0.0;
-        for (std::int64_t c = 0; c < chunks; ++c)
-            top = std::max(top, static_cast<double>(partial[static_cast<std::size_t>(c * call.rows + r)].top));
-        for (std::int64_t c = 0; c < chunks; ++c) {
-            const PartialSum part = partial[static_cast<std::size_t>(c * call.rows + r)];
-            if (part.sum > 0.0f) sum += part.sum * std::exp(static_cast<double>(part.top) - top);  // NaN stays
-        }
-        call.log_total[r] = top + std::log(sum);
-    }
+    merge_partials(call, partial.data(), chunks, call.rows);
 }
 
 // log_total[r] = log sum_v exp logit[r, v]; NaN where a logit is NaN.
 inline void choice_log_totals(const HeadCall &call, std::int64_t threads) {
 #if EL4NER_X86
     const InstructionSet set = instruction_set();
+#if EL4NER_AMX
+    if (set >= InstructionSet::amx && amx_takes(call)) return log_totals_amx(call, threads);
+#endif
     if (call.bf16 && set >= InstructionSet::avx512_bf16) return log_totals<Bf16Head>(call, threads);
     if (set >= InstructionSet::avx512) return log_totals<Avx512Head>(call, threads);
     if (set >= InstructionSet::avx2) return log_totals<Avx2Head>(call, threads);

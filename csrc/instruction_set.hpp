@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "amx.hpp"
+
 #ifdef EL4NER_X86
 #error "span_topk_tiles.hpp has macros of these names with other targets: keep the two in files compiled apart"
 #endif
@@ -25,7 +27,7 @@
 
 namespace el4ner {
 
-enum class InstructionSet { portable, avx2, avx512, avx512_bf16 };
+enum class InstructionSet { portable, avx2, avx512, avx512_bf16, amx };
 
 inline InstructionSet widest_instruction_set() {
 #if EL4NER_X86
@@ -34,7 +36,8 @@ inline InstructionSet widest_instruction_set() {
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        if (avx512 && __builtin_cpu_supports("avx512bf16")) return InstructionSet::avx512_bf16;
+        const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+        if (bf16) return amx_granted() ? InstructionSet::amx : InstructionSet::avx512_bf16;
         return avx512 ? InstructionSet::avx512 : avx2 ? InstructionSet::avx2 : InstructionSet::portable;
     }();
     return widest;
@@ -43,7 +46,7 @@ inline InstructionSet widest_instruction_set() {
 #endif
 }
 
-// The set to use: the widest, or a narrower one that EL4NER_ISA names (portable, avx2, avx512); read at every call.
+// The set to use: the widest, or a narrower one that EL4NER_ISA names (portable, avx2, avx512, avx512_bf16); read at every call.
 inline InstructionSet instruction_set() {
     const InstructionSet widest = widest_instruction_set();
     const char *asked = std::getenv("EL4NER_ISA");
@@ -52,6 +55,7 @@ inline InstructionSet instruction_set() {
     if (std::strcmp(asked, "portable") == 0) limit = InstructionSet::portable;
     if (std::strcmp(asked, "avx2") == 0) limit = InstructionSet::avx2;
     if (std::strcmp(asked, "avx512") == 0) limit = InstructionSet::avx512;
+    if (std::strcmp(asked, "avx512_bf16") == 0) limit = InstructionSet::avx512_bf16;
     return limit < widest ? limit : widest;
 }
 

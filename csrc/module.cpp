@@ -97,6 +97,6 @@ NB_MODULE(_native, module) {
     module.def("peak_flops", &el4ner::peak_flops, nb::arg("bf16"), nb::arg("rounds"),
                "FLOP/s of one core in registers, the best of some rounds; 0 without AVX-512 (BF16).");
     module.def("instruction_set", [] { return static_cast<int>(el4ner::instruction_set()); },
-               "0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16: what the next call will use.");
+               "0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16, 4 AMX: what the next call will use.");
     el4ner::bind_span_topk(module);
 }

@@ -95,7 +95,7 @@ void logprobs(const char *set) {
 }  // namespace
 
 int main() {
-    for (const char *set : {"portable", "avx2", "avx512", "widest"}) {
+    for (const char *set : {"portable", "avx2", "avx512", "avx512_bf16", "widest"}) {
         setenv("EL4NER_ISA", set, 1);
         votes(set);
         spans(set);

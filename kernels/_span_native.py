@@ -1,7 +1,8 @@
 """How the native span_topk runs: instruction set and screening precision. What it computes is in span_topk.py.
 
-`EL4NER_ISA` = "amx", "avx512", "avx2" or "portable" caps the instructions of all native kernels (for tests and comparisons; by
-default the best that the CPU has). Here a name that this CPU lacks is an error; csrc/instruction_set.hpp ignores it.
+`EL4NER_ISA` = "amx", "avx512", "avx2" or "portable" caps the instructions of all native kernels (for tests and
+comparisons; by default the best that the CPU has). Here a name that this CPU lacks is an error;
+csrc/instruction_set.hpp ignores it.
 Threads: kernels/_threads.py.
 """
 

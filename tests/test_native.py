@@ -16,7 +16,7 @@ from el4ner.kernels import _dispatch, _threads, best_flat, choice_logprobs, span
 pytestmark = pytest.mark.skipif(
     _dispatch._native_reason() is not None, reason="el4ner._native is not built; there is no C++ to test"
 )
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
