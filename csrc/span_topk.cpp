@@ -53,6 +53,16 @@ PackedPool *pack(Floats2 vectors, Ints1 offsets, double largest_norm, const std:
                           static_cast<std::int64_t>(vectors.shape(1)), largest_norm, chosen, threads);
 }
 
+double longest(Floats2 vectors, int threads) {
+    const Isa isa = cpu_has(Isa::avx512, Precision::fp32) ? Isa::avx512
+                    : cpu_has(Isa::avx2, Precision::fp32) ? Isa::avx2
+                                                          : Isa::portable;
+    const Kernels kernels = kernels_for(Precision::fp32, isa);
+    nb::gil_scoped_release release;
+    return largest_norm(vectors.data(), static_cast<std::int64_t>(vectors.shape(0)),
+                        static_cast<std::int64_t>(vectors.shape(1)), kernels.dot64, threads);
+}
+
 nb::dict counts(const Statistics &done) {
     nb::dict out;
     out["queries"] = done.queries;
@@ -121,6 +131,8 @@ nb::dict search(const PackedPool &packed, Floats2 vectors, Ints1 offsets, double
 void bind_span_topk(nb::module_ &module) {
     nb::class_<PackedPool>(module, "PackedPool", "A pool laid out for span_topk in one precision.")
         .def_prop_ro("nbytes", &PackedPool::bytes, "Memory it holds.");
+    module.def("span_topk_largest_norm", &longest, nb::arg("vectors"), nb::arg("threads"),
+               "vectors (S, D) f32: the length of the longest; NaN if a number is not finite.");
     module.def("span_topk_pack", &pack, nb::arg("vectors"), nb::arg("offsets"), nb::arg("largest_norm"),
                nb::arg("precision"), nb::arg("threads"), nb::rv_policy::take_ownership,
                "vectors (S, D) f32, offsets (N+1,) i64; precision fp32, bf16 or int8.");

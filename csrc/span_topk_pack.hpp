@@ -1,4 +1,4 @@
-// span_topk, packing: which kernels run, vectors to units, and the pool laid out for them.
+// span_topk, packing: which kernels run, and the pool laid out for them.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -21,12 +22,10 @@
 
 #include "span_topk_amx.hpp"
 #include "span_topk_dots.hpp"
+#include "span_topk_quantise.hpp"
 #include "span_topk_tiles.hpp"
 
 namespace el4ner::topk {
-
-enum class Precision { fp32, bf16, int8 };
-enum class Isa { portable, avx2, avx512, amx };
 
 // One way to screen. Query numbers of int8 run from -levels to levels and are stored with an offset.
 struct Kernels {
@@ -40,24 +39,6 @@ struct Kernels {
     Dots32Function dots32;
     Dot64Function dot64;
 };
-
-inline bool cpu_has(Isa isa, Precision precision) {
-    if (isa == Isa::portable) return true;
-#if EL4NER_X86
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (isa == Isa::avx2) return avx2 && precision != Precision::bf16;
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (isa == Isa::amx) return avx512 && precision != Precision::fp32 && amx_granted();
-    if (precision == Precision::bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
-    if (precision == Precision::int8) return avx512 && __builtin_cpu_supports("avx512vnni");
-    return avx512;
-#else
-    (void)precision;
-    return false;
-#endif
-}
 
 #define EL4NER_TILES6(name) nullptr, name<1>, name<2>, name<3>, name<4>, name<5>, name<6>
 #define EL4NER_TILES14(name) \
@@ -124,114 +105,6 @@ class TileRegisters {
     const bool used_;
 };
 
-inline std::int64_t numbers_per_unit(Precision precision) {
-    return precision == Precision::fp32 ? 1 : precision == Precision::bf16 ? 2 : 4;
-}
-
-// A vector in units, and how far they are from it; norms are rounded upwards.
-struct Quantised {
-    float norm;           // of the vector itself
-    float error;          // of the difference
-    float scale;          // int8: one integer step; else 1
-    std::int32_t sum;     // int8: of the integers
-};
-
-inline float upwards(double x) {  // sums of float squares are off by a relative 1e-4 at most up to 1,600 numbers a lane
-    return static_cast<float>(x * 1.0002);
-}
-
-// values (dims) finite with a norm of about 1; units (steps), zero beyond dims. offset: added to each int8 number,
-// so that query bytes are unsigned (then the zeros beyond dims are stored as they are: they meet zeros of the pool).
-template <Precision P>
-EL4NER_INLINE Quantised quantise_body(const float *values, std::int64_t dims, std::int64_t steps,
-                                                              int levels, int offset, std::uint32_t *units) {
-    constexpr std::int64_t width = 16;
-    float tops[width] = {}, squares[width] = {}, errors[width] = {};
-    std::int32_t sums[width] = {};
-    const std::int64_t whole = dims / width * width;
-    for (std::int64_t d = 0; d < whole; d += width)
-        for (std::int64_t l = 0; l < width; ++l) {
-            const float x = values[d + l], size = std::fabs(x);
-            squares[l] += x * x;
-            tops[l] = size > tops[l] ? size : tops[l];
-        }
-    for (std::int64_t d = whole; d < dims; ++d) {
-        squares[0] += values[d] * values[d];
-        tops[0] = std::max(tops[0], std::fabs(values[d]));
-    }
-    const float top = *std::max_element(tops, tops + width);
-    const auto total = [](const float *x) { return std::accumulate(x, x + width, 0.0); };
-    Quantised out{upwards(std::sqrt(total(squares))), 0.0f, 1.0f, 0};
-    if constexpr (P == Precision::fp32) {
-        std::memcpy(units, values, static_cast<std::size_t>(dims) * sizeof(float));
-        return out;
-    }
-    if constexpr (P == Precision::bf16) {
-        auto *halves = reinterpret_cast<std::uint16_t *>(units);
-        for (std::int64_t d = 0; d < dims; ++d) {
-            std::uint32_t bits;
-            std::memcpy(&bits, values + d, sizeof bits);
-            bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to the nearest, ties to even
-            const float gap = values[d] - from_bf16(bits);
-            errors[d % width] += gap * gap;
-            halves[d] = static_cast<std::uint16_t>(bits);
-        }
-        for (std::int64_t d = dims; d < 2 * steps; ++d) halves[d] = 0;
-    }
-    if constexpr (P == Precision::int8) {
-        auto *bytes = reinterpret_cast<std::uint8_t *>(units);
-        // Smaller numbers are zeros of their own error, which kSlack (span_topk.hpp) covers: 127 / top would overflow.
-        out.scale = top > 1e-20f ? top / static_cast<float>(levels) : 1.0f;
-        const float inverse = top > 1e-20f ? static_cast<float>(levels) / top : 0.0f;
-        constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
-        const auto one = [&](std::int64_t d, std::int64_t l) {
-            const float shifted = values[d] * inverse + magic;
-            std::int32_t bits;
-            std::memcpy(&bits, &shifted, sizeof bits);
-            const float gap = values[d] - (shifted - magic) * out.scale;
-            errors[l] += gap * gap;
-            const std::int32_t number = bits - 0x4b400000;
-            sums[l] += number;
-            bytes[d] = static_cast<std::uint8_t>(number + offset);
-        };
-        for (std::int64_t d = 0; d < whole; d += width)
-            for (std::int64_t l = 0; l < width; ++l) one(d + l, l);
-        for (std::int64_t d = whole; d < dims; ++d) one(d, 0);
-        for (std::int64_t d = dims; d < 4 * steps; ++d) bytes[d] = 0;
-        out.sum = std::accumulate(sums, sums + width, 0);
-    }
-    // The float gaps are off by a rounding of the values themselves: 2^-23 of the norm each covers it.
-    out.error = upwards(std::sqrt(total(errors)) + out.norm * std::ldexp(1.0, -22));
-    return out;
-}
-
-template <Precision P>
-Quantised quantise_portable(const float *values, std::int64_t dims, std::int64_t steps, int levels, int offset,
-                            std::uint32_t *units) {
-    return quantise_body<P>(values, dims, steps, levels, offset, units);
-}
-#if EL4NER_X86
-template <Precision P>
-EL4NER_AVX2 Quantised quantise_avx2(const float *values, std::int64_t dims, std::int64_t steps, int levels, int offset,
-                                    std::uint32_t *units) {
-    return quantise_body<P>(values, dims, steps, levels, offset, units);
-}
-#endif
-
-using QuantiseFunction = Quantised (*)(const float *, std::int64_t, std::int64_t, int, int, std::uint32_t *);
-
-inline QuantiseFunction quantise_for(Precision precision) {
-#if EL4NER_X86
-    if (cpu_has(Isa::avx2, Precision::fp32))
-        return precision == Precision::fp32   ? quantise_avx2<Precision::fp32>
-               : precision == Precision::bf16 ? quantise_avx2<Precision::bf16>
-                                              : quantise_avx2<Precision::int8>;
-#endif
-    return precision == Precision::fp32   ? quantise_portable<Precision::fp32>
-           : precision == Precision::bf16 ? quantise_portable<Precision::bf16>
-                                          : quantise_portable<Precision::int8>;
-}
-
 // Runs work(task) for each task below `tasks` on several threads; the first exception goes to the caller.
 template <typename Work>
 void parallel(std::int64_t tasks, int threads, const Work &work) {
@@ -258,6 +131,27 @@ void parallel(std::int64_t tasks, int threads, const Work &work) {
     for (std::thread &other : others) other.join();
     for (const std::exception_ptr &error : errors)
         if (error) std::rethrow_exception(error);
+}
+
+// The longest row's length; NaN if a number is not finite. Squares of float32 numbers do not overflow in float64.
+inline double largest_norm(const float *vectors, std::int64_t count, std::int64_t dims, Dot64Function dot64, int threads) {
+    constexpr std::int64_t rows = 4096;
+    std::vector<double> tops(static_cast<std::size_t>((count + rows - 1) / rows), 0.0);
+    parallel(static_cast<std::int64_t>(tops.size()), threads, [&](std::int64_t task) {
+        double top = 0.0;
+        for (std::int64_t s = task * rows; s < std::min(count, (task + 1) * rows); ++s) {
+            const double square = dot64(vectors + s * dims, vectors + s * dims, dims);
+            top = square <= top ? top : square;  // takes NaN too
+            if (!std::isfinite(top)) break;
+        }
+        tops[static_cast<std::size_t>(task)] = top;
+    });
+    double top = 0.0;
+    for (const double one : tops) {
+        if (!std::isfinite(one)) return std::numeric_limits<double>::quiet_NaN();
+        top = std::max(top, one);
+    }
+    return std::sqrt(top);
 }
 
 // Memory for the units, in huge pages where the system grants them (packing is bound by page faults).
@@ -337,18 +231,14 @@ class PackedPool {
         std::vector<float> scaled(static_cast<std::size_t>(dims));
         std::vector<std::uint32_t> row(static_cast<std::size_t>(steps));
         const std::int64_t positions = first[g + 1] - first[g];
-        for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-            const std::int64_t at = g * kLanes + lane;
-            const std::int32_t c = order[at];
-            for (std::int64_t p = 0; p < positions; ++p) {
+        for (std::int64_t p = 0; p < positions; ++p)  // outside, so that the panel written to stays in the first cache
+            for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+                const std::int64_t at = g * kLanes + lane;
+                const std::int32_t c = order[at];
                 const std::int64_t place = (first[g] + p) * kLanes + lane;
                 std::uint32_t *panel = units->get() + (first[g] + p) * steps * kLanes + lane;
-                if (c < 0) {
-                    for (std::int64_t s = 0; s < steps; ++s) panel[s * kLanes] = 0;
-                    continue;
-                }
-                const std::int64_t own = offsets[c + 1] - offsets[c];
-                if (p < own) {  // else the last span again: the maximum stays
+                const std::int64_t own = c < 0 ? 0 : offsets[c + 1] - offsets[c];
+                if (p < own) {
                     const float *vector = vectors + (offsets[c] + p) * dims;
                     for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
                     const Quantised q = quantise(scaled.data(), dims, steps, 127, 0, row.data());
@@ -358,13 +248,17 @@ class PackedPool {
                         negated_sums[place] = -q.sum;
                         scales[place] = q.scale;
                     }
-                } else if (precision == Precision::int8) {
+                    for (std::int64_t s = 0; s < steps; ++s) panel[s * kLanes] = row[s];
+                    continue;
+                }
+                // The last span again, so that the maximum stays; zeros in a lane without a sentence.
+                const std::uint32_t *before = panel - steps * kLanes;
+                for (std::int64_t s = 0; s < steps; ++s) panel[s * kLanes] = c < 0 ? 0 : before[s * kLanes];
+                if (precision == Precision::int8 && c >= 0) {
                     negated_sums[place] = negated_sums[place - kLanes];
                     scales[place] = scales[place - kLanes];
                 }
-                for (std::int64_t s = 0; s < steps; ++s) panel[s * kLanes] = row[s];
             }
-        }
     }
 
     std::unique_ptr<Units> units;

@@ -60,6 +60,9 @@ class PackedPool:
     def nbytes(self) -> int:
         """Memory it holds."""
 
+def span_topk_largest_norm(vectors: NDArray[np.float32], threads: int) -> float:
+    """vectors (S, D): the length of the longest; NaN if a number is not finite."""
+
 def span_topk_pack(
     vectors: NDArray[np.float32], offsets: NDArray[np.int64], largest_norm: float, precision: str, threads: int
 ) -> PackedPool:

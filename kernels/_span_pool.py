@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from el4ner.errors import InputError, ShapeError
 from el4ner.kernels import _dispatch
 from el4ner.kernels._dispatch import Array
+from el4ner.kernels._threads import thread_count
 
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
@@ -33,7 +34,11 @@ _ALIGN = 64
 
 
 def largest_norm(vectors: Floats) -> float:
-    """Length of the longest vector, in float64; 0 where there is none."""
+    """Length of the longest vector, in float64; 0 where there is none, no finite number where a number is none."""
+    if _dispatch._native_reason() is None:
+        from el4ner import _native
+
+        return _native.span_topk_largest_norm(vectors, thread_count())
     return float(np.sqrt(np.einsum("sd,sd->s", vectors, vectors, dtype=np.float64).max(initial=0.0)))
 
 
@@ -59,8 +64,10 @@ class SpanPool:
         vectors_ = _dispatch.to_numpy("vectors", vectors, 2, np.float32)
         offsets_ = _dispatch.to_numpy("offsets", offsets, 1, np.int64)
         _dispatch.check_offsets("offsets", offsets_, len(vectors_))
-        _dispatch.check_finite("vectors", vectors_)
-        return cls(vectors_, offsets_, largest_norm(vectors_))
+        norm = largest_norm(vectors_)
+        if not np.isfinite(norm):
+            _dispatch.check_finite("vectors", vectors_)
+        return cls(vectors_, offsets_, norm)
 
     @property
     def sentences(self) -> int:
