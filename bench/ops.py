@@ -66,7 +66,8 @@ def share(op: str, shape: Mapping[str, int], seconds: float, ceilings: Ceilings)
     """How much of the machine a time means; None where no ceiling was measured."""
     bound, amount = work(op, shape)
     kind = "bf16" if shape.get("bf16") or (op == "span_topk" and "matmul" in ceilings.how) else "f32"
-    ceiling = ceilings.copy_bytes_s if bound == "bytes" else ceilings.flops_s.get(kind, 0.0)
+    moved = ceilings.read_bytes_s if op == "vote" else ceilings.copy_bytes_s  # of vote's bytes 3% are written
+    ceiling = moved if bound == "bytes" else ceilings.flops_s.get(kind, 0.0)
     unit = "GB/s" if bound == "bytes" else f"{kind} GFLOP/s"
     if not ceiling:
         return None

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from el4ner.bench import span_packing
 from el4ner.bench._harness import machine
 from el4ner.bench.rivals import Rival, to_host
 from el4ner.bench.span_pools import REAL, SYNTHETIC, SpanInput, real, synthetic
@@ -429,6 +430,7 @@ def measure(*, size: str, repeats: int, seed: int, names: Sequence[str] = ()) ->
     """All rows, from one single-threaded process per input. Real pools need EL4NER_DATA and the embedded encoder."""
     if not names:
         names = ["clustered"] if size == "small" else [*SYNTHETIC, *(REAL if os.environ.get("EL4NER_DATA") else ())]
+        names += ["packing"] if size == "full" else []
     env = {**os.environ, **dict.fromkeys((*THREADS, "EL4NER_THREADS"), "1"), "PYTHONSAFEPATH": "1"}
     for name in names:
         words = ["--data", name, "--size", size, "--repeats", str(repeats), "--seed", str(seed)]
@@ -444,7 +446,7 @@ def measure(*, size: str, repeats: int, seed: int, names: Sequence[str] = ()) ->
 def main(arguments: Sequence[str] | None = None) -> None:
     """One input in this process, whose threads the caller has set."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=[*SYNTHETIC, *REAL], default="clustered")
+    parser.add_argument("--data", choices=[*SYNTHETIC, *REAL, "packing"], default="clustered")
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -452,6 +454,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if given.data == "packing":
+        for row in span_packing.rows(repeats=given.repeats, seed=given.seed, facts=machine()):
+            print(json.dumps(row), flush=True)
+        return
     sizes = SIZES[given.size]
     if given.data in REAL:
         data = real(given.data, queries=sizes["queries"], sentences=REAL[given.data], seed=given.seed)

@@ -34,6 +34,23 @@ EL4NER_AVX512_BF16 inline double peak_round_bf16(float *out) {
     for (auto &one : sum) *out += _mm512_reduce_add_ps(one);
     return 64.0 * kPeakRegisters * kPeakLoops;
 }
+#if EL4NER_AMX
+EL4NER_AMX_TARGET inline double peak_round_amx() {
+    tiles_configure();
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (int loop = 0; loop < kPeakLoops; ++loop) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    tiles_release();
+    return 4.0 * 2.0 * 16 * 16 * 32 * kPeakLoops;
+}
+#endif
 #endif
 
 // The fastest of `rounds` short loops in FLOP/s, 0 where this processor has no such instructions.
@@ -46,7 +63,11 @@ inline double peak_flops(bool bf16, int rounds) {
     for (int round = 0; round < rounds; ++round) {
         float out = 0.0f;
         const double start = seconds_now();
-        const double work = bf16 ? peak_round_bf16(&out) : peak_round_f32(&out);
+        double work = 0.0;
+#if EL4NER_AMX
+        if (bf16 && set >= InstructionSet::amx) work = peak_round_amx();
+#endif
+        if (work == 0.0) work = bf16 ? peak_round_bf16(&out) : peak_round_f32(&out);
         const double speed = work / (seconds_now() - start);
         kept = out;
         best = speed > best ? speed : best;

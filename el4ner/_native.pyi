@@ -47,7 +47,7 @@ def choice_log_totals_bf16(
     """The same with the bits of bfloat16 numbers."""
 
 def instruction_set() -> int:
-    """0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16, 4 AMX: what the next call will use (EL4NER_ISA narrows it)."""
+    """0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16, 4 AMX: what the next call uses (EL4NER_ISA narrows it)."""
 
 def peak_flops(bf16: bool, rounds: int) -> float:
     """FLOP/s of one core in registers, the best of some rounds; 0 without AVX-512 (BF16)."""
