@@ -18,6 +18,9 @@ from el4ner.errors import ConfigError, InputError
 
 Variant = Literal["list", "ask", "define"]
 
+_TAKEN = ("auto", "all", "reading", "retrieval", "noun-phrases", "pool-strings")
+"""Names that mean something else among voters and proposers; "reading.NAME" is the reading voter of one of several."""
+
 
 class _Settings(BaseModel):
     # strict: "8" and true are no numbers; an integer may stand where a number is asked for
@@ -253,7 +256,7 @@ class Config(_Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     memory_limit_mib: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=128, ge=1, le=4096)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     min_score: float | None = Field(default=None, ge=0, le=1)
     target_precision: float | None = Field(default=None, gt=0, lt=1)
     overlap: Literal["flat", "nested"] = "flat"
@@ -273,9 +276,9 @@ class Config(_Settings):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"members: {', '.join(repeated)} named twice; every member needs its own name")
-        taken = sorted(set(names) & {"reading", "retrieval"})
+        taken = [name for name in names if name in _TAKEN or name.startswith("reading.")]
         if taken:
-            raise ValueError(f"members: {taken[0]!r} is the name of a voter; choose another")
+            raise ValueError(f"members: {taken[0]!r} is the name of a voter or proposer; choose another")
         known = ["reading", "retrieval", *names]
         if isinstance(self.voters, tuple):
             for voter in self.voters:
@@ -283,6 +286,9 @@ class Config(_Settings):
                     raise ValueError(f"voters: {voter!r} is unknown; choose auto, all or from {', '.join(known)}")
             if not self.voters:
                 raise ValueError("voters: none named; choose auto, all or a list of names")
+            twice = [voter for voter in known if self.voters.count(voter) > 1]
+            if twice:
+                raise ValueError(f"voters: {', '.join(twice)} named twice; name every voter once")
         if self.min_score is not None and self.target_precision is not None:
             raise ValueError("min_score and target_precision both say what is left out; give one of them")
         if self.verify.member is not None and self.verify.member not in names:
