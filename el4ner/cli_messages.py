@@ -69,6 +69,11 @@ class Messages:
             line = f"el4ner: warning: {message}"
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def note(self, message: str) -> None:
+        """What is going on, above the bar; nothing where there is none."""
+        if self._progress is not None:
+            self._progress.console.print(f"el4ner: {message}", markup=False, highlight=False, soft_wrap=True)
+
     def bar(self, total: int | None) -> AbstractContextManager[object]:
         """Shows the bar within a `with` block, if one is wanted."""
         return _Bar(self, total) if self._bar_wanted else nullcontext()

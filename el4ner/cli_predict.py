@@ -74,11 +74,15 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_device(device: str) -> None:
-    """Raises click.UsageError for a CUDA device that is not there, before anything is read or loaded."""
-    if not device.startswith("cuda"):
+    """Raises click.UsageError for a GPU that is not there, before anything is read or loaded."""
+    if device in ("auto", "cpu"):
         return
     import torch
 
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            raise click.UsageError("--device mps: not available here; choose auto or cpu")
+        return
     count = torch.cuda.device_count()
     if int(device.partition(":")[2] or 0) >= count:
         remedy = f"choose {f'one below {count}, ' if count else ''}auto or cpu; `el4ner doctor` says what is here"
@@ -130,7 +134,7 @@ def _outputs(
                 raise click.UsageError(f"{option} {visible(path or '')} is also {what}; choose another name")
     if output is not None and report is not None and _is_same_file(output, report):
         raise click.UsageError(f"--report {visible(report)} is also --output; choose another name")
-    return OutputFile(output) if output else None, OutputFile(report) if report else None
+    return None if output is None else OutputFile(output), None if report is None else OutputFile(report)
 
 
 def _finished(predictions: Iterable[Prediction], messages: Messages) -> Iterator[Prediction]:
@@ -243,6 +247,7 @@ def predict(
 
     with warnings_as_messages(messages.warn):
         model = El4ner.from_config(settings)
+        model.progress = messages.note
         statuses = _run(model, sentences, target, messages, total)
         if settings.target_precision is not None and not quiet and statuses:  # without records nothing was fitted
             click.echo(f"el4ner: {_promise(model.report()['fitted']['operating point'])}", err=True)

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import secrets
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -352,7 +353,16 @@ class OutputFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(os.path.realpath(path))
         self._name = display_name(path)
-        if self.path.is_dir():
+        if not str(path):
+            raise UsageError("the name of an output file is empty; name a file")
+        try:
+            is_folder = stat.S_ISDIR(self.path.stat().st_mode)
+        except FileNotFoundError:
+            is_folder = False
+        except (OSError, ValueError) as error:  # a name that is too long, a folder that is closed, a null character
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"{self._name}: cannot be written ({reason}); choose another name") from None
+        if is_folder:
             raise UsageError(f"{self._name}: is a folder; name a file in it")
         if not self.path.parent.is_dir():
             folder = visible(str(self.path.parent))

@@ -85,6 +85,8 @@ def check_readable(path: str | Path, *, may_be_empty: bool = False) -> None:
     if str(path) == STDIN:
         return
     name = display_name(path)
+    if not str(path):
+        raise InputError("the name of an input file is empty; name a file, or - for stdin")
     try:
         info = Path(path).stat()
     except FileNotFoundError:

@@ -37,6 +37,8 @@ class El4ner:
         self.config = config
         self.watch: Watch | None = None
         """Called with every batch and what its stages found, for evaluations; None for nobody."""
+        self.progress: Callable[[str], None] | None = None
+        """Told what the preparation is about, which can take minutes; None for nobody."""
         self._given: dict[str, Any] = {"engines": engines, "encoder": encoder, "pool": pool}
         self._team: Team | None = None
         self._preparation: Preparation | None = None
@@ -63,7 +65,7 @@ class El4ner:
         """Loads the models and computes everything that comes from the pool, or takes it from the cache."""
         if self._team is None:
             began = time.perf_counter()
-            self._preparation = Preparation(self.config, progress=progress, **self._given)
+            self._preparation = Preparation(self.config, progress=progress or self.progress, **self._given)
             self._team = self._preparation.team()
             self._team.tokens.clear()  # the report counts what predictions cost
             self._team.close.clear()
@@ -92,10 +94,11 @@ class El4ner:
         while chunk := list(islice(sentences, self.config.batch_size)):
             self.prepare()
             began = time.perf_counter()
-            for prediction in self._chunk(chunk):
+            found = self._chunk(chunk)
+            self._seconds["prediction"] += time.perf_counter() - began  # without what the caller does in between
+            for prediction in found:
                 self._statuses[prediction.status] += 1
                 yield prediction
-            self._seconds["prediction"] += time.perf_counter() - began
 
     def _chunk(self, chunk: Sequence[Sentence]) -> list[Prediction]:
         """Usable sentences go through the stages together; if that fails, each alone, so that none fails others."""

@@ -234,6 +234,11 @@ class Preparation:
                 from el4ner.audition import audition
 
                 audition(self, team, examined)
+            if not team.asked:
+                raise ConfigError(
+                    f"voters={self.config.voters!r} leaves nobody to ask: no model among the members can be read; name "
+                    "other voters, or a local model as a member"
+                )
             self.cache.put(key, fitted_arrays(self, team))
         self._cut(team)
 

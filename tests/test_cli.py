@@ -211,6 +211,13 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         (["x.jsonl", "blank.jsonl"], "el4ner: error: blank.jsonl: is empty; expected one record a line"),
         (["x.jsonl", "utf16.jsonl"], "el4ner: error: utf16.jsonl: is UTF-16; convert it to UTF-8 first"),
         (["x.jsonl", "--device", "cuda:99"], "Error: --device cuda:99: "),
+        (["x.jsonl", "--seed", "9" * 30], "el4ner: error: settings: seed=999"),
+        (["x.jsonl", "--voters", "reading,reading"], "el4ner: error: settings: voters: reading named twice"),
+        ([""], "el4ner: error: the name of an input file is empty"),
+        (["x.jsonl", "-o", ""], "el4ner: error: the name of an output file is empty"),
+        (["x.jsonl", "--report", ""], "el4ner: error: the name of an output file is empty"),
+        (["x.jsonl", "-o", "n" * 300], f"el4ner: error: {'n' * 300}: cannot be written (File name too long)"),
+        (["x.jsonl", "-o", "x.jsonl/y"], "el4ner: error: x.jsonl/y: cannot be written (Not a directory)"),
         (["x.jsonl", "-o", "no/out.jsonl"], "el4ner: error: no/out.jsonl: the folder "),
         (["x.jsonl", "-o", "folder"], "el4ner: error: folder: is a folder; name a file in it"),
         (["x.jsonl", "--report", "no/r.json"], "el4ner: error: no/r.json: the folder "),
@@ -256,6 +263,16 @@ def test_settings_errors_are_raised_before_models_are_loaded(pipeline: type[Fake
     assert result.exit_code == ConfigError.exit_code == 2
     assert "batchsize" in result.stderr
     assert pipeline.configs == []
+
+
+def test_a_gpu_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for device, words in (("mps", "not available here"), ("cuda", "0 CUDA devices found")):
+        for command in (["predict", "--text", "x"], ["pool", "build"], ["plan"]):
+            result = run(*command, "--device", device)
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert f"--device {device}: {words}; choose auto or cpu" in result.stderr
 
 
 def test_devices_are_no_files_to_be_overwritten() -> None:

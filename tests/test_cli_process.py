@@ -41,6 +41,7 @@ class El4ner:
     @classmethod
     def from_config(cls, config): return cls()
     def predict_iter(self, sentences):
+        self.progress("reading the pool")
         for sentence in sentences:
             if sentence.text == "wait": time.sleep(60)
             yield Prediction(sentence.id, sentence.text)
@@ -186,6 +187,7 @@ def test_a_progress_bar_with_rate_on_a_terminal_only() -> None:
     os.close(leader)
     assert b"31/31" in shown
     assert b"/s" in shown
+    assert b"el4ner: reading the pool" in shown
     assert b"warning: x.jsonl:31: id" in shown
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,12 +268,41 @@ def test_labels_without_examples_are_zero_shot(make: Callable[..., El4ner]) -> N
     assert model.report()["pool"] == {"sentences": 0, "labels": ["person", "place"]}
 
 
+def test_what_the_caller_does_between_records_is_no_time_of_the_run(
+    make: Callable[..., El4ner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("el4ner.pipeline.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    good = stages.member(["Bob"], GOLD)
+
+    def generate(request: Generate) -> Completion:
+        clock[0] += 1.0
+        return good.generate([request])[0]
+
+    engine = ScriptedEngine(generate=generate, choose=lambda request: good.choose([request])[0].tolist())
+    model = make({"a": engine}, batch_size=2)
+    for _ in model.predict_iter(["Bob left.", "Bob came.", "Bob went."]):
+        clock[0] += 100.0
+    assert model.report()["seconds"]["prediction"] == 3.0
+
+
+def test_the_preparation_says_what_it_is_about(make: Callable[..., El4ner]) -> None:
+    model = make({"a": stages.member()}, large_pool(), voters=["retrieval"], extract={"reading": False})
+    told: list[str] = []
+    model.progress = told.append
+    model.predict(["Dora left."])
+    assert "retrieval: encoding the pool's strings" in told
+
+
 def test_nobody_to_ask_is_a_usage_error(make: Callable[..., El4ner]) -> None:
     model = make({"a": stages.member()}, voters="reading")
     with pytest.raises(ConfigError, match="leaves nobody to ask: the reading voter needs 20"):
         model.predict(["Bob"])
     with pytest.raises(ConfigError, match="no labels"):
         make({"a": stages.member()}, Pool((), ())).predict(["Bob"])
+    # a pool that is large enough, and a member whose states cannot be read
+    with pytest.raises(ConfigError, match=r"^voters=\('reading',\) leaves nobody to ask: no model among the members"):
+        make({"a": stages.member()}, large_pool(), voters=["reading"], extract={"reading": False}).predict(["Bob"])
 
 
 # The paper preset: everything is generated
