@@ -221,9 +221,14 @@ def _rows(path: str | Path, token_column: int, tag_column: int) -> list[list[_Ro
             token, tag = cells[token_column], cells[tag_column]
         except IndexError:
             token = tag = ""
-        if len(cells) < 2 or not token or not _is_tag(tag):
-            shown = excerpt(" ".join(cells))
+        shown = excerpt(" ".join(cells))
+        if len(cells) < 2 or not token or not tag:
             raise PoolError(f"{name}:{line}: {shown} has no token and tag; expected columns, such as 'Berlin B-place'")
+        if not _is_tag(tag):
+            raise PoolError(
+                f"{name}:{line}: {shown} ends in {excerpt(tag)}, which is no tag; expected O, or one of B- I- E- S- "
+                "L- U- with a label, as in 'Berlin B-place'"
+            )
         sentences[-1].append(_Row(line, token, tag))
     return [rows for rows in sentences if rows]
 

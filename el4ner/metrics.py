@@ -28,6 +28,8 @@ from el4ner.lines import LineError, display_name, excerpt, id_of, kind
 from el4ner.records import Demonstration
 
 _CELLS_PER_CHUNK = 2_000_000  # sampled sentences held at once: about 64 MB
+MAX_BOOTSTRAP = 1_000_000
+"""More resamplings than this change no digit that is shown."""
 
 
 class Interval(NamedTuple):
@@ -191,10 +193,10 @@ def evaluate(gold: Sequence[Any], predicted: Sequence[Any], n_bootstrap: int = 1
     or objects with such attributes (Demonstration, Prediction). Records are matched by id, and by order among equal
     ids. Intervals are percentiles of `n_bootstrap` resamplings of the sentences (0: none), reproducible by `seed`.
     Raises ValueError if gold is malformed or lists an entity twice, UsageError if there is no gold at all or
-    n_bootstrap is negative.
+    n_bootstrap is negative or above MAX_BOOTSTRAP.
     """
-    if n_bootstrap < 0:
-        raise UsageError(f"n_bootstrap={n_bootstrap}; use 0 for no intervals, or 1000")
+    if not 0 <= n_bootstrap <= MAX_BOOTSTRAP:
+        raise UsageError(f"n_bootstrap={n_bootstrap}; use 0 for no intervals, 1000, or at most {MAX_BOOTSTRAP}")
     gold_records = [_record(item, position) for position, item in enumerate(gold, start=1)]
     if not gold_records:
         raise UsageError("no gold records; give at least one labelled sentence")
@@ -315,6 +317,8 @@ def _record(item: Any, position: int) -> _Record:
 
 
 def _entity(entity: Any, where: str) -> _Entity:
+    if not isinstance(entity, Mapping) and not hasattr(entity, "start"):
+        raise ValueError(f"{where}: an entity is {entity!r}; use an object with start, end and label")
     start, end, label = (_field(entity, name) for name in ("start", "end", "label"))
     for value in (start, end):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool):

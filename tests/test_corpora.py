@@ -172,7 +172,8 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
     ("content", "message"),
     [
         ("a O\nb\n", 'x.conll:2: "b" has no token and tag; expected columns'),
-        ("a O\nb person\n", 'x.conll:2: "b person" has no token and tag; expected columns'),
+        ("a O\nb person\n", 'x.conll:2: "b person" ends in "person", which is no tag; expected O, or one of B- I- E- '),
+        ("a X-person\n", 'x.conll:1: "a X-person" ends in "X-person", which is no tag'),
         (b"a O\ncaf\xe9 O\n", "x.conll:2: invalid UTF-8"),
         ("-DOCSTART- O\n", "x.conll: holds no token; expected columns"),
         ("\n", "x.conll: is empty"),

@@ -13,7 +13,7 @@ import pytest
 
 from el4ner.corpora import locate_tokens, spans_to_tags
 from el4ner.errors import InputError, UsageError
-from el4ner.metrics import bootstrap, evaluate, read_gold, read_predicted
+from el4ner.metrics import MAX_BOOTSTRAP, bootstrap, evaluate, read_gold, read_predicted
 from el4ner.records import Demonstration, Entity, LabelledSpan, Prediction, Span
 
 TEXT = "Ada Lovelace lived in London ."
@@ -50,8 +50,9 @@ def test_perfect_and_empty() -> None:
     assert nothing.labels == {}
     with pytest.raises(UsageError, match="no gold records"):
         evaluate([], gold)
-    with pytest.raises(UsageError, match="n_bootstrap=-1"):
-        evaluate(gold, gold, n_bootstrap=-1)
+    for wrong in (-1, MAX_BOOTSTRAP + 1):
+        with pytest.raises(UsageError, match=f"n_bootstrap={wrong}; use 0"):
+            evaluate(gold, gold, n_bootstrap=wrong)
 
 
 def test_duplicates_are_false_positives() -> None:
@@ -261,7 +262,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line, message in [
         ("{}", '"entities" is null; use a list of {start, end, label}, as el4ner predict writes it'),
         ('{"entities": [{"start": null}]}', "record '2': an entity has the offset None; use integers"),
-        ('{"entities": [3]}', "record '2': an entity has the offset None; use integers"),
+        ('{"entities": [3]}', "record '2': an entity is 3; use an object with start, end and label"),
         ('{"id": [], "entities": []}', '"id" is a list ([]); use a string or an integer'),
         ("x", "not JSON"),
     ]:
