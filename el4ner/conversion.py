@@ -35,21 +35,28 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no log lines below errors from transformers inside the block; as before after it."""
+    """No progress bars and no log lines below errors from transformers and the hub's client inside the block.
+
+    As before after it. The client says of every request that it tries again; the error that follows says it once.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_level = hub_logging.get_verbosity()
     hub_bars_off = are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             logging.set_verbosity_error()
+            hub_logging.set_verbosity_error()
             logging.disable_progress_bar()
             disable_progress_bars()
             yield
         finally:
             logging.set_verbosity(level)
+            hub_logging.set_verbosity(hub_level)
             if bars:
                 logging.enable_progress_bar()
             if not hub_bars_off:

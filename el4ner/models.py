@@ -248,7 +248,7 @@ def _hub_snapshot(hub_id: str) -> Path | None:
 
 def _unknown(source: str, looks_like_path: bool) -> ModelNotFoundError:
     if looks_like_path:
-        return ModelNotFoundError(f"model {source!r}: no such file or folder")
+        return ModelNotFoundError(f"model {source!r}: no such file or folder; check the path")
     names = list(known_names())
     near = difflib.get_close_matches(source, names + [name.partition(":")[2] for name in names], n=2, cutoff=0.5)
     nearest = list(dict.fromkeys(name if ":" in name else f"embedded:{name}" for name in near))

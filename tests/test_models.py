@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -329,15 +330,19 @@ def test_the_copy_of_the_embedded_model_has_no_quantisation_left() -> None:
 
 def test_transformers_is_as_loud_as_before() -> None:
     pytest.importorskip("transformers")
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    def loudness() -> tuple[int, bool, int]:
+        return logging.get_verbosity(), logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
+
+    before = loudness()
 
     def fail_quietly() -> None:
         with conversion.quiet_transformers():
-            assert not logging.is_progress_bar_enabled()
+            assert loudness() == (ERROR, False, ERROR)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail_quietly()
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
+    assert loudness() == before != (ERROR, False, ERROR)
