@@ -11,7 +11,7 @@ from typing import Any
 
 from el4ner.config import Config, load_config, merge
 from el4ner.engines.base import Encoder, Engine
-from el4ner.errors import EngineError, KernelError, UsageError
+from el4ner.errors import ConfigError, EngineError, KernelError, UsageError
 from el4ner.jsonl import make_sentence, record_sentence
 from el4ner.plan import mib, peak_mib
 from el4ner.pool import Pool
@@ -48,7 +48,9 @@ class El4ner:
         self._tokens: Counter[str] = Counter()
 
     @classmethod
-    def from_config(cls, config: Config | Mapping[str, Any] | str | None = None, **overrides: Any) -> El4ner:
+    def from_config(
+        cls, config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None, **overrides: Any
+    ) -> El4ner:
         """From settings: a Config, plain data, or the path of a YAML or JSON file, under keyword overrides.
 
         Raises ConfigError for settings that are wrong. Nothing is loaded before it is needed.
@@ -59,7 +61,9 @@ class El4ner:
             config = config.model_dump(exclude_unset=True)
         if isinstance(config, Mapping):
             return cls(load_config(None, merge(config, overrides)))
-        return cls(load_config(config, overrides))
+        if config is not None and not isinstance(config, str | os.PathLike):
+            raise ConfigError(f"config is {type(config).__name__}; give a path, a mapping of settings or a Config")
+        return cls(load_config(None if config is None else os.fspath(config), overrides))
 
     def prepare(self, progress: Callable[[str], None] | None = None) -> None:
         """Loads the models and computes everything that comes from the pool, or takes it from the cache."""

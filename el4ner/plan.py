@@ -213,14 +213,20 @@ def resident_bytes() -> int:
 
 
 def peak_mib(device: str) -> int:
-    """Most memory so far: of a CUDA device what torch allocated there, else of this process."""
+    """Most memory so far: of a CUDA device what torch allocated there, else of this process.
+
+    0 where the system does not say (Windows).
+    """
     if device.startswith("cuda"):
         import torch
 
         return mib(torch.cuda.max_memory_allocated(device))
-    import resource
     import sys
 
+    try:
+        import resource
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10))
 

@@ -159,11 +159,13 @@ def test_the_api_merges_overrides_into_nested_settings(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("retrieve: {k: 2}\n")
     given: dict[str, Any] = {"retrieve": {"k": 2}}
-    for base in (str(path), given, make_config(given)):
+    for base in (str(path), path, given, make_config(given)):
         config = El4ner.from_config(base, retrieve={"pos_of": "last"}, batch_size=2).config
         assert (config.retrieve.k, config.retrieve.pos_of, config.batch_size) == (2, "last", 2)
     assert El4ner.from_config({"members": []}).config.members == ()
     assert El4ner.from_config(members=["a=b/c"]).config.members[0].source == "b/c"
+    with pytest.raises(ConfigError, match=r"^config is list; give a path, a mapping of settings or a Config$"):
+        El4ner.from_config([{"seed": 1}])  # type: ignore[arg-type]
     for wrong in (5, {"a": 1}, "a"):
         for call in (lambda w: El4ner.from_config({"members": w}), lambda w: El4ner.from_config(members=w)):
             with pytest.raises(ConfigError, match=r"^settings: members=.*: use a list$"):

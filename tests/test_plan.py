@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from el4ner.engines.residency import Residency  # noqa: E402
 from el4ner.engines.sizes import size_of  # noqa: E402
 from el4ner.errors import ConfigError, EngineError  # noqa: E402
 from el4ner.models import embedded_file, local_folder, resolve  # noqa: E402
-from el4ner.plan import MIB, check_fits, make_plan, render_plan  # noqa: E402
+from el4ner.plan import MIB, check_fits, make_plan, peak_mib, render_plan  # noqa: E402
 from el4ner.preparation import Preparation  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("embedded")
@@ -159,6 +160,12 @@ def test_quantisation_without_its_library_is_one_line(folders: list[str], monkey
     assert "\n" not in str(caught.value)
     with pytest.raises(EngineError, match="none, 8bit or 4bit"):
         load_engine(folders[0], device="cpu", dtype="float32", quantization="2bit")
+
+
+def test_peak_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_mib("cpu") > 0
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert peak_mib("cpu") == 0
 
 
 def test_the_command_loads_no_weights(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

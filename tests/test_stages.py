@@ -18,7 +18,7 @@ from el4ner.preparation import Preparation
 from el4ner.prompts import VERDICT_CHOICES
 from el4ner.records import Candidate, Demonstration, Entity, Label, LabelledSpan, Sentence, Span, Usage
 from el4ner.stages import classify, extract, retrieve, verify
-from el4ner.stages.classify import combine, worth_asking
+from el4ner.stages.classify import EVIDENCE, combine, evidence_of, worth_asking
 from el4ner.stages.extract import unite
 from el4ner.stages.team import Team
 
@@ -172,6 +172,18 @@ def test_everybody_who_is_allowed_proposes(make_team: Callable[..., Team]) -> No
     (candidates,) = extract([sentence], retrieve([sentence], silent), silent).candidates
     assert all("a" not in c.proposed_by for c in candidates)
     assert found(silent, TEXT) == GOLD  # it still votes
+
+
+def test_evidence_stands_in_the_order_that_is_named() -> None:
+    assert EVIDENCE == ("noun phrase", "pool string", "words beyond the first", "share of members that listed it")
+    sentence = Sentence("1", TEXT)
+    candidates = [
+        Candidate(Span(0, 4), ("noun-phrases",)),
+        Candidate(Span(9, 12), ("a", "pool-strings")),
+        Candidate(Span(9, 20), ("a", "b", "reading")),
+    ]
+    assert evidence_of(sentence, candidates, ["a", "b"]).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0.5], [0, 0, 2, 1]]
+    assert evidence_of(sentence, candidates, []).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0]]
 
 
 def test_unite_sorts_spans_and_proposers() -> None:
