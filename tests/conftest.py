@@ -6,12 +6,16 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings as hypothesis_settings
+
+hypothesis_settings.register_profile("el4ner", deadline=None)  # that a machine is busy is no failure
+hypothesis_settings.load_profile("el4ner")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -148,3 +152,20 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Pipelines of scripted members, by source, over a small pool and an empty cache (`scripted_members`)."""
+    from scripted_members import POOL, LetterEncoder, settings
+
+    from el4ner.config import make_config
+    from el4ner.pipeline import El4ner
+
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
+
+    def build(engines: dict[str, Any], pool: Any = POOL, **over: Any) -> El4ner:
+        config = make_config(settings(list(engines), **over))
+        return El4ner(config, engines=engines, encoder=LetterEncoder(), pool=pool)
+
+    return build

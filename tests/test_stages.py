@@ -2,101 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scripted_members import POOL, LetterEncoder, member, settings
 
 from el4ner.config import make_config
-from el4ner.engines.base import Choose, FloatArray, Generate, TokenStates
-from el4ner.engines.scripted import ScriptedEngine
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
-from el4ner.prompts import VERDICT_CHOICES
-from el4ner.records import Candidate, Demonstration, Entity, Label, LabelledSpan, Sentence, Span, Usage
+from el4ner.records import Candidate, Entity, Sentence, Span, Usage
 from el4ner.stages import classify, extract, retrieve, verify
 from el4ner.stages.classify import EVIDENCE, combine, evidence_of, worth_asking
 from el4ner.stages.extract import unite
 from el4ner.stages.team import Team
-
-LABELS = (Label("person", "A human."), Label("place", "A spot on a map."))
-
-
-class LetterEncoder:
-    """Unit vectors of letter counts."""
-
-    source = "letters"
-    n_layers = 0
-
-    def encode(self, texts: Sequence[str]) -> FloatArray:
-        rows = np.zeros((len(texts), 128), dtype=np.float32)
-        for row, text in zip(rows, texts, strict=True):
-            for character in text:
-                row[ord(character) % 128] += 1
-            row /= max(float(np.linalg.norm(row)), 1e-9)
-        return rows
-
-    def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
-        raise AssertionError("no reading voter is asked here")
-
-
-def demonstration(text: str, entities: Mapping[str, str]) -> Demonstration:
-    found = tuple(LabelledSpan(text.index(s), text.index(s) + len(s), label) for s, label in entities.items())
-    return Demonstration(text, text, found)
-
-
-POOL = Pool(
-    (
-        demonstration("Ada saw Rome.", {"Ada": "person", "Rome": "place"}),
-        demonstration("Bob left Oslo.", {"Bob": "person", "Oslo": "place"}),
-        demonstration("Cleo likes Quito.", {"Cleo": "person", "Quito": "place"}),
-        demonstration("It rained.", {}),
-    ),
-    LABELS,
-)
-
-
-def surface_of(request: Choose) -> str:
-    """The span that a classification or verification question is about."""
-    found = re.findall(r'"([^"\n]*)"', request.prompt[-1])
-    assert found, request.prompt
-    return str(found[0])
-
-
-def member(
-    names: Sequence[str] = (),
-    labels: Mapping[str, str] | None = None,
-    sure: float = 0.9,
-    rejects: Sequence[str] = (),
-) -> ScriptedEngine:
-    """Lists those of `names` that are in the text, gives each surface its label with `sure`, rejects some."""
-
-    def generate(request: Generate) -> str:
-        assert request.grammar is not None
-        return "; ".join(name for name in names if name in request.grammar.text) or "none"
-
-    def choose(request: Choose) -> list[float]:
-        if request.choices == VERDICT_CHOICES:
-            p = 0.1 if surface_of(request) in rejects else 0.8
-            return [float(np.log(p)), float(np.log(1 - p))]
-        label = (labels or {}).get(surface_of(request), "none of these")
-        rest = (1 - sure) / (len(request.choices) - 1)
-        if surface_of(request) == "N/A":
-            return [float(np.log(1 / len(request.choices)))] * len(request.choices)
-        return [float(np.log(sure if choice.strip() == label else rest)) for choice in request.choices]
-
-    return ScriptedEngine(generate=generate, choose=choose)
-
-
-QUIET: dict[str, Any] = {"noun_phrases": False, "pool_strings": False}
-
-
-def settings(names: Sequence[str], **over: Any) -> dict[str, Any]:
-    return {"members": [{"name": name, "source": name} for name in names], "voters": list(names), "extract": QUIET,
-            **over}  # fmt: skip
 
 
 @pytest.fixture
