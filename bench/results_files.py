@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from el4ner.bench import engine_table
 from el4ner.bench.finished_run import REFERENCE, FinishedRun
 from el4ner.bench.merged_runs import merged
 from el4ner.bench.report import build_report, load_places, sample_words
@@ -47,17 +48,22 @@ def write_results(root: Path) -> list[Path]:
     readme = root / "README.md"
     section = readme_section(root / "bench" / "results")
     renewed = between_markers(_read(readme), section, display_name(readme))
+    speeds = root / "bench" / "results" / "engine.jsonl"
+    if speeds.is_file() and engine_table.BEGIN in renewed:
+        markers = (engine_table.BEGIN, engine_table.END)
+        renewed = between_markers(renewed, engine_table.speed_section(speeds), display_name(readme), markers)
     results = root / "bench" / "RESULTS.md"
     _write(results, results_document(root / "bench" / "results"))
     _write(readme, renewed)
     return [results, readme]
 
 
-def between_markers(text: str, section: str, name: str) -> str:
+def between_markers(text: str, section: str, name: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
     """A text with what stands between the markers replaced. Raises InputError unless each marker stands there once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{name}: needs the lines {BEGIN} and {END} once each, in this order, around the results")
-    return f"{text[: text.index(BEGIN)]}{BEGIN}\n{section}{text[text.index(END) :]}"
+    begin, end = markers
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"{name}: needs the lines {begin} and {end} once each, in this order, around the results")
+    return f"{text[: text.index(begin)]}{begin}\n{section}{text[text.index(end) :]}"
 
 
 def results_document(folder: Path) -> str:

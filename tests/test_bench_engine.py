@@ -13,11 +13,12 @@ from click.testing import CliRunner
 pytest.importorskip("torch")
 
 from el4ner.bench import engine as engine_bench
+from el4ner.bench import engine_table
 from el4ner.bench.cli import group
 from el4ner.bench.engine_requests import shape_requests
 from el4ner.bench.random_models import SHAPES, bench_engine, shape_config
 from el4ner.bench.rivals_engine import Tokenised
-from el4ner.errors import ConfigError
+from el4ner.errors import ConfigError, InputError
 
 pytestmark = pytest.mark.usefixtures("embedded")  # random models read with the embedded model's tokenizer
 
@@ -66,6 +67,16 @@ def test_the_shape_of_the_goal(tiny: Any) -> None:
     (row,) = engine_bench.measure_engine(tiny, asked, sides=("engine",), blocks=1)
     assert row["tokens_over_distinct"] == 1.0
     assert row["token_ratio"] > 9
+
+
+def test_the_readme_has_the_table_of_the_committed_rows(root: Path, tmp_path: Path) -> None:
+    section = engine_table.speed_section(root / "bench" / "results" / "engine.jsonl")
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert f"{engine_table.BEGIN}\n{section}{engine_table.END}" in text  # made by el4ner-bench report --write-results
+    assert "whole pipeline" in section
+    (tmp_path / "rows.jsonl").write_text('{"what": "choose", "side": "engine"}\n')
+    with pytest.raises(InputError, match=r"rows.jsonl:1: is no row"):
+        engine_table.speed_section(tmp_path / "rows.jsonl")
 
 
 def test_distinct_tokens_by_hand() -> None:
