@@ -61,9 +61,9 @@ def test_words_is_linear_and_fast() -> None:
 
 def test_words_takes_hostile_runs() -> None:
     for text in ("'" * 50_000, "a'" * 25_000, "\u0301" * 50_000, "‍" * 50_000, "a" * 200_000, "." * 50_000):
-        begin = time.perf_counter()
+        begin = time.thread_time()  # a busy machine makes no difference
         words(text)
-        assert time.perf_counter() - begin < 2
+        assert time.thread_time() - begin < 2
 
 
 def tags_of(text: str) -> dict[str, str]:
