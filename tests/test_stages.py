@@ -118,6 +118,17 @@ def test_a_rejected_entity_is_dropped(make_team: Callable[..., Team]) -> None:
     assert found(make_team(engines, verify={"enabled": False}), TEXT) == {"Dora": "person", "Lima": "place"}
 
 
+def test_a_fitted_verdict_enters_the_score_and_the_threshold_decides(make_team: Callable[..., Team]) -> None:
+    team = make_team({"a": member(["Dora", "Lima"], GOLD, rejects=["Dora"])})
+    team.verifier_weights, team.threshold = (1.0, 2.0, -0.5), 0.5
+    ((entity,),), _ = run(team, TEXT)
+    assert (entity.text, entity.verified) == ("Lima", pytest.approx(0.8))
+    # the score's log-odds of 9 to 1, twice the verdict's of 4 to 1
+    assert entity.score == pytest.approx(1 / (1 + np.exp(-(np.log(9) + 2 * np.log(4) - 0.5))), abs=1e-5)
+    team.threshold = 0.05
+    assert {e.text: round(e.score, 3) for e in run(team, TEXT)[0][0]}["Dora"] == 0.063
+
+
 def test_the_named_member_verifies(make_team: Callable[..., Team]) -> None:
     engines = {"a": member(["Dora"], GOLD, rejects=["Dora"]), "b": member(["Dora"], GOLD)}
     assert found(make_team(engines), TEXT) == {}
