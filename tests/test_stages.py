@@ -16,8 +16,9 @@ from el4ner.preparation import Preparation
 from el4ner.records import Candidate, Entity, Sentence, Span, Usage
 from el4ner.stages import classify, extract, retrieve, verify
 from el4ner.stages.classify import EVIDENCE, combine, evidence_of, worth_asking
-from el4ner.stages.extract import unite
+from el4ner.stages.extract import pursued, unite
 from el4ner.stages.team import Team
+from el4ner.voters.reading import SpanTable
 
 
 @pytest.fixture
@@ -110,6 +111,21 @@ def test_evidence_stands_in_the_order_that_is_named() -> None:
 def test_unite_sorts_spans_and_proposers() -> None:
     united = unite([("b", [Span(3, 5), Span(0, 2)]), ("a", [Span(3, 5)]), ("a", [Span(3, 5)])])
     assert united == (Candidate(Span(0, 2), ("b",)), Candidate(Span(3, 5), ("a", "b")))
+
+
+def test_phrases_and_strings_are_dropped_where_every_reading_voter_rules_them_out() -> None:
+    def table(*entity: float) -> SpanTable:
+        p = np.array(entity, np.float32)[:, None]
+        return SpanTable((Span(0, 4), Span(5, 8)), np.log(np.stack([p, 1 - p], axis=2)))
+
+    team = Team(make_config({}), POOL)
+    proposals = [("noun-phrases", [Span(0, 4), Span(5, 8)]), ("pool-strings", [Span(5, 8)]), ("a", [Span(0, 8)])]
+    # 0.01 is too little for a phrase (0.02) and enough for a string (0.005)
+    kept = pursued(proposals, [table(0.5, 0.001), table(0.001, 0.01)], team)
+    assert kept == [("noun-phrases", [Span(0, 4)]), ("pool-strings", [Span(5, 8)]), ("a", [Span(0, 8)])]
+    kept = pursued(proposals, [table(0.001, 0.001)], team)
+    assert kept == [("noun-phrases", []), ("pool-strings", []), ("a", [Span(0, 8)])]
+    assert pursued(proposals, [], team) == proposals
 
 
 def test_a_rejected_entity_is_dropped(make_team: Callable[..., Team]) -> None:
