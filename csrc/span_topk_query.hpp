@@ -184,7 +184,7 @@ class Query {
         overflowed = true;
         tighten_all(statistics);
         if (size() > limit_ * 3 / 4) settle(statistics);
-        if (static_cast<std::int64_t>(hints_.size()) > 2 * limit_ * spans_) forget();
+        if (static_cast<std::int64_t>(hints_.size()) > limit_ * spans_) forget();
     }
 
     // Keeps the hints of those who are still candidates.
