@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +38,22 @@ def rivals(op: str, case: Case, device: str) -> Iterator[Rival]:
     name = f"el4ner.bench.rivals_{op}"
     if importlib.util.find_spec(name) is not None:
         yield from importlib.import_module(name).rivals(case, device)
+
+
+def crash(run: Callable[[], Any]) -> str | None:
+    """How a process of its own that calls `run` ends, where that is by a signal; None if it ends by itself.
+
+    run must be picklable. What it raises there is not looked at: the caller sees it on its own call.
+    """
+    child = multiprocessing.get_context("spawn").Process(target=_quietly, args=(run,))
+    child.start()
+    child.join()
+    return f"crashes with signal {-child.exitcode}" if child.exitcode and child.exitcode < 0 else None
+
+
+def _quietly(run: Callable[[], Any]) -> None:
+    with contextlib.suppress(Exception):
+        run()
 
 
 def to_host(*arrays: Any) -> tuple[NDArray[Any], ...]:

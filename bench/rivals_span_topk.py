@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from el4ner.bench import span_packing
 from el4ner.bench._harness import machine
-from el4ner.bench.rivals import Rival, to_host
+from el4ner.bench.rivals import Rival, crash, to_host
 from el4ner.bench.span_pools import REAL, SYNTHETIC, SpanInput, real, synthetic
 from el4ner.errors import KernelError
 from el4ner.kernels import SpanIndex, _span_native, available_backends, span_topk
@@ -56,6 +57,7 @@ class Side:
     """One way to answer. run() does all of it, or the first part of the queries: `part` says which share of the work.
 
     judge(result) -> (agreement, largest difference of a score), compared with what it claims to answer.
+    fragile: its library has been seen to crash, so it is tried in another process first; run can be pickled then.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Side:
     tolerance: float
     precision: str = "fp32"
     part: float = 1.0
+    fragile: bool = False
 
 
 def oracle(data: SpanInput, k: int) -> Answer:
@@ -270,12 +273,16 @@ def span_sides(data: SpanInput, k: int) -> list[Side]:
     return sides
 
 
+def _maxsim(function: str, queries: list[NDArray[Any]], documents: Any) -> list[NDArray[Any]]:
+    import maxsim_cpu
+
+    return [getattr(maxsim_cpu, function)(query, documents) for query in queries]
+
+
 def maxsim_sides(data: SpanInput) -> list[Side]:
     """maxsim-cpu: a query at a time, unweighted, nothing selected; 10 queries. Uniform: 5 spans a sentence."""
     if not importlib.util.find_spec("maxsim_cpu"):
         return []
-    import maxsim_cpu
-
     some = [data.queries[data.offsets[b] : data.offsets[b + 1]] for b in range(min(10, len(data.offsets) - 1))]
     some = [rows for rows in some if len(rows)]
     share = sum(map(len, some)) / len(data.queries)
@@ -294,10 +301,10 @@ def maxsim_sides(data: SpanInput) -> list[Side]:
     every_fifth = np.arange(0, uniform.shape[0] * 5, 5)
     return [
         Side("maxsim-cpu variable lengths", UNWEIGHTED,
-             lambda: [maxsim_cpu.maxsim_scores_variable(q, documents) for q in some],
-             lambda r: judge(r, starts, len(pool)), 1e-4, part=share),
-        Side("maxsim-cpu uniform lengths", UNWEIGHTED, lambda: [maxsim_cpu.maxsim_scores(q, uniform) for q in some],
-             lambda r: judge(r, every_fifth, uniform.shape[0] * 5), 1e-4, part=share),
+             partial(_maxsim, "maxsim_scores_variable", some, documents),
+             lambda r: judge(r, starts, len(pool)), 1e-4, part=share, fragile=True),
+        Side("maxsim-cpu uniform lengths", UNWEIGHTED, partial(_maxsim, "maxsim_scores", some, uniform),
+             lambda r: judge(r, every_fifth, uniform.shape[0] * 5), 1e-4, part=share, fragile=True),
     ]  # fmt: skip
 
 
@@ -306,6 +313,8 @@ def maxsim_sides(data: SpanInput) -> list[Side]:
 
 def _check(side: Side) -> dict[str, Any]:
     """status, reason, agreement and difference of a side. Exact ones must agree, rounded ones say how far they do."""
+    if side.fragile and (ended := crash(side.run)):
+        return {"status": "unavailable", "reason": ended}
     try:
         share, gap = side.judge(side.run())
     except (KernelError, RuntimeError, ValueError, TypeError) as error:
@@ -430,7 +439,7 @@ def table(measured: Sequence[Mapping[str, Any]]) -> str:
 def _openblas() -> dict[str, str]:
     """Which of its loops OpenBLAS is to take, so that rivals are measured at their best.
 
-    The one in faiss-cpu 1.15.1 does not know newer Xeons and takes its SSE3 loops: 7.0 s instead of 1.6 on one with AMX.
+    The one in faiss-cpu 1.15.1 does not know newer Xeons and takes its SSE3 loops: 7.0 s instead of 1.6 with AMX.
     """
     flags = machine()["instruction_sets"]
     return {"OPENBLAS_CORETYPE": "SkylakeX" if "avx512bw" in flags else "Haswell"} if "avx2" in flags else {}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from click.testing import CliRunner
 
 from el4ner.bench import ops, rivals_span_topk
 from el4ner.bench.cli import group
+from el4ner.bench.rivals import crash
 from el4ner.bench.rivals_span_topk import SENTENCES, Side, agreement, exactly, oracle, rows, table
 from el4ner.bench.span_pools import SpanInput, real, synthetic
 from el4ner.errors import InputError
@@ -40,6 +44,13 @@ def test_the_oracle_knows_empty_sentences_and_queries() -> None:
     empty = replace(data, pool=SpanPool.pack(data.pool.vectors, offsets), offsets=np.concatenate([[0], data.offsets]))
     expected = span_topk(empty.queries, empty.offsets, empty.weights, empty.pool, 70, backend="ref")
     assert np.array_equal(oracle(empty, 70)[0], expected[0])
+
+
+def test_a_rival_that_crashes_is_told_from_one_that_raises() -> None:
+    assert crash(os.abort) == f"crashes with signal {signal.SIGABRT}"
+    assert crash(partial(int, "no number")) is None
+    broken = Side("a rival", SENTENCES, os.abort, lambda r: (1.0, 0.0), 0.0, fragile=True)
+    assert rivals_span_topk._check(broken)["status"] == "unavailable"
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
