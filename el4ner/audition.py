@@ -9,6 +9,7 @@ larger sample, beside what the cheap voters already have.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -17,18 +18,17 @@ import numpy as np
 from el4ner.cache import content_key
 from el4ner.config import fingerprint
 from el4ner.engines.base import FloatArray
-from el4ner.operating import Decided
+from el4ner.operating import Decided, best_threshold
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.records import Candidate, Sentence, Span, Usage
-from el4ner.stages.classify import EVIDENCE, evidence_of, member_votes, worth_asking
+from el4ner.stages.classify import evidence_of, member_votes, worth_asking
 from el4ner.stages.extract import Extracted, unite
 from el4ner.stages.retrieve import Retrieved, input_spans
 from el4ner.stages.team import Team
-from el4ner.stages.verify import verified_score
 from el4ner.voters.conversations import together
 from el4ner.voters.features import FEATURE_VERSION
 from el4ner.voters.readout import READOUT_VERSION
-from el4ner.voters.stacking import Stack, fit_stack, log_loss, start_stack
+from el4ner.weighing import NEUTRAL, Weighed, ask_verifier, verified_scores, weigh_members, weigh_verifier
 
 if TYPE_CHECKING:
     from el4ner.preparation import Examined, Preparation
@@ -55,31 +55,42 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
     sample = team.pool.sample(config.stack.sample)
     preparation.progress(f"stacking the prompted members on {len(sample)} pool sentences")
     asked = ask(preparation, team, examined, sample)
-    start = start_stack(team.asked, len(team.labels) + 1, len(EVIDENCE), team.base)
-    team.stack = fit_stack(start, *asked.rows(team.asked))
-    if not cheap:
-        preparation.threshold = team.threshold = 0.3  # no out-of-fold decisions to choose by: a usual optimum
-        preparation.facts["calibrated"] = True
-    team.verifier = preparation.verifier(team)
-    shares = _left_out(start, asked, [team.pool.folds[s] for s in sample])
-    verified: list[np.ndarray] | None = None
-    if team.verifier is not None and config.verify.by == "choice":
-        team.verifier_weights, verified = fit_verifier(team, asked, shares)
-        preparation.facts["verifier's weights"] = [round(weight, 4) for weight in team.verifier_weights]
+    folds = [team.pool.folds[s] for s in sample]
+    weighed = weigh_members(team, asked, folds)
+    team.stack = weighed.stack
     gold = [examined.gold[s] for s in sample]
-    preparation.points = Decided(asked.candidates, shares, asked.truth, gold, config.overlap, verified).points()
+    decided = Decided(asked.candidates, weighed.shares, asked.truth, gold, config.overlap)
+    if not cheap:
+        _, threshold = best_threshold(decided)
+        preparation.threshold = team.threshold = threshold
+        preparation.facts |= {"calibrated": True, "threshold": threshold}
+    preparation.facts["members on the sample"] = {
+        "sentences": len(sample), "penalty": weighed.penalty,
+        "gain in log-probability per sentence": round(weighed.gain, 4), "standard error": round(weighed.error, 4),
+    }  # fmt: skip
+    team.verifier = preparation.verifier(team)
+    if team.verifier is not None and config.verify.by == "choice":
+        decided = replace(decided, verified=_weigh_verdicts(preparation, team, asked, weighed, folds))
+    preparation.points = decided.points()
 
 
-def _left_out(start: Stack, asked: Asked, folds: Sequence[int]) -> list[FloatArray]:
-    """What stacks of the other folds make of every sentence's candidates: (n, L + 1) each."""
-    shares: list[FloatArray] = [np.zeros((0, start.weights.shape[1]), np.float32) for _ in folds]
-    for fold in sorted(set(folds)):
-        inside = [i for i, own in enumerate(folds) if own != fold]
-        stack = fit_stack(start, *asked.rows(start.voters, inside)) if inside else start
-        for i in (i for i, own in enumerate(folds) if own == fold):
-            votes, evidence, _ = asked.rows(start.voters, [i])
-            shares[i] = stack.probabilities(votes, evidence)
-    return shares
+def _weigh_verdicts(
+    preparation: Preparation, team: Team, asked: Asked, weighed: Weighed, folds: Sequence[int]
+) -> list[np.ndarray] | None:
+    """The scores after the verifier, whose weights are set here; None where it brings nothing and need not be asked."""
+    verdicts = ask_verifier(team, asked, weighed.shares)
+    weights, gain, error = weigh_verifier(verdicts, folds)
+    preparation.facts["verifier's weights"] = [round(weight, 4) for weight in weights]
+    if weights == NEUTRAL:
+        preparation.notes.append(
+            f"the verifier brings nothing on {len(folds)} pool sentences ({gain:+.3f} in log-probability a sentence, "
+            f"standard error {error:.3f}): its verdicts change no score"
+        )
+        if preparation.config.voters == "auto":
+            team.verifier = None
+            return None
+    team.verifier_weights = weights
+    return verified_scores(verdicts, weights, [len(own) for own in asked.candidates])
 
 
 def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
@@ -90,7 +101,10 @@ def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
     for number in sorted({max(4, size // 3), size}):
         trial = team.pool.sample(number)
         preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
-        gain, error = cross_validated_gain(team, ask(preparation, team, examined, trial, listing=False), trial)
+        weighed = weigh_members(
+            team, ask(preparation, team, examined, trial, listing=False), [team.pool.folds[s] for s in trial]
+        )
+        gain, error = weighed.gain, weighed.error
         if gain <= _LEAST_GAIN:
             break
     preparation.facts["audition of the members"] = {
@@ -123,6 +137,16 @@ class Asked:
         own = range(len(self.sentences)) if chosen is None else chosen
         votes = [np.concatenate([self.votes[name][i] for i in own]) for name in voters]
         return votes, np.concatenate([self.evidence[i] for i in own]), np.concatenate([self.truth[i] for i in own])
+
+    def averaged(self, names: Sequence[str]) -> Asked:
+        """The same with voters that say of every candidate what they say on average; abstentions stay."""
+        votes = dict(self.votes)
+        for name in names:
+            rows = np.concatenate(self.votes[name])
+            spoken = rows[~np.isnan(rows).any(axis=1)]
+            mean = spoken.mean(axis=0, dtype=np.float64).astype(np.float32) if len(spoken) else np.float32(np.nan)
+            votes[name] = [np.where(np.isnan(own), own, mean) for own in self.votes[name]]
+        return Asked(self.sentences, self.retrieved, self.candidates, votes, self.evidence, self.truth)
 
 
 def ask(
@@ -224,78 +248,3 @@ def _cheap_rows(
             rows = [known.get(c.span, silent) for c in own]
             votes[name].append(np.stack(rows) if rows else np.zeros((0, n_columns), np.float32))
     return votes
-
-
-def cross_validated_gain(team: Team, asked: Asked, chosen: Sequence[int]) -> tuple[float, float]:
-    """Mean gain in log-probability a sentence from asking the members, and its standard error; cross-validated."""
-    base_voters = team.base.voters if team.base is not None else ()
-    before = start_stack(base_voters, len(team.labels) + 1, len(EVIDENCE), team.base)
-    after = start_stack(team.asked, len(team.labels) + 1, len(EVIDENCE), team.base)
-    folds = [team.pool.folds[s] for s in chosen]
-    gains = np.zeros(len(chosen))
-    for fold in sorted(set(folds)):
-        inside = [i for i, own in enumerate(folds) if own != fold]
-        outside = [i for i, own in enumerate(folds) if own == fold]
-        for sign, start in ((-1.0, before), (1.0, after)):
-            stack = fit_stack(start, *asked.rows(start.voters, inside)) if inside else start
-            for i in outside:
-                gains[i] += sign * _log_probability(stack, asked, i)
-    return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("inf")
-
-
-def _log_probability(stack: Stack, asked: Asked, i: int) -> float:
-    votes, evidence, truth = asked.rows(stack.voters, [i])
-    return -log_loss(stack.probabilities(votes, evidence), truth) * len(truth)
-
-
-def fit_verifier(
-    team: Team, asked: Asked, shares: Sequence[FloatArray]
-) -> tuple[tuple[float, float, float], list[np.ndarray]]:
-    """Weights of score, verdict and constant in the verified score, by logistic regression on the sample.
-
-    The penalty pulls towards (1, 0, 0), a verifier that changes nothing. shares: as of `_left_out`. Returns the
-    weights, and per sentence (n,) the verified scores of the candidates, -inf for those too unlikely to be judged.
-    """
-    assert team.verifier is not None
-    best = [found[:, :-1].argmax(axis=1) for found in shares]
-    scores = [found[np.arange(len(found)), labels] for found, labels in zip(shares, best, strict=True)]
-    judged = [np.flatnonzero(own >= team.threshold / 2) for own in scores]
-    claims = [
-        [(candidates[k].span, team.labels[int(labels[k])]) for k in own.tolist()]
-        for candidates, labels, own in zip(asked.candidates, best, judged, strict=True)
-    ]
-    found = team.verifier.judge(asked.sentences, asked.retrieved.demonstrations, claims)
-    verdicts = [np.nan_to_num(np.array(own.probabilities, dtype=np.float64), nan=0.5) for own in found]
-    weights = _logistic(
-        np.concatenate([own[picked] for own, picked in zip(scores, judged, strict=True)]),
-        np.concatenate(verdicts),
-        np.concatenate([labels[k] == truth[k] for labels, truth, k in zip(best, asked.truth, judged, strict=True)]),
-    )
-    verified = []
-    for own, picked, said in zip(scores, judged, verdicts, strict=True):
-        row = np.full(len(own), -np.inf)
-        row[picked] = [
-            verified_score(float(score), float(p), weights) for score, p in zip(own[picked], said, strict=True)
-        ]
-        verified.append(row)
-    return weights, verified
-
-
-def _logistic(scores: np.ndarray, verdicts: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
-    """Newton's method on three weights with penalty 1 around (1, 0, 0)."""
-    from el4ner.decoding import log_odds
-
-    if not len(scores):
-        return 1.0, 0.0, 0.0
-    design = np.stack([log_odds(scores), log_odds(verdicts), np.ones(len(scores))], axis=1)
-    origin = np.array([1.0, 0.0, 0.0])
-    weights = origin.copy()
-    for _ in range(50):
-        p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
-        gradient = design.T @ (p - right) + 2 * (weights - origin)
-        curvature = design.T @ (design * (p * (1 - p))[:, None]) + 2 * np.eye(3)
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights - step
-        if float(np.abs(step).max()) < 1e-9:
-            break
-    return float(weights[0]), float(weights[1]), float(weights[2])

@@ -332,3 +332,14 @@ def test_new_voters_start_at_nothing_beside_what_is_fitted() -> None:
     base = fit_stack(start_stack(["good"], 3, 2), votes[:1], evidence, truth)
     start = start_stack(["good", "asked"], 3, 2, base)
     assert (start.probabilities(votes, evidence) == base.probabilities(votes[:1], evidence)).all()
+
+
+def test_weights_that_are_held_stay_while_new_ones_are_fitted() -> None:
+    votes, evidence, truth = votes_case()
+    base = fit_stack(start_stack(["noise"], 3, 2), votes[1:], evidence, truth)
+    start = start_stack(["noise", "good"], 3, 2, base)
+    fitted = fit_stack(start, votes[::-1], evidence, truth, held=["noise"])
+    assert (fitted.weights[0] == base.weights[0]).all()
+    assert fitted.weights[1].min() > 0.3
+    free = fit_stack(start, votes[::-1], evidence, truth)
+    assert np.abs(free.weights[0] - base.weights[0]).max() > 1e-3

@@ -61,9 +61,13 @@ def start_stack(voters: Sequence[str], n_columns: int, n_evidence: int, base: St
 
 
 def fit_stack(
-    start: Stack, votes: Sequence[FloatArray], evidence: FloatArray, truth: NDArray[np.int64], penalty: float = 1.0
-) -> Stack:
-    """Minimises the summed cross-entropy of `truth` (n,) plus `penalty` times the squared distance from `start`."""
+    start: Stack, votes: Sequence[FloatArray], evidence: FloatArray, truth: NDArray[np.int64], penalty: float = 1.0,
+    held: Sequence[str] = (),
+) -> Stack:  # fmt: skip
+    """Minimises the summed cross-entropy of `truth` (n,) plus `penalty` times the squared distance from `start`.
+
+    held: voters whose weights stay as they are, because they were fitted on more than these rows.
+    """
     import torch
 
     if not len(truth):
@@ -72,12 +76,14 @@ def fit_stack(
     given = torch.from_numpy(evidence.astype(np.float64))
     target = torch.from_numpy(truth)
     origin = [torch.from_numpy(array) for array in (start.weights, start.bias, start.evidence)]
+    free = torch.tensor([[voter not in held] for voter in start.voters], dtype=torch.float64)
     moving = [array.clone().requires_grad_() for array in origin]
     optimiser = torch.optim.LBFGS(moving, max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-5)
 
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
         weights, bias, own = moving
+        weights = origin[0] + free * (weights - origin[0])
         scores = bias + (weights[:, None, :] * logs).sum(0)
         scores = torch.cat([scores[:, :-1], scores[:, -1:] + (given @ own)[:, None]], dim=1)
         value = torch.nn.functional.cross_entropy(scores, target, reduction="sum")
