@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from el4ner.bench import engine_table
+from el4ner.bench import engine_table, kernels_table
 from el4ner.bench.finished_run import REFERENCE, FinishedRun
 from el4ner.bench.merged_runs import merged
 from el4ner.bench.report import build_report, load_places, sample_words
@@ -48,10 +48,13 @@ def write_results(root: Path) -> list[Path]:
     readme = root / "README.md"
     section = readme_section(root / "bench" / "results")
     renewed = between_markers(_read(readme), section, display_name(readme))
-    speeds = root / "bench" / "results" / "engine.jsonl"
-    if speeds.is_file() and engine_table.BEGIN in renewed:
-        markers = (engine_table.BEGIN, engine_table.END)
-        renewed = between_markers(renewed, engine_table.speed_section(speeds), display_name(readme), markers)
+    for table, make, name in (
+        (engine_table, engine_table.speed_section, "engine.jsonl"),
+        (kernels_table, kernels_table.kernels_section, "kernels.jsonl"),
+    ):
+        rows = root / "bench" / "results" / name
+        if rows.is_file() and table.BEGIN in renewed:
+            renewed = between_markers(renewed, make(rows), display_name(readme), (table.BEGIN, table.END))
     results = root / "bench" / "RESULTS.md"
     _write(results, results_document(root / "bench" / "results"))
     _write(readme, renewed)
