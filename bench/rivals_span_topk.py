@@ -311,9 +311,9 @@ def maxsim_sides(data: SpanInput) -> list[Side]:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def _check(side: Side) -> dict[str, Any]:
+def _check(side: Side, crashed: str | None = None) -> dict[str, Any]:
     """status, reason, agreement and difference of a side. Exact ones must agree, rounded ones say how far they do."""
-    if side.fragile and (ended := crash(side.run)):
+    if side.fragile and (ended := crashed or crash(side.run)):
         return {"status": "unavailable", "reason": ended}
     try:
         share, gap = side.judge(side.run())
@@ -384,12 +384,17 @@ def _peaks() -> dict[str, float]:
     return best
 
 
-def rows(data: SpanInput, *, k: int, repeats: int, seed: int, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row per side: what it answers, agreement, timing, ratio to ours, share of the core's ceiling."""
+def rows(
+    data: SpanInput, *, k: int, repeats: int, seed: int, facts: Mapping[str, Any], crashed: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row per side: what it answers, agreement, timing, ratio to ours, share of the core's ceiling.
+
+    crashed: how an earlier try ended; fragile sides are left out then, for this reason.
+    """
     expected = oracle(data, k)
     sides = our_sides(data, k, expected) + candidate_sides(data, k, expected) + torch_sides(data, k, expected)
     sides += span_sides(data, k) + maxsim_sides(data)
-    checks = {side.name: _check(side) for side in sides}
+    checks = {side.name: _check(side, crashed) for side in sides}
     timings = _turns([side for side in sides if checks[side.name]["status"] == "ok"], repeats)
     native = available_backends("span_topk")["native"] is None
     certified, peaks = (_certified(data, k), _peaks()) if native else ({}, {})
@@ -453,10 +458,13 @@ def measure(*, size: str, repeats: int, seed: int, names: Sequence[str] = ()) ->
     env = {**_openblas(), **os.environ, **dict.fromkeys((*THREADS, "EL4NER_THREADS"), "1"), "PYTHONSAFEPATH": "1"}
     for name in names:
         words = ["--data", name, "--size", size, "--repeats", str(repeats), "--seed", str(seed)]
+        command = [sys.executable, "-m", "el4ner.bench.rivals_span_topk", *words]
         # elsewhere than in a checkout, whose folder `kernels` would hide the package of that name
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "el4ner.bench.rivals_span_topk", *words]
-            done = subprocess.run(command, env=env, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+            call = partial(subprocess.run, env=env, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+            done = call(command)
+            if done.returncode < 0:  # a library that crashes now and then need not have done so when it was tried
+                done = call([*command, "--crashed", f"crashed with signal {-done.returncode} while it was timed"])
         if done.returncode:
             raise KernelError(f"measuring span_topk on {name} failed with exit code {done.returncode}; see above")
         yield from map(json.loads, done.stdout.splitlines())
@@ -469,6 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crashed", help="how an earlier try ended: leave out rivals that may crash")
     given = parser.parse_args(arguments)
     import torch
 
@@ -482,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = real(given.data, queries=sizes["queries"], sentences=REAL[given.data], seed=given.seed)
     else:
         data = synthetic(given.data, **sizes, seed=given.seed)
-    for row in rows(data, k=K, repeats=given.repeats, seed=given.seed, facts=machine()):
+    for row in rows(data, k=K, repeats=given.repeats, seed=given.seed, facts=machine(), crashed=given.crashed):
         print(json.dumps(row, ensure_ascii=False), flush=True)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,25 @@ def test_a_rival_that_crashes_is_told_from_one_that_raises() -> None:
     assert crash(partial(int, "no number")) is None
     broken = Side("a rival", SENTENCES, os.abort, lambda r: (1.0, 0.0), 0.0, fragile=True)
     assert rivals_span_topk._check(broken)["status"] == "unavailable"
+    well = replace(broken, run=partial(int, "1"))
+    assert rivals_span_topk._check(well)["status"] == "ok"
+    after = rivals_span_topk._check(well, crashed="crashed with signal 11 while it was timed")
+    assert (after["status"], after["reason"]) == ("unavailable", "crashed with signal 11 while it was timed")
+    assert rivals_span_topk._check(replace(well, fragile=False), crashed="crashed")["status"] == "ok"
+
+
+def test_an_input_whose_process_crashes_is_measured_without_fragile_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if "--data" not in command:  # what asks for the commit
+            return subprocess.CompletedProcess(command, 1, "")
+        calls.append(command)
+        return subprocess.CompletedProcess(command, -11 if "--crashed" not in command else 0, '{"side": "ours"}\n')
+
+    monkeypatch.setattr(rivals_span_topk.subprocess, "run", run)
+    assert list(rivals_span_topk.measure(size="small", repeats=1, seed=0)) == [{"side": "ours"}]
+    assert [command[-1] for command in calls][1] == "crashed with signal 11 while it was timed"
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
