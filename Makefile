@@ -19,7 +19,7 @@ $(BIN)/python:
 	  rm -rf .venv; exit 1; }
 
 # Anything that changes what is installed or compiled renews the stamp; edits of .py files need no install.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/python
+$(STAMP): pyproject.toml setup.py constraints.txt el4ner/_native.pyi $(wildcard csrc/*) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[cpu,bench,dev]'
 	@$(BIN)/python -c 'import el4ner._native' || \
 	  echo 'WARNING: no compiler built el4ner._native; Numba kernels are used. `el4ner doctor` says more.' >&2

@@ -6,6 +6,7 @@ module `kernels` would hide the package of that name which transformers looks fo
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def native_module() -> list[Extension]:
         warn(f"nanobind is not installed ({error})")
         return []
     source = Path(nanobind.source_dir())
+    # The module knows which calls it was built for; kernels/_dispatch.py refuses one that is older than its callers.
+    interface = hashlib.sha256(Path("el4ner/_native.pyi").read_bytes()).hexdigest()[:16]
     if sys.platform == "win32":
         flags = ["/std:c++17", "/O2", "/EHsc"]
     else:
@@ -37,9 +40,13 @@ def native_module() -> list[Extension]:
         Extension(
             "el4ner._native",
             sources=["csrc/module.cpp", "csrc/span_topk.cpp", "csrc/nanobind_runtime.cpp"],
-            depends=sorted(str(path) for path in Path("csrc").glob("*.hpp")),
+            depends=["el4ner/_native.pyi", *sorted(str(path) for path in Path("csrc").glob("*.hpp"))],
             include_dirs=["csrc", nanobind.include_dir(), str(source), str(source.parent / "ext/robin_map/include")],
-            define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
+            define_macros=[
+                ("NDEBUG", None),
+                ("NB_COMPACT_ASSERTIONS", None),
+                ("EL4NER_INTERFACE", f'"{interface}"'),
+            ],
             extra_compile_args=flags,
             language="c++",
             optional=True,  # setuptools then goes on without it

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from el4ner.kernels import _dispatch
+
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
@@ -77,10 +79,10 @@ def measure_ceilings(device: str, megabytes: int = 256) -> Ceilings:
 
             flops[kind] = 2 * 8192.0**3 / _fastest(multiply, 20)
         return Ceilings(bandwidth, reading, flops, "torch copy; torch sum; torch matmul 8192^3")
-    try:
-        from el4ner import _native
-    except ImportError:
+    if _dispatch._native_reason() is not None:
         return Ceilings(bandwidth, reading, {}, "torch copy; torch sum; no native module to measure multiply-adds with")
+    from el4ner import _native
+
     threads = torch.get_num_threads()
     flops = {kind: threads * _native.peak_flops(kind == "bf16", 20) for kind in ("f32", "bf16")}
     how = f"torch copy; torch sum; multiply-adds of one core in registers x {threads} threads"

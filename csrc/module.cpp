@@ -78,6 +78,7 @@ static void log_totals(Matrix hidden, Matrix head, std::optional<Bias> bias, flo
 
 NB_MODULE(_native, module) {
     module.doc() = "Compiled kernels of el4ner; call them through el4ner.kernels.";
+    module.attr("interface") = EL4NER_INTERFACE;  // of setup.py
     module.def("vote", &vote, nb::arg("logp"), nb::arg("weights"), nb::arg("hard"), nb::arg("winners").noconvert(),
                nb::arg("scores").noconvert(), nb::arg("margins").noconvert(), nb::arg("threads"),
                "logp (M, S, L) f32, weights (M, L) f64; writes winners (S,) i64, scores (S,) f32, margins (S,) f32. "

@@ -5,6 +5,9 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+interface: str
+"""First 16 digits of the SHA-256 sum of this file when the module was built."""
+
 def vote(
     logp: NDArray[np.float32],
     weights: NDArray[np.float64],

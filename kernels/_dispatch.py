@@ -8,7 +8,9 @@ makes "auto" mean the reference.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.resources
 import importlib.util
 import logging
 import os
@@ -72,9 +74,13 @@ def operations() -> tuple[str, ...]:
 @cache
 def _native_reason() -> str | None:
     try:
-        importlib.import_module("el4ner._native")
+        module = importlib.import_module("el4ner._native")
     except ImportError as error:
         return f"el4ner._native is not built ({error}); install a C++ compiler and reinstall el4ner"
+    # In a checkout the Python code moves on without it; a call that is gone or changed would fail much later.
+    stub = importlib.resources.files("el4ner").joinpath("_native.pyi").read_bytes()
+    if getattr(module, "interface", None) != hashlib.sha256(stub).hexdigest()[:16]:
+        return "el4ner._native was built from other sources than these; reinstall el4ner (make setup)"
     return None
 
 

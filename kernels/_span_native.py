@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from el4ner.errors import KernelError
+from el4ner.kernels import _dispatch
 
 ISAS = ("amx", "avx512", "avx2", "portable")
 """Best first. avx512 also stands for its BF16 and VNNI parts where bf16 or int8 screen; amx has no float32 products."""
@@ -20,10 +21,10 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 def supported() -> list[tuple[str, str]]:
     """(precision, instruction set) pairs that this CPU can screen with, best first. Empty without el4ner._native."""
-    try:
-        from el4ner import _native
-    except ImportError:
+    if _dispatch._native_reason() is not None:
         return []
+    from el4ner import _native
+
     return [(p, isa) for isa in ISAS for p in ("int8", "bf16", "fp32") if _native.span_topk_supports(p, isa)]
 
 

@@ -34,6 +34,15 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     return name
 
 
+def test_a_module_built_from_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from el4ner import _native
+
+    monkeypatch.setattr(_native, "interface", "0" * 16)
+    reason = _dispatch._native_reason.__wrapped__()  # past the memory of the first answer
+    assert reason is not None
+    assert "built from other sources than these; reinstall" in reason
+
+
 # --- vote ------------------------------------------------------------------------------------------------------------
 
 
