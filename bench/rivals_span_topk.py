@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from el4ner.bench import span_packing
 from el4ner.bench._harness import machine
 from el4ner.bench.rivals import Rival, crash, to_host
+from el4ner.bench.span_oracle import Answer, agreement, agreement_but_ties, oracle
 from el4ner.bench.span_pools import REAL, SYNTHETIC, SpanInput, real, synthetic
 from el4ner.errors import KernelError
 from el4ner.kernels import SpanIndex, _span_native, available_backends, span_topk
@@ -49,8 +50,6 @@ ROUNDED = "the k best sentences, weighted, from rounded numbers"
 UNWEIGHTED = "unweighted scores of all sentences"
 SPANS = "the k nearest spans of each query span"
 
-Answer = tuple[NDArray[Any], NDArray[Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -68,33 +67,6 @@ class Side:
     precision: str = "fp32"
     part: float = 1.0
     fragile: bool = False
-
-
-def oracle(data: SpanInput, k: int) -> Answer:
-    """ids (B, k) and scores (B, k) f32 by the definition in float64, best first, ties by id; padded with -1, -inf."""
-    filled = np.flatnonzero(np.diff(data.pool.offsets))
-    vectors = data.pool.vectors.astype(np.float64)
-    count = len(data.offsets) - 1
-    ids, scores = np.full((count, k), -1), np.full((count, k), -np.inf, dtype=np.float32)
-    for b in range(count):
-        rows = slice(data.offsets[b], data.offsets[b + 1])
-        w = data.weights[rows]
-        if not len(w) or not len(filled):
-            continue
-        best = np.maximum.reduceat(data.queries[rows].astype(np.float64) @ vectors.T, data.pool.offsets[filled], axis=1)
-        total = (w @ best / w.sum()).astype(np.float32)
-        order = np.lexsort((filled, -total))[:k]
-        ids[b, : len(order)], scores[b, : len(order)] = filled[order], total[order]
-    return ids, scores
-
-
-def agreement(result: Answer, expected: Answer) -> tuple[float, float]:
-    """Share of the expected ids that came, and the largest difference of scores at the same rank."""
-    got, want = np.asarray(result[0]), expected[0]
-    hits = sum(len(set(a[a >= 0].tolist()) & set(b[b >= 0].tolist())) for a, b in zip(got, want, strict=True))
-    there = want >= 0
-    gap = np.abs(np.asarray(result[1], dtype=np.float64)[there] - expected[1][there].astype(np.float64))
-    return hits / max(int(there.sum()), 1), float(gap.max(initial=0.0))
 
 
 def exactly(result: Answer, expected: Answer) -> tuple[float, float]:
@@ -216,11 +188,12 @@ def torch_sides(data: SpanInput, k: int, expected: Answer) -> list[Side]:
     asked = np.flatnonzero(np.diff(data.offsets))
     want = expected[0][asked], expected[1][asked]
 
-    def judge(result: Answer) -> tuple[float, float]:
-        return agreement((result[0][asked], result[1][asked]), want)
+    def judge(result: Answer, tolerance: float) -> tuple[float, float]:
+        plain = agreement((result[0][asked], result[1][asked]), want)
+        return plain if tolerance > 1e-5 else (agreement_but_ties(data, result, expected, tolerance), plain[1])
 
     return [
-        Side(name, answers, run, judge, tolerance, precision)
+        Side(name, answers, run, partial(judge, tolerance=tolerance), tolerance, precision)
         for name, answers, run, tolerance, precision in torch_ways(data, k, "cpu")
     ]
 

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from el4ner.bench import ops, rivals_span_topk
 from el4ner.bench.cli import group
 from el4ner.bench.rivals import crash
-from el4ner.bench.rivals_span_topk import SENTENCES, Side, agreement, exactly, oracle, rows, table
+from el4ner.bench.rivals_span_topk import SENTENCES, Side, exactly, rows, table
+from el4ner.bench.span_oracle import agreement, agreement_but_ties, oracle
 from el4ner.bench.span_pools import SpanInput, real, synthetic
 from el4ner.errors import InputError
 from el4ner.kernels import SpanPool, available_backends, span_topk
@@ -45,6 +46,21 @@ def test_the_oracle_knows_empty_sentences_and_queries() -> None:
     empty = replace(data, pool=SpanPool.pack(data.pool.vectors, offsets), offsets=np.concatenate([[0], data.offsets]))
     expected = span_topk(empty.queries, empty.offsets, empty.weights, empty.pool, 70, backend="ref")
     assert np.array_equal(oracle(empty, 70)[0], expected[0])
+
+
+def test_ties_may_be_ordered_otherwise_and_nothing_else() -> None:
+    data = small()
+    vectors, offsets = data.pool.vectors, data.pool.offsets
+    twice = np.concatenate([offsets, offsets[-1] + offsets[1:]])  # every sentence stands there twice
+    tied = replace(data, pool=SpanPool.pack(np.concatenate([vectors, vectors]), twice))
+    expected = oracle(tied, 3)
+    n = data.pool.sentences
+    ids = np.where(expected[0] < 0, -1, (expected[0] + n) % (2 * n))  # the other copy of each
+    assert agreement((ids, expected[1]), expected)[0] < 1
+    assert agreement_but_ties(tied, (ids, expected[1]), expected, 1e-6) == 1.0
+    worst = np.argmin(oracle(tied, 2 * n)[1][0])
+    ids[0, 0] = oracle(tied, 2 * n)[0][0, worst]
+    assert agreement_but_ties(tied, (ids, expected[1]), expected, 1e-6) < 1.0
 
 
 def test_a_rival_that_crashes_is_told_from_one_that_raises() -> None:
