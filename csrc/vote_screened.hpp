@@ -16,6 +16,7 @@ struct HeardWeights {
     double by_label[16][8];  // [label][member]
     double by_member[8][16];
     float screen[8][16];     // [member][label], relative to the largest weight
+    float shares[8][16];     // [member][label], of the sum over all members; 0 where that is 0
     struct Heard {
         double weight[16];   // sum over the heard, members in order
         float inverse[16];   // 1 / (weight relative to the largest), 0 where nobody is heard
@@ -37,15 +38,21 @@ struct HeardWeights {
                 screen[m][l] = static_cast<float>(by_label[l][m] * unit);
             }
         for (std::size_t set = 0; set < heard.size(); ++set) fill(heard[set], set, unit);
+        const double *all = heard.back().weight;
+        for (int m = 0; m < 8; ++m)
+            for (int l = 0; l < 16; ++l)
+                shares[m][l] = all[l] > 0.0 ? static_cast<float>(by_label[l][m] / all[l]) : 0.0f;
     }
 
   private:
+    // The last member of a set is added to the sum over the others, which is there already.
     void fill(Heard &entry, std::size_t set, double unit) {
+        int last = 0;
+        while (set >> (last + 1) != 0) ++last;
+        const Heard &others = heard[set & ~(std::size_t{1} << last)];
         entry.anyone = false;
         for (int l = 0; l < 16; ++l) {
-            entry.weight[l] = 0.0;
-            for (int m = 0; m < 8; ++m)
-                if (set >> m & 1) entry.weight[l] += by_label[l][m];
+            entry.weight[l] = set == 0 ? 0.0 : others.weight[l] + by_label[l][last];
             const double relative = entry.weight[l] * unit;
             entry.anyone = entry.anyone || entry.weight[l] > 0.0;
             entry.inverse[l] = relative > 0.0 ? static_cast<float>(1.0 / relative) : 0.0f;
@@ -107,6 +114,30 @@ EL4NER_AVX512 inline void transpose_floats(const float (&from)[16][16], __m512 (
     transpose_16(row);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) to[i] = _mm512_castsi512_ps(row[i]);
+}
+
+// Screening scores of 16 spans on which everybody is heard. false: a score is no number or infinite, since somebody
+// abstains, a row must be refused, or numbers are far above 0; the rows themselves are not looked at, which is cheaper
+// than the exponentials only here.
+template <int M>
+EL4NER_AVX512 inline bool screen_everybody(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                           __mmask16 lanes, SpanBlock &block) {
+    const float *rows = call.row(0, first);
+    const std::int64_t member = call.spans * call.labels;
+    __m512 all = _mm512_setzero_ps();
+    for (int j = 0; j < 16; ++j) {
+        __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const float *row = rows + m * member + j * call.labels;
+            _mm_prefetch(reinterpret_cast<const char *>(row + 16 * call.labels), _MM_HINT_T0);
+            sum = _mm512_fmadd_ps(exp_screen(_mm512_loadu_ps(row)), _mm512_loadu_ps(table.shares[m]), sum);
+        }
+        all = _mm512_add_ps(all, sum);
+        _mm512_store_ps(block.score[j], sum);
+    }
+    const __m512 top = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+    return _mm512_mask_cmp_ps_mask(lanes, all, top, _CMP_LT_OQ) == lanes;
 }
 
 // Screening scores of 16 spans; who is heard.
@@ -171,51 +202,56 @@ EL4NER_AVX512 inline __mmask16 choose_block(int labels, SpanBlock &block) {
 }
 
 // Weighted float64 sums over members, in order, of 8 spans' chosen columns, divided by the weights heard.
-template <int M>
+template <int M, bool Everybody>
 EL4NER_AVX512 inline __m256 exact_eight(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
                                         const std::int32_t *label, int half) {
     const __m512i index = _mm512_cvtepi32_epi64(_mm256_load_si256(reinterpret_cast<const __m256i *>(label + 8 * half)));
     __m512d total = _mm512_setzero_pd(), weight = _mm512_setzero_pd();
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-        const auto heard = static_cast<__mmask8>(block.heard_by[m] >> (8 * half));
         const __m256 x = half == 0 ? _mm512_castps512_ps256(column[m]) : _mm512_extractf32x8_ps(column[m], 1);
-        const double *by = table.by_member[m];
-        const __m512d w = _mm512_permutex2var_pd(_mm512_loadu_pd(by), index, _mm512_loadu_pd(by + 8));
-        total = _mm512_mask_add_pd(total, heard, total, _mm512_mul_pd(w, exp_avx512(_mm512_cvtps_pd(x))));
+        const __m512d w = take_16(table.by_member[m], index);
+        const __m512d p = _mm512_mul_pd(w, exp_avx512(_mm512_cvtps_pd(x)));
+        if (Everybody) {
+            total = _mm512_add_pd(total, p);
+            continue;
+        }
+        const auto heard = static_cast<__mmask8>(block.heard_by[m] >> (8 * half));
+        total = _mm512_mask_add_pd(total, heard, total, p);
         weight = _mm512_mask_add_pd(weight, heard, weight, w);
     }
+    if (Everybody) weight = take_16(table.heard[(std::size_t{1} << M) - 1].weight, index);
     return _mm512_cvtpd_ps(_mm512_div_pd(total, weight));
 }
 
-template <int M>
+template <int M, bool Everybody>
 EL4NER_AVX512 inline __m512 exact_block(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
                                         const std::int32_t *label) {
-    const __m256 low = exact_eight<M>(table, block, column, label, 0);
-    const __m256 high = exact_eight<M>(table, block, column, label, 1);
+    const __m256 low = exact_eight<M, Everybody>(table, block, column, label, 0);
+    const __m256 high = exact_eight<M, Everybody>(table, block, column, label, 1);
     return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
-// 16 spans of a soft vote; those that the screen cannot decide are summed in full.
-template <int M>
-EL4NER_AVX512 inline bool soft_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
-                                     __mmask16 lanes, SpanBlock &block, VoteWork &work) {
-    screen_block<M>(call, table, first, lanes, block);
-    if (!block.good) return false;
+// What follows the screen for 16 spans; those that it cannot decide are summed in full.
+template <int M, bool Everybody>
+EL4NER_AVX512 inline void decide_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                       SpanBlock &block, VoteWork &work) {
     const __mmask16 certain = choose_block(static_cast<int>(call.labels), block);
+    const float *rows = call.row(0, first);
+    const std::int64_t member = call.spans * call.labels;
     for (int j = 0; j < 16; ++j) {
         const __m512i lane = _mm512_mask_set1_epi32(_mm512_set1_epi32(block.winner[j]), 0xff00, block.second[j]);
         __m512 both = _mm512_setzero_ps();
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
             both = _mm512_mask_permutexvar_ps(both, static_cast<__mmask16>(0x101 << m), lane,
-                                              _mm512_maskz_loadu_ps(lanes, call.row(m, first + j)));
-        _mm512_store_ps(block.pair[j], both);
+                                              _mm512_loadu_ps(rows + m * member + j * call.labels));
+        _mm512_store_ps(block.pair[j], _mm512_max_ps(both, _mm512_set1_ps(ExpConstants::least)));
     }
     __m512 column[16];
     transpose_floats(block.pair, column);
-    const __m512 best = exact_block<M>(table, block, column, block.winner);
-    const __m512 second = exact_block<M>(table, block, column + 8, block.second);
+    const __m512 best = exact_block<M, Everybody>(table, block, column, block.winner);
+    const __m512 second = exact_block<M, Everybody>(table, block, column + 8, block.second);
     const __m512i winner = _mm512_load_si512(block.winner);
     _mm512_storeu_si512(call.winners + first, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(winner)));
     _mm512_storeu_si512(call.winners + first + 8, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(winner, 1)));
@@ -223,12 +259,24 @@ EL4NER_AVX512 inline bool soft_block(const VoteCall &call, const HeardWeights &t
     _mm512_storeu_ps(call.margins + first, call.labels > 1 ? _mm512_sub_ps(best, second) : best);
     for (unsigned left = static_cast<__mmask16>(~certain); left != 0; left &= left - 1) {
         const int j = __builtin_ctz(left);
-        if (table.heard[block.heard[j]].anyone)
+        if (table.heard[Everybody ? (std::size_t{1} << M) - 1 : block.heard[j]].anyone)
             vote_span_avx512(call, first + j, work);
         else
             call.nobody(first + j);
     }
-    return true;
+}
+
+// 16 spans of a soft vote.
+template <int M>
+EL4NER_AVX512 inline bool soft_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                     __mmask16 lanes, SpanBlock &block, VoteWork &work) {
+    if (screen_everybody<M>(call, table, first, lanes, block)) {
+        decide_block<M, true>(call, table, first, block, work);
+        return true;
+    }
+    screen_block<M>(call, table, first, lanes, block);
+    if (block.good) decide_block<M, false>(call, table, first, block, work);
+    return block.good;
 }
 
 template <int M>
@@ -276,13 +324,16 @@ EL4NER_AVX512 inline bool vote_spans_of(const VoteCall &call, const HeardWeights
     bool good = true;
     std::int64_t s = begin;
     SpanBlock block;
+    // Whole registers are read where a row may be shorter: not of the last spans, behind which nothing lies.
+    const std::int64_t safe = std::min(end, call.spans - 15 / call.labels);
     if (!Hard)
-        for (; s + 16 <= end; s += 16) good = soft_block<M>(call, table, s, lanes, block, work) && good;
+        for (; s + 16 <= safe; s += 16) good = soft_block<M>(call, table, s, lanes, block, work) && good;
     for (; s < end; ++s) {
         if (!Hard) {
             good = vote_span_avx512(call, s, work) && good;
             continue;
         }
+        for (int m = 0; m < M; ++m) _mm_prefetch(reinterpret_cast<const char *>(call.row(m, s + 16)), _MM_HINT_T0);
         __m512 x[M];
         const HeardRows rows = load_rows<M>(call, s, lanes, x);
         good = good && rows.good;
