@@ -1,4 +1,4 @@
-// vote for up to 8 members and 16 labels at memory speed: one register holds a member's row.
+// vote for up to 8 members and 16 labels: one register holds a member's row.
 //
 // Soft: float32 exponentials tell who wins and who is second; where a gap is too small for their error, all labels are
 // summed in float64 (vote_span_avx512). Only the winner's and the second's scores are then computed in float64, so what
@@ -16,6 +16,7 @@ struct HeardWeights {
     double by_label[16][8];  // [label][member]
     double by_member[8][16];
     float screen[8][16];     // [member][label], relative to the largest weight
+    float shares[8][16];     // [member][label], of the sum over all members; 0 where that is 0
     struct Heard {
         double weight[16];   // sum over the heard, members in order
         float inverse[16];   // 1 / (weight relative to the largest), 0 where nobody is heard
@@ -37,15 +38,21 @@ struct HeardWeights {
                 screen[m][l] = static_cast<float>(by_label[l][m] * unit);
             }
         for (std::size_t set = 0; set < heard.size(); ++set) fill(heard[set], set, unit);
+        const double *all = heard.back().weight;
+        for (int m = 0; m < 8; ++m)
+            for (int l = 0; l < 16; ++l)
+                shares[m][l] = all[l] > 0.0 ? static_cast<float>(by_label[l][m] / all[l]) : 0.0f;
     }
 
   private:
+    // The last member of a set is added to the sum over the others, which is there already.
     void fill(Heard &entry, std::size_t set, double unit) {
+        int last = 0;
+        while (set >> (last + 1) != 0) ++last;
+        const Heard &others = heard[set & ~(std::size_t{1} << last)];
         entry.anyone = false;
         for (int l = 0; l < 16; ++l) {
-            entry.weight[l] = 0.0;
-            for (int m = 0; m < 8; ++m)
-                if (set >> m & 1) entry.weight[l] += by_label[l][m];
+            entry.weight[l] = set == 0 ? 0.0 : others.weight[l] + by_label[l][last];
             const double relative = entry.weight[l] * unit;
             entry.anyone = entry.anyone || entry.weight[l] > 0.0;
             entry.inverse[l] = relative > 0.0 ? static_cast<float>(1.0 / relative) : 0.0f;
@@ -89,6 +96,12 @@ EL4NER_AVX512 inline HeardRows load_rows(const VoteCall &call, std::int64_t s, _
     return {heard, good};
 }
 
+// Fetches a span's rows ahead. In this order, span by span, the processor's own prefetching follows all members.
+template <int M>
+EL4NER_AVX512 inline void prefetch_span(const VoteCall &call, std::int64_t s) {
+    for (int m = 0; m < M; ++m) _mm_prefetch(reinterpret_cast<const char *>(call.row(m, s)), _MM_HINT_T0);
+}
+
 // 16 spans at a time. Their screening scores, and what is computed exactly, are transposed so that a lane is a span:
 // then no step waits for a reduction across a register.
 struct SpanBlock {
@@ -100,6 +113,14 @@ struct SpanBlock {
     bool good;
 };
 
+EL4NER_AVX512 inline void store_block(const VoteCall &call, std::int64_t first, __m512i winner, __m512 score,
+                                      __m512 margin) {
+    _mm512_storeu_si512(call.winners + first, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(winner)));
+    _mm512_storeu_si512(call.winners + first + 8, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(winner, 1)));
+    _mm512_storeu_ps(call.scores + first, score);
+    _mm512_storeu_ps(call.margins + first, margin);
+}
+
 EL4NER_AVX512 inline void transpose_floats(const float (&from)[16][16], __m512 (&to)[16]) {
     __m512i row[16];
 #pragma GCC unroll 16
@@ -107,6 +128,30 @@ EL4NER_AVX512 inline void transpose_floats(const float (&from)[16][16], __m512 (
     transpose_16(row);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) to[i] = _mm512_castsi512_ps(row[i]);
+}
+
+// Screening scores of 16 spans on which everybody is heard. false: a score is no number or infinite, since somebody
+// abstains, a row must be refused, or numbers are far above 0. Rows are not checked one by one: comparisons into mask
+// registers would take longer than the exponentials.
+template <int M>
+EL4NER_AVX512 inline bool screen_everybody(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                           __mmask16 lanes, SpanBlock &block) {
+    const float *rows = call.row(0, first);
+    const std::int64_t member = call.spans * call.labels;
+    __m512 all = _mm512_setzero_ps();
+    for (int j = 0; j < 16; ++j) {
+        __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const float *row = rows + m * member + j * call.labels;
+            _mm_prefetch(reinterpret_cast<const char *>(row + 16 * call.labels), _MM_HINT_T0);
+            sum = _mm512_fmadd_ps(exp_screen(_mm512_loadu_ps(row)), _mm512_loadu_ps(table.shares[m]), sum);
+        }
+        all = _mm512_add_ps(all, sum);
+        _mm512_store_ps(block.score[j], sum);
+    }
+    const __m512 top = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+    return _mm512_mask_cmp_ps_mask(lanes, all, top, _CMP_LT_OQ) == lanes;
 }
 
 // Screening scores of 16 spans; who is heard.
@@ -171,64 +216,78 @@ EL4NER_AVX512 inline __mmask16 choose_block(int labels, SpanBlock &block) {
 }
 
 // Weighted float64 sums over members, in order, of 8 spans' chosen columns, divided by the weights heard.
-template <int M>
+template <int M, bool Everybody>
 EL4NER_AVX512 inline __m256 exact_eight(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
                                         const std::int32_t *label, int half) {
     const __m512i index = _mm512_cvtepi32_epi64(_mm256_load_si256(reinterpret_cast<const __m256i *>(label + 8 * half)));
     __m512d total = _mm512_setzero_pd(), weight = _mm512_setzero_pd();
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-        const auto heard = static_cast<__mmask8>(block.heard_by[m] >> (8 * half));
         const __m256 x = half == 0 ? _mm512_castps512_ps256(column[m]) : _mm512_extractf32x8_ps(column[m], 1);
-        const double *by = table.by_member[m];
-        const __m512d w = _mm512_permutex2var_pd(_mm512_loadu_pd(by), index, _mm512_loadu_pd(by + 8));
-        total = _mm512_mask_add_pd(total, heard, total, _mm512_mul_pd(w, exp_avx512(_mm512_cvtps_pd(x))));
+        const __m512d w = take_16(table.by_member[m], index);
+        const __m512d p = _mm512_mul_pd(w, exp_avx512(_mm512_cvtps_pd(x)));
+        if (Everybody) {
+            total = _mm512_add_pd(total, p);
+            continue;
+        }
+        const auto heard = static_cast<__mmask8>(block.heard_by[m] >> (8 * half));
+        total = _mm512_mask_add_pd(total, heard, total, p);
         weight = _mm512_mask_add_pd(weight, heard, weight, w);
     }
+    if (Everybody) weight = take_16(table.heard[(std::size_t{1} << M) - 1].weight, index);
     return _mm512_cvtpd_ps(_mm512_div_pd(total, weight));
 }
 
-template <int M>
+template <int M, bool Everybody>
 EL4NER_AVX512 inline __m512 exact_block(const HeardWeights &table, const SpanBlock &block, const __m512 *column,
                                         const std::int32_t *label) {
-    const __m256 low = exact_eight<M>(table, block, column, label, 0);
-    const __m256 high = exact_eight<M>(table, block, column, label, 1);
+    const __m256 low = exact_eight<M, Everybody>(table, block, column, label, 0);
+    const __m256 high = exact_eight<M, Everybody>(table, block, column, label, 1);
     return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 
-// 16 spans of a soft vote; those that the screen cannot decide are summed in full.
-template <int M>
-EL4NER_AVX512 inline bool soft_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
-                                     __mmask16 lanes, SpanBlock &block, VoteWork &work) {
-    screen_block<M>(call, table, first, lanes, block);
-    if (!block.good) return false;
+// What follows the screen for 16 spans; those that it cannot decide are summed in full.
+template <int M, bool Everybody>
+EL4NER_AVX512 inline void decide_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                       SpanBlock &block, VoteWork &work) {
     const __mmask16 certain = choose_block(static_cast<int>(call.labels), block);
+    const float *rows = call.row(0, first);
+    const std::int64_t member = call.spans * call.labels;
     for (int j = 0; j < 16; ++j) {
         const __m512i lane = _mm512_mask_set1_epi32(_mm512_set1_epi32(block.winner[j]), 0xff00, block.second[j]);
         __m512 both = _mm512_setzero_ps();
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
             both = _mm512_mask_permutexvar_ps(both, static_cast<__mmask16>(0x101 << m), lane,
-                                              _mm512_maskz_loadu_ps(lanes, call.row(m, first + j)));
-        _mm512_store_ps(block.pair[j], both);
+                                              _mm512_loadu_ps(rows + m * member + j * call.labels));
+        _mm512_store_ps(block.pair[j], _mm512_max_ps(both, _mm512_set1_ps(ExpConstants::least)));
     }
     __m512 column[16];
     transpose_floats(block.pair, column);
-    const __m512 best = exact_block<M>(table, block, column, block.winner);
-    const __m512 second = exact_block<M>(table, block, column + 8, block.second);
-    const __m512i winner = _mm512_load_si512(block.winner);
-    _mm512_storeu_si512(call.winners + first, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(winner)));
-    _mm512_storeu_si512(call.winners + first + 8, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(winner, 1)));
-    _mm512_storeu_ps(call.scores + first, best);
-    _mm512_storeu_ps(call.margins + first, call.labels > 1 ? _mm512_sub_ps(best, second) : best);
+    const __m512 best = exact_block<M, Everybody>(table, block, column, block.winner);
+    const __m512 second = exact_block<M, Everybody>(table, block, column + 8, block.second);
+    const __m512 margin = call.labels > 1 ? _mm512_sub_ps(best, second) : best;
+    store_block(call, first, _mm512_load_si512(block.winner), best, margin);
     for (unsigned left = static_cast<__mmask16>(~certain); left != 0; left &= left - 1) {
         const int j = __builtin_ctz(left);
-        if (table.heard[block.heard[j]].anyone)
+        if (table.heard[Everybody ? (std::size_t{1} << M) - 1 : block.heard[j]].anyone)
             vote_span_avx512(call, first + j, work);
         else
             call.nobody(first + j);
     }
-    return true;
+}
+
+// 16 spans of a soft vote.
+template <int M>
+EL4NER_AVX512 inline bool soft_block(const VoteCall &call, const HeardWeights &table, std::int64_t first,
+                                     __mmask16 lanes, SpanBlock &block, VoteWork &work) {
+    if (screen_everybody<M>(call, table, first, lanes, block)) {
+        decide_block<M, true>(call, table, first, block, work);
+        return true;
+    }
+    screen_block<M>(call, table, first, lanes, block);
+    if (block.good) decide_block<M, false>(call, table, first, block, work);
+    return block.good;
 }
 
 template <int M>
@@ -268,21 +327,103 @@ EL4NER_AVX512 inline void hard_span(const VoteCall &call, const HeardWeights &ta
     call.margins[s] = best - second;
 }
 
-template <int M, bool Hard>
-EL4NER_AVX512 inline bool vote_spans_of(const VoteCall &call, const HeardWeights &table, std::int64_t begin,
-                                        std::int64_t end) {
-    VoteWork work(call);
-    const auto lanes = static_cast<__mmask16>((1u << call.labels) - 1);
-    bool good = true;
-    std::int64_t s = begin;
-    SpanBlock block;
-    if (!Hard)
-        for (; s + 16 <= end; s += 16) good = soft_block<M>(call, table, s, lanes, block, work) && good;
-    for (; s < end; ++s) {
-        if (!Hard) {
-            good = vote_span_avx512(call, s, work) && good;
-            continue;
+// The label that a member votes for on each of 16 spans, the lowest if several are best. `usual` loses the spans whose
+// row holds NaN or +infinity.
+EL4NER_AVX512 inline __m512i best_labels(const float *rows, std::int64_t labels, __mmask16 &usual) {
+    __m512i row[16];
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) row[j] = _mm512_loadu_si512(rows + j * labels);
+    transpose_16(row);
+    __m512 highest = _mm512_castsi512_ps(row[0]);
+    __m512i label = _mm512_setzero_si512();
+    usual &= _mm512_cmp_ps_mask(highest, highest, _CMP_ORD_Q);
+#pragma GCC unroll 16
+    for (int l = 1; l < 16; ++l) {
+        if (l >= labels) break;
+        const __m512 column = _mm512_castsi512_ps(row[l]);
+        label = _mm512_mask_mov_epi32(label, _mm512_cmp_ps_mask(column, highest, _CMP_GT_OQ), _mm512_set1_epi32(l));
+        highest = _mm512_max_ps(highest, column);
+        if (l % 2 == 1 || l + 1 == labels)  // one comparison for two columns
+            usual &= _mm512_cmp_ps_mask(column, _mm512_castsi512_ps(row[l - 1]), _CMP_ORD_Q);
+    }
+    const __m512 top = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+    usual &= _mm512_cmp_ps_mask(highest, top, _CMP_LT_OQ);
+    return label;
+}
+
+// 8 of 16 numbers, widened.
+EL4NER_AVX512 inline __m512i half_of(__m512i numbers, int half) {
+    return _mm512_cvtepi32_epi64(half == 0 ? _mm512_castsi512_si256(numbers) : _mm512_extracti64x4_epi64(numbers, 1));
+}
+
+// 16 spans of a hard vote on which everybody is heard, a lane for each. A label that nobody votes for scores 0, so only
+// the members' own labels are counted: at most one for each member. false: the spans have to be taken one by one.
+template <int M>
+EL4NER_AVX512 inline bool hard_block(const VoteCall &call, const HeardWeights &table, std::int64_t first) {
+    if (!table.heard[(std::size_t{1} << M) - 1].anyone) return false;
+    __m512i label[M];
+    __mmask16 usual = 0xffff;
+    for (int m = 0; m < M; ++m) {
+        label[m] = best_labels(call.row(m, first), call.labels, usual);
+        for (int j = 16 * m / M; j < 16 * (m + 1) / M; ++j) prefetch_span<M>(call, first + 16 + j);
+    }
+    if (usual != 0xffff) return false;
+    __m512d weight[M][2], total[M][2];  // [member][half]: its weight for its label; the sum of all who vote for that
+#pragma GCC unroll 8
+    for (int b = 0; b < M; ++b) {
+        for (int half = 0; half < 2; ++half) {
+            weight[b][half] = take_16(table.by_member[b], half_of(label[b], half));
+            total[b][half] = _mm512_setzero_pd();
         }
+        // members in order: those before b are added to b's label, then b itself, and b to the labels before
+#pragma GCC unroll 8
+        for (int a = 0; a < b; ++a) {
+            const __mmask16 same = _mm512_cmpeq_epi32_mask(label[a], label[b]);
+            for (int half = 0; half < 2; ++half) {
+                const auto part = static_cast<__mmask8>(same >> (8 * half));
+                total[b][half] = _mm512_mask_add_pd(total[b][half], part, total[b][half], weight[a][half]);
+                total[a][half] = _mm512_mask_add_pd(total[a][half], part, total[a][half], weight[b][half]);
+            }
+        }
+        for (int half = 0; half < 2; ++half) total[b][half] = _mm512_add_pd(total[b][half], weight[b][half]);
+    }
+    const double *heard = table.heard[(std::size_t{1} << M) - 1].weight;
+    const __m512d zero = _mm512_setzero_pd();
+    __m512 score[M];
+    // Whoever is first with the highest score decides, if not with weight 0; without any weight all tie at 0: label 0.
+    __m512 best = _mm512_setzero_ps(), second = best;
+    __m512i winner = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        __m256 part[2];
+        __mmask16 weighty = 0;
+        for (int half = 0; half < 2; ++half) {
+            const __m512d all = take_16(heard, half_of(label[m], half));
+            const __mmask8 positive = _mm512_cmp_pd_mask(all, zero, _CMP_GT_OQ);
+            part[half] = _mm512_cvtpd_ps(_mm512_maskz_div_pd(positive, total[m][half], all));
+            const __mmask8 counts = _mm512_cmp_pd_mask(weight[m][half], zero, _CMP_GT_OQ);
+            weighty = static_cast<__mmask16>(weighty | counts << (8 * half));
+        }
+        score[m] = _mm512_insertf32x8(_mm512_castps256_ps512(part[0]), part[1], 1);
+        const __mmask16 leads = _mm512_mask_cmp_ps_mask(weighty, score[m], best, _CMP_GT_OQ);
+        best = _mm512_mask_mov_ps(best, leads, score[m]);
+        winner = _mm512_mask_mov_epi32(winner, leads, label[m]);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        const __mmask16 other = _mm512_cmpneq_epi32_mask(label[m], winner);
+        second = _mm512_mask_max_ps(second, other, second, score[m]);
+    }
+    store_block(call, first, winner, best, _mm512_sub_ps(best, second));
+    return true;
+}
+
+template <int M>
+EL4NER_AVX512 inline bool hard_spans(const VoteCall &call, const HeardWeights &table, std::int64_t begin,
+                                     std::int64_t end, __mmask16 lanes) {
+    bool good = true;
+    for (std::int64_t s = begin; s < end; ++s) {
+        prefetch_span<M>(call, s + 16);
         __m512 x[M];
         const HeardRows rows = load_rows<M>(call, s, lanes, x);
         good = good && rows.good;
@@ -291,6 +432,27 @@ EL4NER_AVX512 inline bool vote_spans_of(const VoteCall &call, const HeardWeights
         else
             hard_span<M>(call, table, x, rows.heard, lanes, s);
     }
+    return good;
+}
+
+template <int M, bool Hard>
+EL4NER_AVX512 inline bool vote_spans_of(const VoteCall &call, const HeardWeights &table, std::int64_t begin,
+                                        std::int64_t end) {
+    VoteWork work(call);
+    const auto lanes = static_cast<__mmask16>((1u << call.labels) - 1);
+    bool good = true;
+    std::int64_t s = begin;
+    SpanBlock block;
+    // Whole registers are read where a row may be shorter: not of the last spans, behind which nothing lies.
+    const std::int64_t safe = std::min(end, call.spans - 15 / call.labels);
+    for (; s + 16 <= safe; s += 16) {
+        if (!Hard)
+            good = soft_block<M>(call, table, s, lanes, block, work) && good;
+        else if (!hard_block<M>(call, table, s))
+            good = hard_spans<M>(call, table, s, s + 16, lanes) && good;
+    }
+    if (Hard) return hard_spans<M>(call, table, s, end, lanes) && good;
+    for (; s < end; ++s) good = vote_span_avx512(call, s, work) && good;
     return good;
 }
 

@@ -116,7 +116,10 @@ def _vote_loop(
 
 
 def _outputs(spans: int) -> Votes:
-    return np.empty(spans, np.int64), np.empty(spans, np.float32), np.empty(spans, np.float32)
+    """Three parts of one allocation: large enough, it gets huge pages, whose first writing costs less."""
+    memory = np.empty(2 * spans, np.int64)
+    halves = memory[spans:].view(np.float32)
+    return memory[:spans], halves[:spans], halves[spans:]
 
 
 def _nobody(spans: int) -> Votes:

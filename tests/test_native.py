@@ -82,6 +82,25 @@ def test_vote_equals_the_reference(instruction_set: str, kind: str, members: int
                 )
 
 
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("kind", ["distributions", "ties", "far apart"])
+def test_vote_where_most_spans_hear_everybody(instruction_set: str, kind: str, hard: bool) -> None:
+    """Runs of 16 spans without an abstention, and some with one, all, or a number far above 0 in the middle."""
+    random = np.random.default_rng(7)
+    for members in (1, 2, 3, 5, 8):
+        for labels in (1, 2, 7, 15, 16):
+            logp = votes(random, kind, members, 99, labels)
+            logp[np.isnan(logp)] = -1.0
+            logp[-1, 37] = np.nan
+            logp[:, 70] = np.nan
+            logp[0, 85] = 80.0
+            heavy = random.integers(0, 3, (members, labels)) / 2
+            for weights in (np.ones(members), np.zeros(members), random.random(members), heavy):
+                same_votes(
+                    vote(logp, weights, hard=hard, backend="native"), vote(logp, weights, hard=hard, backend="ref")
+                )
+
+
 def test_vote_near_ties_are_decided_in_float64(instruction_set: str) -> None:
     """Winners that a float32 exponential would get wrong: scores one part in a million apart, either way round."""
     random = np.random.default_rng(0)
