@@ -334,7 +334,7 @@ def choice_logprobs(
     return result
 
 
-def _floats(name: str, array: Array) -> Array:
+def _floats(name: str, array: Any) -> Any:
     """The array or tensor itself, lists as an array. Raises ShapeError unless it holds real floating-point numbers."""
     if hasattr(array, "detach"):
         if not array.is_floating_point():

@@ -326,7 +326,7 @@ def span_topk(
         vectors, weights_ = vectors[used], weights_[used]
     checked = _Queries(vectors, kept, weights_, ids, ids_offsets)
     if candidates is not None:
-        if not isinstance(candidates, SpanIndex) or candidates.pool is not pool:
+        if getattr(candidates, "pool", None) is not pool:  # an array, say, has none
             raise ShapeError("candidates is an index of another pool; build one with SpanIndex.build(pool)")
         return _among(checked, candidates, k, run is span_topk_native)
     # Only the native backend screens in more than one precision; the answer is the same.
