@@ -13,6 +13,7 @@ import importlib
 import importlib.resources
 import importlib.util
 import logging
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -34,6 +35,8 @@ Array: TypeAlias = "NDArray[Any] | torch.Tensor"
 BACKENDS = ("native", "triton", "torch", "numba", "ref")
 CPU_ORDER = ("native", "torch", "numba", "ref")
 CUDA_ORDER = ("triton", "torch", "ref")
+INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
+"""What EL4NER_ISA may say, best first; avx512_bf16 is for choice_logprobs."""
 
 _OPERATIONS: dict[str, dict[str, Callable[..., Any]]] = {}
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -137,6 +140,8 @@ def choose(op: str, backend: str = "auto", device: str = "cpu") -> Callable[...,
         raise KernelError(f"{op}: backend={backend!r}; allowed: auto, {', '.join(BACKENDS)}")
     elif (reason := _reason(op, backend, device)) is not None:
         raise KernelError(f"{op}: backend={backend!r} cannot run: {reason}; use backend='auto'")
+    if backend == "native" and (asked := os.environ.get("EL4NER_ISA") or "auto") not in ("auto", *INSTRUCTION_SETS):
+        raise KernelError(f"EL4NER_ISA={asked}; allowed: auto, {', '.join(INSTRUCTION_SETS)}")
     _log_choice(op, backend, device)
     return implementations[backend]
 
@@ -152,7 +157,7 @@ def to_numpy(name: str, array: Any, ndim: int, dtype: Any) -> NDArray[Any]:
     Raises ShapeError if the number of axes differs, or numbers would be lost (floats for an integer array).
     """
     if hasattr(array, "detach"):
-        array = array.detach().cpu()
+        array = array.detach().cpu().resolve_conj().resolve_neg()
         array = (array.float() if array.is_floating_point() else array).numpy()
     array = np.asarray(array)
     if array.ndim != ndim:
@@ -160,7 +165,18 @@ def to_numpy(name: str, array: Any, ndim: int, dtype: Any) -> NDArray[Any]:
     kind = np.dtype(dtype).kind
     if array.size and (array.dtype.kind not in "iufb" or (kind == "i" and array.dtype.kind not in "iu")):
         raise ShapeError(f"{name} has dtype {array.dtype}; {np.dtype(dtype)} is needed")
-    return np.ascontiguousarray(array, dtype=dtype)
+    if kind == "i" and array.dtype.kind == "u" and array.size and array.max() > np.iinfo(dtype).max:
+        raise ShapeError(f"{name} holds {array.max()}; {np.dtype(dtype)} is needed")  # it would come out negative
+    with np.errstate(over="ignore"):  # what no float32 can hold becomes infinite, and is then refused as such
+        return np.ascontiguousarray(array, dtype=dtype)
+
+
+def to_index(name: str, value: Any) -> int:
+    """A whole number as Python's int: numpy's and torch's come too. Raises ShapeError on anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ShapeError(f"{name}={value!r}; a whole number is needed") from None
 
 
 def check_finite(name: str, array: NDArray[Any]) -> None:
@@ -172,13 +188,17 @@ def check_finite(name: str, array: NDArray[Any]) -> None:
 
 def check_offsets(name: str, offsets: NDArray[Any], total: int) -> None:
     """Raise ShapeError unless offsets are 0 = o[0] <= o[1] <= ... <= o[-1] = total."""
-    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
+    falls = (offsets[1:] < offsets[:-1]).any()  # a difference could overflow
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != total or falls:
         ends = f"{offsets[0]}..{offsets[-1]}" if len(offsets) else "nothing"
         raise ShapeError(f"{name} is {ends} over {total} rows; it must start at 0, never fall and end at {total}")
 
 
-def check_weights(name: str, weights: NDArray[Any]) -> None:
-    """Raise ShapeError unless all weights are finite and not negative."""
+def check_weights(name: str, weights: NDArray[Any], least: float, most: float) -> None:
+    """Raise ShapeError unless all weights are 0 or from least to most, whose sums and products fit float64."""
     check_finite(name, weights)
     if (weights < 0).any():
         raise ShapeError(f"{name} holds {weights.min()}; weights must not be negative")
+    wrong = weights[(weights > most) | ((weights > 0) & (weights < least))]
+    if wrong.size:
+        raise ShapeError(f"{name} holds {wrong[0]}; allowed: 0, and {least} to {most}")

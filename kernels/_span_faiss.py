@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.errors import KernelError, ShapeError
-from el4ner.kernels._span_pool import Floats, Ints, SpanPool
+from el4ner.kernels._dispatch import to_index
+from el4ner.kernels._span_pool import Floats, Ints, SpanPool, check_pool
 
 LARGE = 200_000
 """Spans from which an index is worth its training; a recommendation, not a switch."""
@@ -51,13 +52,17 @@ class SpanIndex:
         """Train and fill an index; on the GPU where the installed faiss has one.
 
         cells: by default twice the square root of the number of spans. probes: by default a sixteenth of the cells.
-        Raises KernelError without faiss, ShapeError for a pool without spans or numbers out of range.
+        Raises KernelError without faiss, ShapeError for a pool without spans, of width 0, or numbers out of range.
         """
+        check_pool(pool)
         spans = len(pool.vectors)
         if not spans:
             raise ShapeError("the pool has no spans; an index needs at least one")
+        if not pool.width:  # FAISS divides by it and ends the process
+            raise ShapeError(f"the pool's {spans} spans are 0 numbers wide; an index needs vectors")
         cells = max(1, min(round(2 * spans**0.5), spans // 39 or 1)) if cells is None else cells
-        probes = max(1, cells // 16) if probes is None else probes
+        cells = to_index("cells", cells)
+        probes = max(1, cells // 16) if probes is None else to_index("probes", probes)
         if not 1 <= probes <= cells <= spans:
             raise ShapeError(f"cells={cells}, probes={probes}; allowed: 1 <= probes <= cells <= {spans} spans")
         faiss = _faiss()

@@ -1,8 +1,8 @@
 """How the native span_topk runs: instruction set and screening precision. What it computes is in span_topk.py.
 
 `EL4NER_ISA` = "amx", "avx512", "avx2" or "portable" caps the instructions of all native kernels (for tests and
-comparisons; by default the best that the CPU has). Here a name that this CPU lacks is an error;
-csrc/instruction_set.hpp ignores it.
+comparisons; by default the best that the CPU has). A name that nobody knows is an error of all of them, and here one
+that this CPU lacks is too; csrc/instruction_set.hpp takes the widest set below it.
 Threads: kernels/_threads.py.
 """
 

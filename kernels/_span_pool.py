@@ -6,9 +6,11 @@ at a multiple of 64 bytes, little-endian. The header holds a version, the sizes 
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import stat
 import struct
-import tempfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,24 +96,32 @@ class SpanPool:
         return SpanPool, (self.vectors, self.offsets, self.largest_norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the pool to a file that `load` maps. The file appears at once or not at all. Raises OSError."""
-        target = Path(path)
+        """Write the pool to a file that `load` maps. The file appears at once or not at all. Raises OSError.
+
+        A link is followed: the file that it names is replaced. What is there and is no file is left alone.
+        """
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "not a file, so it is not replaced", str(target))
         offsets, vectors = self.offsets.astype("<i8", copy=False), self.vectors.astype("<f4", copy=False)
         header = _HEADER.pack(
             _MAGIC, _VERSION, 0, self.sentences, len(vectors), self.width, self.largest_norm,
             _checksum(offsets), _checksum(vectors),
         )  # fmt: skip
         header += struct.pack("<I", zlib.crc32(header))
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
+        # tempfile's files are for their owner's eyes alone; this one is for whoever the user's umask lets read.
+        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
+        with temporary.open("xb") as file:
+            try:
                 for part in (header.ljust(_HEADER_BYTES, b"\0"), offsets.tobytes()):
                     file.write(part + b"\0" * (-len(part) % _ALIGN))
                 file.write(_bytes(vectors))
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+                file.close()
+                temporary.replace(target)
+            except BaseException:
+                file.close()
+                temporary.unlink(missing_ok=True)
+                raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> SpanPool:
@@ -121,6 +131,8 @@ class SpanPool:
         are checked in any case. Raises InputError where the file is missing, cut, damaged or of another version.
         """
         try:
+            if not stat.S_ISREG(Path(os.fsdecode(path)).stat().st_mode):  # a pipe would be waited for
+                raise InputError(f"{path}: cannot be mapped, it is not a file; SpanPool.save writes such files")
             data = np.memmap(path, dtype=np.uint8, mode="r")
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; SpanPool.save writes one") from None
@@ -131,6 +143,8 @@ class SpanPool:
         expected = begin + 4 * spans * width
         if len(data) != expected:
             raise InputError(f"{path}: {len(data):,} bytes where its header says {expected:,}; write it again")
+        if max(spans, width) >= 1 << 48:  # of nothing; numpy makes no such shape
+            raise InputError(f"{path}: damaged, {spans:,} spans of {width:,} numbers; write it again")
         offsets = np.asarray(data[_HEADER_BYTES : _HEADER_BYTES + 8 * (sentences + 1)]).view("<i8")
         vectors = np.asarray(data[begin:]).view("<f4").reshape(spans, width)
         wrong = _checksum(offsets) != offsets_sum
@@ -142,7 +156,15 @@ class SpanPool:
                 _dispatch.check_finite("vectors", vectors)
         except ShapeError as error:
             raise InputError(f"{path}: {error}") from None
+        if verify and abs((longest := largest_norm(vectors)) - norm) > 1e-9 * longest:  # error bounds rest on it
+            raise InputError(f"{path}: damaged, a largest norm of {norm} where vectors have {longest}; write it again")
         return cls(vectors, offsets.astype(np.int64), norm)
+
+
+def check_pool(pool: Any) -> None:
+    """Raise ShapeError on anything but a SpanPool: its vectors alone, say."""
+    if not isinstance(pool, SpanPool):
+        raise ShapeError(f"pool is a {type(pool).__name__}; make one with SpanPool.pack(vectors, offsets)")
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

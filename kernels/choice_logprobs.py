@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _Floats = NDArray[np.float32]
 Normalise = Literal["vocab", "choices"]
 
+# soft_cap and scale: what float32 divides and multiplies by without losing it.
+_FACTORS = (1e-30, 1e30)
 # Vocabulary rows per block: 64 rows of logits in float32 then take 2 MB, about a core's share of cache. Not tuned.
 _BLOCK = 8192
 # Rows, columns and dimensions of a block in triton; programs for each block of rows (an H100 runs 132 at a time).
@@ -98,7 +100,14 @@ def choice_logprobs_ref(head: _Head, ids: torch.Tensor, normalise: Normalise) ->
 
     logits = head.logits(head.hidden, slice(None), torch.float64)  # (R, V)
     chosen = logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf)
-    return chosen - (logits if normalise == "vocab" else chosen).logsumexp(1, keepdim=True)
+    return chosen - _number((logits if normalise == "vocab" else chosen).logsumexp(1, keepdim=True))
+
+
+def _number(total: torch.Tensor) -> torch.Tensor:
+    """NaN for an infinite sum: a logit of +inf would give every other token a log-probability of -inf, and no error."""
+    import torch
+
+    return total.masked_fill(total == torch.inf, torch.nan)
 
 
 def _chosen(head: _Head, ids: torch.Tensor) -> torch.Tensor:
@@ -118,7 +127,7 @@ def choice_logprobs_torch(head: _Head, ids: torch.Tensor, normalise: Normalise) 
     for start in range(0, len(head.head), _BLOCK):
         block = head.logits(head.hidden, slice(start, start + _BLOCK), torch.float32)
         total = torch.logaddexp(total, block.logsumexp(1, keepdim=True))
-    return (chosen - total).clamp(max=0.0)
+    return (chosen - _number(total)).clamp(max=0.0)
 
 
 @njit
@@ -282,12 +291,14 @@ def choice_logprobs(
     bias (V,) or None; soft_cap > 0 or None and scale as in the model's configuration. n_vocab: the tokenizer's size,
     where the head was padded to more rows; rows from there on do not count.
     Returns (R, C) f32; -inf at padding. Raises ShapeError (a ValueError) on shapes that do not fit, ids outside the
-    vocabulary, a row without any id, NaN or infinity in hidden, NaN in head or bias; KernelError if the backend cannot
-    run.
+    vocabulary, a row without any id, dtypes that are no floats, NaN or infinity in hidden, NaN or +inf in what is read
+    of head and bias, logits that overflow the head's dtype (float32 at least); KernelError if the backend cannot run.
 
     >>> choice_logprobs(np.ones((1, 1)), np.array([[0.0], [0.0], [9.0]]), np.array([0, 1]), n_vocab=2).tolist()
     [[-0.6931471824645996, -0.6931471824645996]]
     """
+    hidden, head = _floats("hidden", hidden), _floats("head", head)
+    bias = None if bias is None else _floats("bias", bias)
     device = _dispatch.device_of(hidden, head)
     run = _dispatch.choose("choice_logprobs", backend, device)
     (rows, width), (vocabulary, head_width) = _two_axes("hidden", hidden), _two_axes("head", head)
@@ -298,11 +309,15 @@ def choice_logprobs(
     if bias is not None and tuple(bias.shape) != (vocabulary,):
         raise ShapeError(f"bias has shape {tuple(bias.shape)}; ({vocabulary},) is needed")
     if n_vocab is not None:
+        n_vocab = _dispatch.to_index("n_vocab", n_vocab)
         if not 0 < n_vocab <= vocabulary:
             raise ShapeError(f"n_vocab={n_vocab} with {vocabulary} rows of head; choose 1 to {vocabulary}, or None")
         head, bias, vocabulary = head[:n_vocab], None if bias is None else bias[:n_vocab], n_vocab
-    if soft_cap is not None and not soft_cap > 0:
-        raise ShapeError(f"soft_cap={soft_cap}; it must be above 0, or None for no cap")
+    least, most = _FACTORS
+    if soft_cap is not None and not least <= soft_cap <= most:
+        raise ShapeError(f"soft_cap={soft_cap}; it must be above 0 ({least} to {most}), or None for no cap")
+    if not abs(scale) <= most:
+        raise ShapeError(f"scale={scale}; a number of up to {most} is needed")
     ids = _ids(token_ids, rows, vocabulary)
     if not ids.size:
         return np.empty(ids.shape, dtype=np.float32)
@@ -312,8 +327,23 @@ def choice_logprobs(
     out: torch.Tensor = run(plan, _tensor(ids, device), normalise)
     result: _Floats = out.float().cpu().numpy()
     if np.isnan(result).any():
-        raise ShapeError("head or bias holds NaN, or a row's logits are all -inf; only numbers are allowed")
+        raise ShapeError(
+            "head or bias holds NaN or +inf, a logit overflows the head's dtype, or a row's logits are all -inf; "
+            "only numbers are allowed"
+        )
     return result
+
+
+def _floats(name: str, array: Any) -> Any:
+    """The array or tensor itself, lists as an array. Raises ShapeError unless it holds real floating-point numbers."""
+    if hasattr(array, "detach"):
+        if not array.is_floating_point():
+            raise ShapeError(f"{name} has dtype {array.dtype}; a float dtype is needed")
+        return array
+    array = np.asarray(array)
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise ShapeError(f"{name} has dtype {array.dtype}; a float dtype of up to 64 bits is needed")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes no other order of bytes
 
 
 def _two_axes(name: str, array: Any) -> tuple[int, int]:
@@ -324,7 +354,7 @@ def _two_axes(name: str, array: Any) -> tuple[int, int]:
 
 
 def _ids(token_ids: Array, rows: int, vocabulary: int) -> NDArray[np.int64]:
-    ndim = len(getattr(token_ids, "shape", (0,)))
+    ndim = getattr(token_ids, "ndim", np.ndim(token_ids))
     ids = _dispatch.to_numpy("token_ids", token_ids, 2 if ndim == 2 else 1, np.int64)
     if ids.ndim == 1:
         ids = np.repeat(ids[None], rows, axis=0)

@@ -145,6 +145,7 @@ def span_scores(mean_part: Array, last_part: Array, max_length: int, *, backend:
     last = _dispatch.to_numpy("last_part", last_part, 2, np.float32)
     if mean.shape != last.shape:
         raise ShapeError(f"mean_part has shape {mean.shape}, last_part {last.shape}; they must be equal")
+    max_length = _dispatch.to_index("max_length", max_length)
     if max_length < 1:
         raise ShapeError(f"max_length={max_length}; it must be at least 1 token")
     _dispatch.check_finite("mean_part", mean)
@@ -245,6 +246,7 @@ def best_flat(scores: Array, none_label: int, *, backend: str = "auto") -> list[
     run = _dispatch.choose("best_flat", backend, _dispatch.device_of(scores))
     scores_ = _dispatch.to_numpy("scores", scores, 3, np.float32)
     tokens, _, labels = scores_.shape
+    none_label = _dispatch.to_index("none_label", none_label)
     if not 0 <= none_label < labels:
         raise ShapeError(f"none_label={none_label} with {labels} labels; choose 0 to {labels - 1}")
     if run is not best_flat_native:

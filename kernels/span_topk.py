@@ -11,18 +11,19 @@ Source: EL4NER, demonstration retrieval by span similarity; MaxSim is ColBERT's 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import operator
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from el4ner.errors import ShapeError
+from el4ner.errors import KernelError, ShapeError
 from el4ner.kernels import _dispatch, _span_native
 from el4ner.kernels._dispatch import Array, njit
 from el4ner.kernels._span_faiss import SpanIndex
-from el4ner.kernels._span_pool import SpanPool, largest_norm
+from el4ner.kernels._span_pool import SpanPool, check_pool, largest_norm
 from el4ner.kernels._threads import thread_count
 from el4ner.kernels.span_topk_triton import span_topk_triton
 
@@ -32,6 +33,11 @@ _Doubles = NDArray[np.float64]
 TopK = tuple[_Ints, _Floats]
 Exclude = Sequence["int | Collection[int] | None"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
+
+MOST_COLUMNS = 60_000
+"""D at most on the native backend, as csrc/span_topk.cpp has it."""
+LARGEST_PRODUCT = 1e38
+"""Lengths of a query span and a pool span multiply to less, so that no score, no sum on its way overflows float32."""
 
 # float32 products held at a time, in numbers (64 MB): query spans x pool spans. Not tuned.
 _TILE = 1 << 24
@@ -188,6 +194,10 @@ def span_topk_native(
     """
     from el4ner import _native
 
+    if pool.width > MOST_COLUMNS:  # sums of bytes stay below 2^31
+        raise KernelError(
+            f"span_topk: backend='native' takes up to {MOST_COLUMNS} columns, not {pool.width}; backend='numba' more"
+        )
     ids, scores = _padding(len(queries), k)
     chosen, isa = _span_native.choose_path(precision)
     threads = thread_count()
@@ -234,16 +244,27 @@ def _excluded(exclude: Exclude | None, queries: int, sentences: int) -> tuple[_I
     """exclude as CSR: ids and (B+1,) offsets."""
     lists: list[list[int]] = [[] for _ in range(queries)]
     if exclude is not None:
+        if not hasattr(exclude, "__len__") or isinstance(exclude, str | bytes | Mapping | Set):
+            raise ShapeError(f"exclude is a {type(exclude).__name__}; give a sequence with an entry for each query")
         if len(exclude) != queries:
             raise ShapeError(f"exclude has {len(exclude)} entries with {queries} queries; give one for each, or None")
-        lists = [
-            [] if entry is None else [int(entry)] if isinstance(entry, int | np.integer) else sorted(map(int, entry))
-            for entry in exclude
-        ]
-    ids = np.array([i for entry in lists for i in entry], dtype=np.int64)
-    if len(ids) and (ids.min() < 0 or ids.max() >= sentences):
-        raise ShapeError(f"exclude holds {ids.min()}..{ids.max()}; allowed: pool ids 0 to {sentences - 1}")
-    return ids, np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        lists = [[] if entry is None else sorted(_pool_ids(entry)) for entry in exclude]
+    ids = [i for entry in lists for i in entry]
+    if ids and (min(ids) < 0 or max(ids) >= sentences):
+        raise ShapeError(f"exclude holds {min(ids)}..{max(ids)}; allowed: pool ids 0 to {sentences - 1}")
+    return np.array(ids, dtype=np.int64), np.cumsum([0, *map(len, lists)], dtype=np.int64)
+
+
+def _pool_ids(entry: Any) -> list[int]:
+    """The ids that one entry of exclude holds: it is one, or a collection of some."""
+    try:
+        if isinstance(entry, int | np.integer) or getattr(entry, "ndim", None) == 0:
+            entry = [entry]
+        if any(isinstance(i, bool) for i in entry):
+            raise TypeError  # a mask over the pool would be taken for the ids 0 and 1
+        return [operator.index(i) for i in entry]
+    except TypeError:
+        raise ShapeError(f"exclude holds {entry!r}; allowed: a pool id, a collection of some, or None") from None
 
 
 def span_topk(
@@ -266,8 +287,9 @@ def span_topk(
     candidates: None searches the whole pool, exactly, and that is fast up to some 200,000 spans. A `SpanIndex` of this
     pool makes the search approximate: what FAISS proposes is scored, exactly; `span_recall` measures what is lost.
     Returns ids (B, k) i64 and scores (B, k) f32, best first, padded with -1 and -inf.
-    Raises ShapeError (a ValueError) on shapes that do not fit, NaN, infinity, negative weights or k; KernelError if the
-    backend asked for cannot run.
+    Raises ShapeError (a ValueError) on shapes that do not fit, NaN, infinity, vectors so long that scores could pass
+    float32, negative weights (or positive ones beyond 1e-100 to 1e100) or k; KernelError if the backend cannot run: the
+    native one takes up to 60,000 columns.
 
     >>> pool = SpanPool.pack(np.eye(2, dtype=np.float32), np.array([0, 1, 2]))
     >>> span_topk(np.array([[0.6, 0.8]]), np.array([0, 1]), np.ones(1), pool, 1)[0].tolist()
@@ -276,6 +298,8 @@ def span_topk(
     run = _dispatch.choose("span_topk", backend, "cpu")
     if precision not in ("auto", *_span_native.PRECISIONS):
         raise ShapeError(f"precision={precision!r}; allowed: auto, {', '.join(_span_native.PRECISIONS)}")
+    check_pool(pool)
+    k = _dispatch.to_index("k", k)
     if k < 0:
         raise ShapeError(f"k={k}; it must be 0 or more")
     vectors = _dispatch.to_numpy("queries", queries, 2, np.float32)
@@ -286,8 +310,15 @@ def span_topk(
     if len(weights_) != len(vectors):
         raise ShapeError(f"weights has {len(weights_)} entries for {len(vectors)} query spans; give one for each")
     _dispatch.check_offsets("query_offsets", offsets, len(vectors))
-    _dispatch.check_finite("queries", vectors)
-    _dispatch.check_weights("weights", weights_)
+    norm = largest_norm(vectors)
+    if not np.isfinite(norm):
+        _dispatch.check_finite("queries", vectors)
+    if not norm * pool.largest_norm < LARGEST_PRODUCT:
+        raise ShapeError(
+            f"vectors of length {norm:.3g} and {pool.largest_norm:.3g}: their product must be below "
+            f"{LARGEST_PRODUCT:.0e}, for float32; unit vectors give cosines"
+        )
+    _dispatch.check_weights("weights", weights_, 1e-100, 1e100)
     ids, ids_offsets = _excluded(exclude, len(offsets) - 1, pool.sentences)
     used = weights_ > 0  # a span of weight 0 has no say
     kept = np.concatenate([[0], np.cumsum(used)])[offsets].astype(np.int64)
@@ -295,7 +326,7 @@ def span_topk(
         vectors, weights_ = vectors[used], weights_[used]
     checked = _Queries(vectors, kept, weights_, ids, ids_offsets)
     if candidates is not None:
-        if candidates.pool is not pool:
+        if getattr(candidates, "pool", None) is not pool:  # an array, say, has none
             raise ShapeError("candidates is an index of another pool; build one with SpanIndex.build(pool)")
         return _among(checked, candidates, k, run is span_topk_native)
     # Only the native backend screens in more than one precision; the answer is the same.
@@ -316,6 +347,8 @@ def span_recall(
 
     Arguments and errors as for `span_topk`. It searches the whole pool too, so give it a sample of queries.
     """
+    if not isinstance(candidates, SpanIndex):
+        raise ShapeError(f"candidates is a {type(candidates).__name__}; build one with SpanIndex.build(pool)")
     pool = candidates.pool
     exact, _ = span_topk(queries, query_offsets, weights, pool, k, exclude=exclude)
     found, _ = span_topk(queries, query_offsets, weights, pool, k, exclude=exclude, candidates=candidates)

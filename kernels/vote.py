@@ -35,6 +35,9 @@ Votes = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 _Logp = NDArray[np.float32]
 _Weights = NDArray[np.float64]
 
+ABOVE_ONE = 1e-3
+"""By how much a soft score may pass 1: log-probabilities near 0 that were rounded to half precision."""
+
 # Spans a program handles; not tuned (no GPU was measured yet).
 _BLOCK_SPANS = 32
 
@@ -58,7 +61,8 @@ def vote_ref(logp: _Logp, weights: _Weights, hard: bool) -> Votes:
                 if weights[m, best] > 0:
                     first[best] = min(first[best], m)
             else:
-                total += weights[m] * np.exp(row)
+                with np.errstate(over="ignore"):  # of numbers that are no log-probabilities: refused afterwards
+                    total += weights[m] * np.exp(row)
         if not (weight > 0).any():
             continue
         score = np.divide(total, weight, out=np.zeros(labels), where=weight > 0).astype(np.float32)
@@ -234,8 +238,9 @@ def vote(logp: Array, weights: Array, *, hard: bool = False, backend: str = "aut
     weights (M,) or (M, L), finite, >= 0.
     hard: each member votes for its best label only (equal labels: the lower), majority wins.
     Returns winners (S,) i64 (-1: nobody was heard), scores (S,) f32 in [0, 1], margins (S,) f32 >= 0.
-    Raises ShapeError (a ValueError) on other shapes, negative weights, +inf or a row that is partly NaN; KernelError if
-    the backend asked for cannot run.
+    Raises ShapeError (a ValueError) on other shapes, negative weights (or positive ones beyond 1e-305 to 1e300), +inf,
+    a row that is partly NaN, or a soft score above 1, which no log-probabilities give; KernelError if the backend asked
+    for cannot run.
 
     >>> winners, scores, margins = vote(np.log([[[0.9, 0.1]], [[0.4, 0.6]]]), np.ones(2))
     >>> winners.tolist(), scores.round(2).tolist()
@@ -248,10 +253,13 @@ def vote(logp: Array, weights: Array, *, hard: bool = False, backend: str = "aut
     weights_ = _dispatch.to_numpy("weights", weights, 2 if ndim == 2 else 1, np.float64)
     if weights_.shape not in ((members,), (members, labels)):
         raise ShapeError(f"weights has shape {weights_.shape}; ({members},) or ({members}, {labels}) is needed")
-    _dispatch.check_weights("weights", weights_)
+    _dispatch.check_weights("weights", weights_, 1e-305, 1e300)
     if weights_.ndim == 1:
         weights_ = np.repeat(weights_[:, None], labels, axis=1)
     if run is not vote_native:
         _check_rows(logp_)
     result: Votes = run(logp_, weights_, hard)
+    # Numbers above 0 are no log-probabilities: scores tell at no cost, logp would have to be read once more.
+    if not hard and result[1].size and not (highest := result[1].max()) <= 1 + ABOVE_ONE:
+        raise ShapeError(f"a score of {highest}: logp holds numbers above 0; take log_softmax, or vote with hard=True")
     return result

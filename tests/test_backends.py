@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from el4ner.cache import cache_root
 from el4ner.jsonl import read_inputs
 from el4ner.kernels import _dispatch, operations
 from el4ner.pipeline import El4ner
+from el4ner.stages.classify import combine
 
 
 def _records(root: Path, cache: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], set[str]]:
@@ -42,7 +45,7 @@ def _records(root: Path, cache: Path, backend: str, monkeypatch: pytest.MonkeyPa
 def test_records_do_not_depend_on_the_backend(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ran_plain = _records(root, tmp_path, "ref", monkeypatch)
     fast, ran_fast = _records(root, tmp_path, "auto", monkeypatch)
-    # best_flat and span_scores share a file; vote is the majority of the paper preset
+    # best_flat and span_scores share a file; vote is the majority of the paper preset (below)
     for op in ("span_topk", "choice_logprobs", "span_scores", "best_flat"):
         assert op in operations()
         assert f"{op}_ref" in ran_plain
@@ -56,6 +59,17 @@ def test_records_do_not_depend_on_the_backend(root: Path, tmp_path: Path, monkey
             assert a["verified"] == pytest.approx(b["verified"], abs=2e-4)
             for voter, row in a["votes"].items():
                 assert row == pytest.approx(b["votes"][voter], abs=2e-4)
+
+
+def test_majorities_do_not_depend_on_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    votes = [random.integers(0, 3, (200, 5)).astype(np.float32) / 4 for _ in range(4)]  # with ties, and zeros
+    votes[1][random.random(200) < 0.3] = np.nan  # abstains
+    team: Any = SimpleNamespace(stack=None, config=SimpleNamespace(classify=SimpleNamespace(combine="majority")))
+    fast = combine(votes, np.zeros((200, 0), np.float32), team)
+    monkeypatch.setenv("EL4NER_BACKEND", "ref")
+    assert np.array_equal(combine(votes, np.zeros((200, 0), np.float32), team), fast)
+    assert len(set(fast.argmax(axis=1).tolist())) == 5
 
 
 def _decisions(record: dict[str, Any]) -> list[Any]:

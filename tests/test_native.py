@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from el4ner.errors import ShapeError
+from el4ner.errors import KernelError, ShapeError
 from el4ner.kernels import _dispatch, _threads, best_flat, choice_logprobs, span_scores, vote
+from el4ner.kernels._cases import CASES
 
 pytestmark = pytest.mark.skipif(
     _dispatch._native_reason() is not None, reason="el4ner._native is not built; there is no C++ to test"
@@ -107,8 +108,20 @@ def test_vote_near_ties_are_decided_in_float64(instruction_set: str) -> None:
     p = random.dirichlet(np.ones(6), (5, 400))
     p[:, :, 3] = p[:, :, 2] * (1 + random.choice([-1e-6, 0.0, 1e-6], (1, 400)))
     p[:, :, 2:4] += 1  # these two lead
+    p /= 2  # still probabilities
     logp = np.log(p).astype(np.float32)
     same_votes(vote(logp, np.ones(5), backend="native"), vote(logp, np.ones(5), backend="ref"))
+
+
+@pytest.mark.parametrize("op", ["vote", "span_scores", "best_flat", "choice_logprobs", "span_topk"])
+def test_an_unknown_instruction_set_is_refused(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[op](np.random.default_rng(0))
+    for name in ("sse", "AVX2"):
+        monkeypatch.setenv("EL4NER_ISA", name)
+        with pytest.raises(KernelError, match=f"EL4NER_ISA={name}; allowed: auto, amx"):
+            case.run("native")
+    monkeypatch.setenv("EL4NER_ISA", "")
+    case.run("native")
 
 
 def test_vote_refuses_bad_rows(instruction_set: str) -> None:

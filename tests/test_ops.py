@@ -97,6 +97,10 @@ def test_vote_abstentions() -> None:
         (np.zeros((2, 3, 4)), np.array([1.0, np.nan]), "finite"),
         (np.array([[[0.0, np.nan]]]), np.ones(1), "partly NaN"),
         (np.array([[[0.0, np.inf]]]), np.ones(1), r"\+inf"),
+        (np.zeros((2, 3, 4)), np.full(2, 1.7e308), "1e-305 to 1e"),  # their sum would be infinite
+        (np.zeros((2, 3, 4)), np.full(2, 5e-324), "1e-305 to 1e"),  # its products would have no digits
+        (np.array([[[3.0, 30.0]]]), np.ones(1), "numbers above 0"),  # logits
+        (np.array([[[0.0, 1000.0]]]), np.ones(1), "numbers above 0"),
     ],
 )
 def test_vote_refuses(logp: np.ndarray, weights: np.ndarray, message: str) -> None:
@@ -247,7 +251,77 @@ def test_span_topk_refuses(change: str) -> None:
             span_topk(queries, offsets, weights, pool, **options, backend=backend)
 
 
-@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 2, 1, 3], []])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 2.0}, "k=2.0; a whole number"),
+        ({"k": None}, "k=None; a whole number"),
+        ({"pool": np.eye(3)}, r"pool is a ndarray; make one with SpanPool\.pack"),
+        ({"candidates": np.eye(3)}, "SpanIndex.build"),
+        ({"weights": np.full(3, 1e308)}, "1e-100 to 1e"),
+        ({"weights": np.full(3, 5e-324)}, "1e-100 to 1e"),
+        ({"queries": np.eye(3) * 3e38}, "must be below 1e"),
+        ({"query_offsets": np.array([0, 2**63 - 1, -(2**62), 3])}, "never fall"),  # differences overflow
+        ({"query_offsets": np.array([0, 2**64 - 1, 3], dtype=np.uint64)}, "18446744073709551615"),
+        ({"exclude": [[0.7], None]}, r"exclude holds \[0.7\]"),
+        ({"exclude": ["01", None]}, "exclude holds '01'"),
+        ({"exclude": [[True, False], None]}, r"exclude holds \[True, False\]"),  # a mask is no list of ids
+        ({"exclude": [np.array([True, False]), None]}, "exclude holds array"),
+        ({"exclude": [10**30, None]}, "allowed: pool ids 0 to 1"),
+        ({"exclude": {0: 1, 1: 0}}, "exclude is a dict"),
+        ({"exclude": 3}, "exclude is a int"),
+    ],
+)
+def test_span_topk_refuses_what_would_be_nonsense(options: dict[str, Any], message: str) -> None:
+    pool = SpanPool.pack(np.eye(3), np.array([0, 1, 3]))
+    given = {"queries": np.eye(3), "query_offsets": np.array([0, 1, 3]), "weights": np.ones(3), "pool": pool, "k": 1}
+    for backend in ["ref", *backends("span_topk")]:
+        with pytest.raises(ShapeError, match=message):
+            span_topk(**(given | options), backend=backend)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-3, 1e18])
+@pytest.mark.parametrize("sizes", [(1e-100, 1e100), (1e-30, 1e30), (1e100,), (1e-100,)])
+def test_span_topk_far_weights_and_lengths(length: float, sizes: tuple[float, ...]) -> None:
+    random = np.random.default_rng(8)
+    pool_offsets = ragged(random, 60, 6)
+    pool = SpanPool.pack(random.normal(size=(int(pool_offsets[-1]), 7)) * length, pool_offsets)
+    queries, offsets = random.normal(size=(23, 7)) * length, np.array([0, 0, 3, 10, 23])
+    weights = random.choice(sizes, 23)
+    expected = span_topk(queries, offsets, weights, pool, 7, backend="ref")
+    for backend in backends("span_topk"):
+        for got, wanted in zip(span_topk(queries, offsets, weights, pool, 7, backend=backend), expected, strict=True):
+            assert np.array_equal(got, wanted)
+
+
+def test_span_topk_takes_ids_to_exclude_in_every_form() -> None:
+    import torch
+
+    pool = SpanPool.pack(np.eye(3), np.array([0, 1, 3]))
+    for exclude in (
+        [[0, 0, 0], {1}],
+        [0, 1],
+        np.array([0, 1]),
+        torch.tensor([0, 1]),
+        [torch.tensor([0]), torch.tensor(1)],
+        np.array([[0, 0], [1, 1]]),
+    ):
+        for backend in ["ref", *backends("span_topk")]:
+            ids, _ = span_topk(np.eye(3), np.array([0, 1, 3]), np.ones(3), pool, 2, exclude=exclude, backend=backend)
+            assert ids.tolist() == [[1, -1], [0, -1]]
+
+
+def test_span_topk_native_says_how_wide_it_goes() -> None:
+    pool = SpanPool.pack(np.ones((1, 60_001), np.float32), np.array([0, 1]))
+    for backend in ["ref", *backends("span_topk")]:
+        if backend == "native":
+            with pytest.raises(KernelError, match="up to 60000 columns"):
+                span_topk(pool.vectors, pool.offsets, np.ones(1), pool, 1, backend=backend)
+        elif backend != "triton":
+            assert span_topk(pool.vectors, pool.offsets, np.ones(1), pool, 1, backend=backend)[0].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 2, 1, 3], [0, 2**63 - 1, -(2**62), 3], []])
 def test_span_pool_refuses_offsets(offsets: list[int]) -> None:
     with pytest.raises(ShapeError, match="offsets"):
         SpanPool.pack(np.eye(3), np.array(offsets, dtype=np.int64))
@@ -425,10 +499,37 @@ def test_choice_logprobs_refuses() -> None:
         (hidden, head, ids, {"normalise": "labels"}),
         (hidden, head, ids, {"bias": np.zeros(4)}),
         (hidden, head, ids, {"soft_cap": 0.0}),
+        (hidden, head, ids, {"soft_cap": np.inf}),
+        (hidden, head, ids, {"soft_cap": 1e-300}),
+        (hidden, head, ids, {"scale": np.nan}),
+        (hidden, head, ids, {"scale": 1e300}),
+        (hidden, head, ids, {"n_vocab": 3.0}),
+        (hidden, head, ids, {"bias": np.array([0.0, np.inf, 0.0, 0.0, 0.0])}),  # all others would be at -inf
+        (hidden, head, ids, {"bias": np.array(["a"] * 5)}),
+        (hidden, head.astype(int), ids, {}),  # states would be cut to whole numbers
+        (hidden, head * 1j, ids, {}),
+        (hidden.astype(object), head, ids, {}),
+        (hidden, head, np.array([0, 2**64 - 1], dtype=np.uint64), {}),  # as int64 it is the padding
     ]
     for *arguments, options in calls:
-        with pytest.raises(ShapeError):
-            choice_logprobs(*arguments, **options)
+        for backend in ["ref", *backends("choice_logprobs")]:
+            with pytest.raises(ShapeError):
+                choice_logprobs(*arguments, **options, backend=backend)
+
+
+def test_choice_logprobs_takes_lists_and_any_order_of_bytes() -> None:
+    random = np.random.default_rng(9)
+    hidden, head = (random.normal(size=shape).astype(np.float32) for shape in ((2, 3), (5, 3)))
+    ids, bias = [[0, 4], [1, 2]], [0.0, 1.0, 2.0, 3.0, 4.0]
+    for backend in ["ref", *backends("choice_logprobs")]:
+        expected = choice_logprobs(hidden, head, np.array(ids), bias=np.array(bias), backend=backend)
+        for got in (
+            choice_logprobs(hidden, head, ids, bias=bias, backend=backend),
+            choice_logprobs(hidden.astype(">f4"), head.astype(">f4"), np.array(ids, ">i4"), bias=bias, backend=backend),
+            choice_logprobs(hidden[:, ::-1], head[:, ::-1], ids, bias=np.array(bias), backend=backend),
+            choice_logprobs(np.asfortranarray(hidden), np.asfortranarray(head), ids, bias=bias, backend=backend),
+        ):
+            assert np.allclose(got, expected, atol=1e-6)
 
 
 # --- dispatch --------------------------------------------------------------------------------------------------------

@@ -94,6 +94,19 @@ def test_wrong_uses_are_refused() -> None:
     assert span_recall(np.zeros((0, 24)), np.array([0, 0]), np.zeros(0), index, 3) == 1.0
 
 
+def test_a_pool_of_width_zero_and_other_things_are_refused() -> None:
+    with pytest.raises(ShapeError, match="3 spans are 0 numbers wide"):  # FAISS would end the process
+        SpanIndex.build(SpanPool.pack(np.zeros((3, 0)), np.array([0, 3])))
+    pool = SpanPool.pack(np.eye(4), np.array([0, 2, 4]))
+    for wrong in ({"cells": 2.0}, {"cells": 2, "probes": 1.0}):
+        with pytest.raises(ShapeError, match="a whole number is needed"):
+            SpanIndex.build(pool, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"pool is a ndarray; make one with SpanPool\.pack"):
+        SpanIndex.build(np.eye(4))  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="candidates is a ndarray"):
+        span_recall(np.eye(4), np.array([0, 4]), np.ones(4), np.eye(4), 1)  # type: ignore[arg-type]
+
+
 def test_without_faiss_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(KernelError, match=r"install el4ner\[cpu\] or el4ner\[gpu\]"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -126,12 +128,22 @@ def test_a_header_that_lies_is_refused(tmp_path: Path) -> None:
         (32, struct.pack("<Q", 2**63), "where its header says"),
         (40, struct.pack("<d", float("nan")), "largest norm of nan"),
         (40, struct.pack("<d", -1.0), "largest norm of -1"),
+        (40, struct.pack("<d", 0.5), "largest norm of 0.5 where vectors have"),
     ):
         path = tmp_path / "a.pool"
         a_pool().save(path)
         rewritten(path, place, value)
         with pytest.raises(InputError, match=message):
             SpanPool.load(path)
+
+
+@pytest.mark.parametrize(("spans", "width"), [(0, 2**63), (0, 2**62), (2**63, 0), (2**40, 0)])
+def test_a_header_of_an_empty_pool_that_lies_is_refused(tmp_path: Path, spans: int, width: int) -> None:
+    path = tmp_path / "a.pool"
+    a_pool(0).save(path)
+    rewritten(path, 24, struct.pack("<QQ", spans, width))
+    with pytest.raises(InputError, match=r"a\.pool: (damaged|offsets is)"):
+        SpanPool.load(path)
 
 
 def test_numbers_and_offsets_are_checked_though_checksums_fit(tmp_path: Path) -> None:
@@ -153,3 +165,30 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     a_pool(3).save(path)
     a_pool(4).save(path)
     assert SpanPool.load(path).sentences == 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
+def test_a_saved_file_is_as_readable_as_others(tmp_path: Path) -> None:
+    a_pool().save(tmp_path / "a.pool")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.pool").stat().st_mode == (tmp_path / "other").stat().st_mode
+    name = "n" * 255  # the longest that there is; the temporary one has to be shorter
+    a_pool().save(tmp_path / name)
+    assert SpanPool.load(tmp_path / name).sentences == 9
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes as POSIX has them")
+def test_links_are_followed_and_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    a_pool(3).save(tmp_path / "a.pool")
+    (tmp_path / "link").symlink_to(tmp_path / "a.pool")
+    a_pool(4).save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert SpanPool.load(tmp_path / "a.pool").sentences == 4
+    os.mkfifo(tmp_path / "pipe")
+    for other in ("pipe", "."):
+        with pytest.raises(OSError, match="not a file, so it is not replaced"):
+            a_pool().save(tmp_path / other)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(InputError, match="it is not a file"):
+        SpanPool.load(tmp_path / "pipe")  # nobody writes to it: opening it would never end
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pool", "link", "pipe"]
