@@ -86,7 +86,7 @@ def test_vote_equals_the_reference(instruction_set: str, kind: str, members: int
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("kind", ["distributions", "ties", "far apart"])
 def test_vote_where_most_spans_hear_everybody(instruction_set: str, kind: str, hard: bool) -> None:
-    """Runs of 16 spans without an abstention, and some with one, all, or a number far above 0 in the middle."""
+    """Runs of 16 spans without an abstention, and some with one, all, or numbers of the far ends in the middle."""
     random = np.random.default_rng(7)
     for members in (1, 2, 3, 5, 8):
         for labels in (1, 2, 7, 15, 16):
@@ -94,12 +94,20 @@ def test_vote_where_most_spans_hear_everybody(instruction_set: str, kind: str, h
             logp[np.isnan(logp)] = -1.0
             logp[-1, 37] = np.nan
             logp[:, 70] = np.nan
-            logp[0, 85] = 80.0
+            logp[0, 85] = 80.0 if hard else -100.0  # probabilities are at most 1, first choices need not be
             heavy = random.integers(0, 3, (members, labels)) / 2
             for weights in (np.ones(members), np.zeros(members), random.random(members), heavy):
                 same_votes(
                     vote(logp, weights, hard=hard, backend="native"), vote(logp, weights, hard=hard, backend="ref")
                 )
+
+
+def test_vote_refuses_a_score_above_one_amid_others(instruction_set: str) -> None:
+    logp = votes(np.random.default_rng(7), "distributions", 3, 99, 16)
+    logp[np.isnan(logp)] = -1.0
+    logp[0, 85] = 80.0
+    with pytest.raises(ShapeError, match="logp holds numbers above 0"):
+        vote(logp, np.ones(3), backend="native")
 
 
 def test_vote_near_ties_are_decided_in_float64(instruction_set: str) -> None:
