@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from el4ner.kernels import _dispatch
+from el4ner.kernels import available_backends
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def measure_ceilings(device: str, megabytes: int = 256) -> Ceilings:
 
             flops[kind] = 2 * 8192.0**3 / _fastest(multiply, 20)
         return Ceilings(bandwidth, reading, flops, "torch copy; torch sum; torch matmul 8192^3")
-    if _dispatch._native_reason() is not None:
+    if available_backends("vote")["native"] is not None:
         return Ceilings(bandwidth, reading, {}, "torch copy; torch sum; no native module to measure multiply-adds with")
     from el4ner import _native
 

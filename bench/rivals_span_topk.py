@@ -188,12 +188,12 @@ def torch_sides(data: SpanInput, k: int, expected: Answer) -> list[Side]:
     asked = np.flatnonzero(np.diff(data.offsets))
     want = expected[0][asked], expected[1][asked]
 
-    def judge(result: Answer, tolerance: float) -> tuple[float, float]:
-        plain = agreement((result[0][asked], result[1][asked]), want)
-        return plain if tolerance > 1e-5 else (agreement_but_ties(data, result, expected, tolerance), plain[1])
+    def judge(result: Answer, answers: str, tolerance: float) -> tuple[float, float]:
+        share, gap = agreement((result[0][asked], result[1][asked]), want)
+        return (share if answers == ROUNDED else agreement_but_ties(data, result, expected, tolerance)), gap
 
     return [
-        Side(name, answers, run, partial(judge, tolerance=tolerance), tolerance, precision)
+        Side(name, answers, run, partial(judge, answers=answers, tolerance=tolerance), tolerance, precision)
         for name, answers, run, tolerance, precision in torch_ways(data, k, "cpu")
     ]
 

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from el4ner.preparation import Examined, Preparation
 
 _LEAST_GAIN = 0.02
-"""Gain in log-probability a sentence below which asking is not worth its prompts, however certain it is: votes that say
-the same of everything shift the stack a little, too."""
+"""Gain in log-probability a sentence below which asking is not worth its prompts, however certain it is."""
 
 _STANDARD_ERRORS = 1.0
 """Gain in log-probability that a member must show, in standard errors over sentences."""
@@ -82,11 +81,12 @@ def _weigh_verdicts(
     weights, gain, error = weigh_verifier(verdicts, folds)
     preparation.facts["verifier's weights"] = [round(weight, 4) for weight in weights]
     if weights == NEUTRAL:
+        unasked = preparation.config.voters == "auto" and preparation.config.verify.member is None
         preparation.notes.append(
             f"the verifier brings nothing on {len(folds)} pool sentences ({gain:+.3f} in log-probability a sentence, "
-            f"standard error {error:.3f}): its verdicts change no score"
+            f"standard error {error:.3f}): {'it is not asked' if unasked else 'its verdicts change no score'}"
         )
-        if preparation.config.voters == "auto":
+        if unasked:
             team.verifier = None
             return None
     team.verifier_weights = weights

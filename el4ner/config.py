@@ -124,7 +124,8 @@ class ClassifyConfig(_Settings):
 class VerifyConfig(_Settings):
     """Stage 4. by "choice": the verifier's yes/no odds; what to reject is fitted on the pool where one is stacked.
 
-    by "generation": true or false is written, false is dropped. member: who verifies; the first unless named.
+    by "generation": true or false is written, false is dropped. member: who verifies; the first unless named, and then
+    only where its verdicts bring something on the pool, or all voters are asked.
     """
 
     enabled: bool = True

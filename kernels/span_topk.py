@@ -267,6 +267,33 @@ def _pool_ids(entry: Any) -> list[int]:
         raise ShapeError(f"exclude holds {entry!r}; allowed: a pool id, a collection of some, or None") from None
 
 
+def _checked(queries: Array, query_offsets: Array, weights: Array, pool: SpanPool, exclude: Exclude | None) -> _Queries:
+    """The queries as arrays, spans of weight 0 left out. Raises ShapeError as `span_topk` says."""
+    vectors = _dispatch.to_numpy("queries", queries, 2, np.float32)
+    offsets = _dispatch.to_numpy("query_offsets", query_offsets, 1, np.int64)
+    weights_ = _dispatch.to_numpy("weights", weights, 1, np.float64)
+    if vectors.shape[1] != pool.width:
+        raise ShapeError(f"queries have {vectors.shape[1]} columns, the pool {pool.width}; use one encoder for both")
+    if len(weights_) != len(vectors):
+        raise ShapeError(f"weights has {len(weights_)} entries for {len(vectors)} query spans; give one for each")
+    _dispatch.check_offsets("query_offsets", offsets, len(vectors))
+    norm = largest_norm(vectors)
+    if not np.isfinite(norm):
+        _dispatch.check_finite("queries", vectors)
+    if not norm * pool.largest_norm < LARGEST_PRODUCT:
+        raise ShapeError(
+            f"vectors of length {norm:.3g} and {pool.largest_norm:.3g}: their product must be below "
+            f"{LARGEST_PRODUCT:.0e}, for float32; unit vectors give cosines"
+        )
+    _dispatch.check_weights("weights", weights_, 1e-100, 1e100)
+    ids, ids_offsets = _excluded(exclude, len(offsets) - 1, pool.sentences)
+    used = weights_ > 0  # a span of weight 0 has no say
+    kept = np.concatenate([[0], np.cumsum(used)])[offsets].astype(np.int64)
+    if not used.all():  # else no copy
+        vectors, weights_ = vectors[used], weights_[used]
+    return _Queries(vectors, kept, weights_, ids, ids_offsets)
+
+
 def span_topk(
     queries: Array,
     query_offsets: Array,
@@ -302,29 +329,7 @@ def span_topk(
     k = _dispatch.to_index("k", k)
     if k < 0:
         raise ShapeError(f"k={k}; it must be 0 or more")
-    vectors = _dispatch.to_numpy("queries", queries, 2, np.float32)
-    offsets = _dispatch.to_numpy("query_offsets", query_offsets, 1, np.int64)
-    weights_ = _dispatch.to_numpy("weights", weights, 1, np.float64)
-    if vectors.shape[1] != pool.width:
-        raise ShapeError(f"queries have {vectors.shape[1]} columns, the pool {pool.width}; use one encoder for both")
-    if len(weights_) != len(vectors):
-        raise ShapeError(f"weights has {len(weights_)} entries for {len(vectors)} query spans; give one for each")
-    _dispatch.check_offsets("query_offsets", offsets, len(vectors))
-    norm = largest_norm(vectors)
-    if not np.isfinite(norm):
-        _dispatch.check_finite("queries", vectors)
-    if not norm * pool.largest_norm < LARGEST_PRODUCT:
-        raise ShapeError(
-            f"vectors of length {norm:.3g} and {pool.largest_norm:.3g}: their product must be below "
-            f"{LARGEST_PRODUCT:.0e}, for float32; unit vectors give cosines"
-        )
-    _dispatch.check_weights("weights", weights_, 1e-100, 1e100)
-    ids, ids_offsets = _excluded(exclude, len(offsets) - 1, pool.sentences)
-    used = weights_ > 0  # a span of weight 0 has no say
-    kept = np.concatenate([[0], np.cumsum(used)])[offsets].astype(np.int64)
-    if not used.all():  # else no copy
-        vectors, weights_ = vectors[used], weights_[used]
-    checked = _Queries(vectors, kept, weights_, ids, ids_offsets)
+    checked = _checked(queries, query_offsets, weights, pool, exclude)
     if candidates is not None:
         if getattr(candidates, "pool", None) is not pool:  # an array, say, has none
             raise ShapeError("candidates is an index of another pool; build one with SpanIndex.build(pool)")

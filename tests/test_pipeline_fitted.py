@@ -27,6 +27,7 @@ from el4ner.config import make_config
 from el4ner.engines.base import Generate, TokenStates
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError
+from el4ner.operating import THRESHOLDS
 from el4ner.pipeline import El4ner
 from el4ner.pool import Pool, load_pool
 from el4ner.preparation import Examined, Preparation, cross_fit
@@ -45,6 +46,27 @@ def test_a_member_that_helps_on_the_pool_is_asked(make: Callable[..., El4ner]) -
     assert "a: hidden states cannot be read there, so it has no reading voter" in report["notes"]
     assert all(e.verified is None for e in prediction.entities)  # it says the same of everything: not asked
     assert any("the verifier brings nothing" in note for note in report["notes"])
+
+
+def test_a_verifier_that_is_named_is_asked_though_it_brings_nothing(make: Callable[..., El4ner]) -> None:
+    model = make({"a": oracle(useful=True)}, large_pool(), **FIT, verify={"member": "a"})
+    (prediction,) = model.predict(["Dorx met Drox and zzzz 77"])
+    assert all(e.verified == pytest.approx(0.5) for e in prediction.entities)
+    assert any("its verdicts change no score" in note for note in model.report()["notes"])
+    plain = make({"a": oracle(useful=True)}, large_pool(), **FIT)
+    assert [e.score for e in plain.predict(["Dorx met Drox and zzzz 77"])[0].entities] == pytest.approx(
+        [e.score for e in prediction.entities], abs=1e-6
+    )
+
+
+def test_members_alone_are_stacked_and_cut_where_f1_was_best_out_of_fold(make: Callable[..., El4ner]) -> None:
+    model = make({"a": oracle(useful=True)}, large_pool(), **{**FIT, "voters": ["a"]})
+    (prediction,) = model.predict(["Dorx met Drox and zzzz 77"])
+    assert surfaces(prediction) == {"Dorx": "person", "Drox": "place"}
+    report = model.report()
+    assert report["asked"] == ["a"]
+    assert report["threshold"] == report["fitted"]["threshold"]
+    assert report["threshold"] in THRESHOLDS
 
 
 def test_a_member_that_brings_nothing_is_not_asked_unless_all_are(make: Callable[..., El4ner]) -> None:
