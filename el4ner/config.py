@@ -239,6 +239,7 @@ class ServerConfig(_Settings):
 class Config(_Settings):
     """All settings of a run. Members that share a source share one set of weights.
 
+    examples, labels, and folders of models: relative to where the command runs, in a settings file too.
     memory_limit_mib: most memory on the device; models that do not fit together within it take turns. None: what is
     free there.
     """

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from el4ner import hub
 from el4ner.cache import cache_root
 from el4ner.conversion import converted_copy, copy_folder, is_intact, sha256_of
 from el4ner.errors import EngineError, ModelNotFoundError
@@ -142,9 +143,16 @@ def resolve(source: str) -> ResolvedModel:
         source.startswith((".", "/", "~")) or source.endswith(".gguf") or (os.sep == "\\" and "\\" in source)
     )
     if _HUB_ID.fullmatch(source) and not looks_like_path and not source.startswith("embedded:"):
-        location, _, revision = source.partition("@")
-        return ResolvedModel("hub", location, location, revision or None)
+        return _resolve_hub(*source.partition("@")[::2])
     raise _unknown(source, looks_like_path)
+
+
+def _resolve_hub(hub_id: str, revision: str) -> ResolvedModel:
+    """A hub model; its folder in the cache where the hub is silent, since loading by id asks it for every file."""
+    snapshot = _hub_snapshot(hub_id, revision or None)
+    if snapshot is not None and not hub.answers():
+        return ResolvedModel("folder", str(snapshot), hub_id, snapshot.name)
+    return ResolvedModel("hub", hub_id, hub_id, revision or None)
 
 
 def _resolve_server(source: str) -> ResolvedModel:
@@ -234,13 +242,13 @@ def _resolve_embedded(model: EmbeddedModel) -> ResolvedModel:
     raise ModelNotFoundError(f"model {model.name!r} is not installed; run: el4ner download embedded")
 
 
-def _hub_snapshot(hub_id: str) -> Path | None:
+def _hub_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
     """The folder of a hub model that was downloaded before, None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=True))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
     return folder if (folder / "config.json").exists() and any(folder.glob("*.safetensors")) else None

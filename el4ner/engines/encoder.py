@@ -21,6 +21,7 @@ from el4ner.engines.loading import choose_device, choose_dtype, load_errors, num
 from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
+from el4ner.hub import loading_options
 from el4ner.models import ResolvedModel, local_folder, resolve
 
 _BATCH_TOKENS = {"cuda": 65536}
@@ -68,12 +69,11 @@ class SentenceEncoder:
         self.source = numbers_of(name, self.device, self.dtype)
 
     def _load(self, folder: str, resolved: ResolvedModel) -> None:
-        revision = resolved.identity if resolved.kind == "hub" else None
+        options = loading_options(resolved)
         self._pipeline: Any = None
         if self.implementation == "direct":
             import transformers
 
-            options: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **options)
             self.model: Any = transformers.AutoModel.from_pretrained(
                 folder, dtype=self.dtype, use_safetensors=True, **options
@@ -84,9 +84,8 @@ class SentenceEncoder:
             self._pipeline = SentenceTransformer(
                 folder,
                 device=str(self.device),
-                trust_remote_code=False,
-                revision=revision,
                 model_kwargs={"dtype": self.dtype, "use_safetensors": True},
+                **options,
             )
             self.model = self._pipeline[0].auto_model
             self.tokenizer = self._pipeline.tokenizer

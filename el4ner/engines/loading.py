@@ -18,6 +18,7 @@ from el4ner.engines.quantization import quantization_config
 from el4ner.engines.residency import Residency
 from el4ner.engines.sizes import size_of
 from el4ner.errors import EngineError, ModelNotFoundError
+from el4ner.hub import loading_options
 from el4ner.models import ResolvedModel, local_folder, resolve
 
 T = TypeVar("T")
@@ -179,9 +180,7 @@ def _load(
     import transformers
 
     folder = local_folder(resolved)
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if resolved.kind == "hub" and resolved.identity:
-        options["revision"] = resolved.identity
+    options = loading_options(resolved)
     quantized = quantization_config(quantization, dtype)
     with load_errors(resolved), quiet_transformers():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)

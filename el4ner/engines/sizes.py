@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from el4ner.conversion import copy_folder, is_intact, quiet_transformers
 from el4ner.engines.quantization import BITS
 from el4ner.errors import EngineError
+from el4ner.hub import loading_options
 from el4ner.models import ResolvedModel
 
 if TYPE_CHECKING:
@@ -51,10 +52,8 @@ def model_config(resolved: ResolvedModel) -> Any:
     """The transformers configuration of a folder, a hub model or a GGUF file, whose metadata are read."""
     import transformers
 
-    options: dict[str, Any] = {"trust_remote_code": False}
+    options = loading_options(resolved)
     location = resolved.location
-    if resolved.kind == "hub" and resolved.identity:
-        options["revision"] = resolved.identity
     if resolved.kind == "gguf":
         assert resolved.identity is not None  # resolve() computes it for every GGUF file
         copy = copy_folder(resolved.identity)
