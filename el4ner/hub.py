@@ -16,7 +16,7 @@ _PATIENCE_S = 10.0
 
 
 @cache
-def answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub answers, whatever it says; asked once in a process. False under HF_HUB_OFFLINE."""
     from huggingface_hub import constants, get_session
 
@@ -35,6 +35,6 @@ def loading_options(model: ResolvedModel) -> dict[str, Any]:
     if model.kind == "hub":
         if model.identity:
             options["revision"] = model.identity
-        if not answers():
+        if not hub_answers():
             options["local_files_only"] = True
     return options

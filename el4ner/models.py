@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from el4ner import hub
 from el4ner.cache import cache_root
 from el4ner.conversion import converted_copy, copy_folder, is_intact, sha256_of
 from el4ner.errors import EngineError, ModelNotFoundError
+from el4ner.hub import hub_answers
 
 Kind = Literal["folder", "gguf", "hub", "server"]
 
@@ -150,7 +150,7 @@ def resolve(source: str) -> ResolvedModel:
 def _resolve_hub(hub_id: str, revision: str) -> ResolvedModel:
     """A hub model; its folder in the cache where the hub is silent, since loading by id asks it for every file."""
     snapshot = _hub_snapshot(hub_id, revision or None)
-    if snapshot is not None and not hub.answers():
+    if snapshot is not None and not hub_answers():
         return ResolvedModel("folder", str(snapshot), hub_id, snapshot.name)
     return ResolvedModel("hub", hub_id, hub_id, revision or None)
 

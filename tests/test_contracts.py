@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # models: how they run, where they are
     ("el4ner.engines*",),
     ("el4ner.models",),
-    ("el4ner.conversion",),
+    ("el4ner.conversion", "el4ner.hub"),
     # what all of these may know
     ("el4ner.cache", "el4ner.engines.base", "el4ner.text", "el4ner.escaping", "el4ner.data"),
     ("el4ner.kernels*", "el4ner._native"),
@@ -46,7 +46,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "files": ("el4ner.pool", "el4ner.grouping", "el4ner.metrics", "el4ner.config", "el4ner.labels", "el4ner.corpora",
               "el4ner.jsonl", "el4ner.documents", "el4ner.lines"),
     "text": ("el4ner.paper_prompts", "el4ner.prompts", "el4ner.decoding", "el4ner.parsing", "el4ner.alignment"),
-    "models": ("el4ner.engines*", "el4ner.models", "el4ner.conversion"),
+    "models": ("el4ner.engines*", "el4ner.models", "el4ner.conversion", "el4ner.hub"),
 }  # fmt: skip
 
 

@@ -107,8 +107,8 @@ def test_the_hub_is_not_asked_offline(silent_hub: SilentHub, tmp_path: Path) -> 
     code = """
 import os
 os.environ["HF_HUB_OFFLINE"] = "1"
-from el4ner.hub import answers
-print(answers())
+from el4ner.hub import hub_answers
+print(hub_answers())
 """
     assert run(code, silent_hub, tmp_path) == "False"
     assert silent_hub.connections == 0
