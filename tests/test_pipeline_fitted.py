@@ -31,7 +31,7 @@ from el4ner.operating import THRESHOLDS
 from el4ner.pipeline import El4ner
 from el4ner.pool import Pool, load_pool
 from el4ner.preparation import Examined, Preparation, cross_fit
-from el4ner.records import Candidate, LabelledSpan, Span
+from el4ner.records import Candidate, Demonstration, LabelledSpan, Span
 from el4ner.stages.team import Team
 
 
@@ -148,9 +148,23 @@ def test_what_is_fitted_beside_a_pool_shares_no_text_with_it() -> None:
     some = Pool(builtin.sentences[:30], builtin.labels)
     beside = Preparation(make_config({})).beside(some)
     assert beside is not None
-    assert len(beside.sentences) == len(builtin.sentences) - 30
+    drawn = {builtin.sentences[i].text for i in builtin.sample(600)} - {d.text for d in some.sentences}
+    assert {d.text for d in beside.sentences} == drawn
     assert not {d.text for d in beside.sentences} & {d.text for d in some.sentences}
     assert Preparation(make_config({})).beside(builtin) is None
+
+
+@pytest.mark.parametrize(("size", "drawn"), [(1, 600), (600, 600), (601, 1200), (3000, 2518)])
+def test_more_is_fitted_beside_larger_pools(size: int, drawn: int) -> None:
+    sentences = tuple(Demonstration(str(i), f"Text {i}.", ()) for i in range(size))
+    beside = Preparation(make_config({})).beside(Pool(sentences, LABELS))
+    assert beside is not None
+    assert len(beside.sentences) == drawn
+
+
+def test_nothing_is_fitted_beside_without_the_builtin_pool() -> None:
+    builtin = load_pool(None, None)
+    some = Pool(builtin.sentences[:30], builtin.labels)
     assert Preparation(make_config({"reading": {"builtin": False}})).beside(some) is None
 
 
