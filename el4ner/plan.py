@@ -141,7 +141,7 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
     if device.type != "cpu":
         process = 0
     elif process is None:
-        process = resident_bytes()
+        process = process_bytes()
     sizes = [size_of(resolve(source)) for source, _ in groups]
     limit = None if config.memory_limit_mib is None else config.memory_limit_mib * MIB
     heaviest = max((s.weight_bytes(dtype, bits) for s, (_, bits) in zip(sizes, groups, strict=True)), default=0)
@@ -210,6 +210,15 @@ def resident_bytes() -> int:
         return pages * resource.getpagesize()
     except (OSError, ValueError, IndexError, ImportError):
         return 0
+
+
+def process_bytes() -> int:
+    """Resident memory of this process with the libraries that models run on, which it loads now; 0 as above."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _ = torch, AutoModelForCausalLM
+    return resident_bytes()
 
 
 def peak_mib(device: str) -> int:

@@ -25,7 +25,7 @@ from el4ner.engines.server import Budget, ServerSettings
 from el4ner.errors import ConfigError
 from el4ner.models import prefers_chat, resolve
 from el4ner.operating import Decided, best_threshold, fewest, threshold_for
-from el4ner.plan import Plan, check_fits, make_plan, mib, resident_bytes
+from el4ner.plan import Plan, check_fits, make_plan, mib, process_bytes
 from el4ner.pool import Pool, load_pool
 from el4ner.records import Candidate
 from el4ner.shipped import shipped_fit
@@ -121,8 +121,8 @@ class Preparation:
         if key not in self._loaded:
             self.progress(f"loading {named}")
             options: dict[str, Any] = {}
-            self._process = self._process or resident_bytes()
             if resolve(source).kind != "server":
+                self._process = self._process or process_bytes()
                 options = {"quantization": quantization, "residency": self.residency, "adapter": adapter}
                 if self.plan is not None:
                     options["prefix_cache_bytes"] = self.plan.cache_limit
@@ -198,7 +198,7 @@ class Preparation:
         """The sentence encoder, loaded once."""
         if self._encoder is None:
             self.progress(f"loading {self.config.encoder}")
-            self._process = self._process or resident_bytes()
+            self._process = self._process or process_bytes()
             self._encoder = load_encoder(self.config.encoder, device=self.config.device, dtype=self.config.dtype)
         return self._encoder
 

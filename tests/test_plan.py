@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,19 @@ def test_the_command_loads_no_weights(folders: list[str], monkeypatch: pytest.Mo
     done = CliRunner().invoke(main, ["plan", "--members", f"a={broken}"])
     assert done.exit_code == 1
     assert "configuration cannot be read" in done.stderr
+
+
+def test_libraries_that_are_not_loaded_yet_count_as_the_process() -> None:
+    code = """
+from el4ner.plan import process_bytes, resident_bytes
+before, predicted = resident_bytes(), process_bytes()
+import torch
+from transformers import AutoModelForCausalLM
+print(before, predicted, resident_bytes())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, predicted, loaded = map(int, done.stdout.split())
+    if not loaded:
+        pytest.skip("the system does not say how much memory a process has")
+    assert before < predicted
+    assert predicted == pytest.approx(loaded, rel=0.02)
