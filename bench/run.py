@@ -47,7 +47,7 @@ class RunRequest:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     chunk: int = 32
     share: bool = False
-    command: Sequence[str] = field(default_factory=lambda: tuple(sys.argv))
+    command: Sequence[str] = field(default_factory=lambda: ("el4ner-bench", *sys.argv[1:]))
 
 
 def run(request: RunRequest, progress: Progress, refused: dict[str, str] | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -359,12 +359,16 @@ def _adapted(name: str, source: str, adapter: str) -> dict[str, str]:
     return {"name": name, "source": source, "adapter": adapter}
 
 
-def _read_file(path: str) -> dict[str, Any]:
-    from el4ner.documents import DocumentError, read_yaml
+Lines = Callable[[Sequence[int | str]], int | None]
+"""By the path to a setting its line, None where it has none."""
+
+
+def _read_file(path: str) -> tuple[dict[str, Any], Lines]:
+    from el4ner.documents import DocumentError, lines_of, read_yaml
     from el4ner.lines import read_text
 
     try:
-        data, _ = read_yaml(read_text(path))
+        data, node = read_yaml(read_text(path))
     except InputError as error:
         raise ConfigError(str(error)) from None
     except DocumentError as error:
@@ -372,7 +376,7 @@ def _read_file(path: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         came = "nothing" if data is None else type(data).__name__
         raise ConfigError(f"{path}: holds {came}, not a mapping of settings; write lines such as `batch_size: 64`")
-    return data
+    return data, lines_of(node)
 
 
 def _field_names(location: Sequence[int | str]) -> list[str]:
@@ -385,8 +389,10 @@ def _field_names(location: Sequence[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _explain(error: ValidationError, origin: str) -> ConfigError:
+def _explain(error: ValidationError, origin: str, lines: Lines | None) -> ConfigError:
     first = error.errors(include_url=False)[0]
+    line = lines(first["loc"]) if lines is not None else None
+    origin = origin if line is None else f"{origin}:{line}"
     place = ".".join(str(step) for step in first["loc"]) or "settings"
     if first["type"] == "extra_forbidden":
         known = _field_names(first["loc"][:-1])
@@ -438,8 +444,11 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def make_config(data: Mapping[str, Any], origin: str = "settings") -> Config:
-    """Settings from plain data over their preset. Raises ConfigError, naming `origin`, the setting and the remedy."""
+def make_config(data: Mapping[str, Any], origin: str = "settings", lines: Lines | None = None) -> Config:
+    """Settings from plain data over their preset. Raises ConfigError, naming `origin`, the setting and the remedy.
+
+    lines: where in `origin` a setting stands.
+    """
     data = dict(data)
     keys: list[Any] = list(data)  # YAML reads 5 and true as keys too
     for key in keys:
@@ -451,7 +460,7 @@ def make_config(data: Mapping[str, Any], origin: str = "settings") -> Config:
     try:
         return Config.model_validate(merge(base, data))
     except ValidationError as error:
-        raise _explain(error, origin) from error
+        raise _explain(error, origin, lines) from error
 
 
 def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -459,14 +468,19 @@ def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = N
 
     `members` among the overrides may be NAME=SOURCE strings. Raises ConfigError.
     """
-    data = _read_file(path) if path is not None else {}
+    data, lines = _read_file(path) if path is not None else ({}, None)
     over = dict(overrides or {})
     members = over.get("members")
     if isinstance(members, list | tuple) and all(isinstance(member, str) for member in members):
         over["members"] = parse_members(members)
     if members is None:
         over.pop("members", None)
-    return make_config(merge(data, over), path or "settings")
+
+    def own_line(location: Sequence[int | str]) -> int | None:
+        """Not for a setting that the command line overrode."""
+        return None if lines is None or (location and location[0] in over) else lines(location)
+
+    return make_config(merge(data, over), path or "settings", own_line)
 
 
 def fingerprint(config: Config, *parts: str) -> str:

@@ -178,7 +178,8 @@ def diagnose_hardware() -> dict[str, Any]:
     """CPU, cores, instruction sets and CUDA devices as plain types, for the rows of a measurement."""
     cpu, instruction_sets = _cpu()
     cuda = [asdict(device) for device in _cuda()[0]]
-    system = platform.platform(terse=True)
+    # the kernel's release may name the host or its operator, and these facts are published
+    system = " ".join((platform.system(), platform.machine(), *platform.libc_ver())).strip()
     return {"cpu": cpu, "cores": usable_cores(), "instruction_sets": instruction_sets, "cuda": cuda, "system": system}
 
 

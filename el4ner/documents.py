@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -73,6 +74,28 @@ def read_json(text: str) -> Any:
         raise DocumentError(_TOO_DEEP) from None
     except ValueError as error:
         raise DocumentError(f"not usable JSON ({error}); correct it") from None
+
+
+def lines_of(node: yaml.Node | None) -> Callable[[Sequence[int | str]], int | None]:
+    """By the path to a value, keys and positions, its line, or that of the innermost value around it; else None."""
+
+    def line(location: Sequence[int | str]) -> int | None:
+        place: Any = node
+        found: int | None = None
+        for step in location:
+            if isinstance(place, yaml.MappingNode):
+                pair = next(((k, v) for k, v in place.value if getattr(k, "value", None) == str(step)), None)
+                if pair is None:  # missing there, or a part that a schema adds to a path
+                    break
+                found, place = pair[0].start_mark.line + 1, pair[1]
+            elif isinstance(place, yaml.SequenceNode) and isinstance(step, int) and step < len(place.value):
+                place = place.value[step]
+                found = place.start_mark.line + 1
+            else:
+                break
+        return found
+
+    return line
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

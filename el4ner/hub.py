@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from el4ner.models import ResolvedModel
 
 _PATIENCE_S = 10.0
+"""The hub's own client waits as long for an answer by default."""
 
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub answers, whatever it says; asked once in a process. False under HF_HUB_OFFLINE."""
+    """Whether the hub answers, whatever it says. False under HF_HUB_OFFLINE.
+
+    Asked once: a process that starts without a network uses what is in the cache until it ends.
+    """
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

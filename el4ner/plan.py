@@ -141,7 +141,7 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
     if device.type != "cpu":
         process = 0
     elif process is None:
-        process = process_bytes()
+        process = process_bytes() if groups else resident_bytes()
     sizes = [size_of(resolve(source)) for source, _ in groups]
     limit = None if config.memory_limit_mib is None else config.memory_limit_mib * MIB
     heaviest = max((s.weight_bytes(dtype, bits) for s, (_, bits) in zip(sizes, groups, strict=True)), default=0)

@@ -43,7 +43,7 @@ Progress = Callable[[str], None]
 
 
 _BESIDE = 600
-"""Sentences of the built-in pool beside a pool of at most as many; twice that beside up to twice that, and so on."""
+"""Sentences of the built-in pool for every so many of another one, rounded up."""
 
 TIE_TOLERANCE = {"bfloat16": 0.02, "float16": 0.005}
 """How far the neighbours in a batch may move a probability, by rounding in reduced precision."""
@@ -335,9 +335,10 @@ class Preparation:
     def beside(self, pool: Pool) -> Pool | None:
         """The built-in pool to fit beside another one, without the texts they share: those would give folds away.
 
-        Beside a small pool a part of it, `_BESIDE` sentences and no more than that at a time: it has to be read and
-        fitted too, and little is gained: beside 100 sentences of CrossNER AI 1,880 others gave 0.651 and 0.653 on dev
-        (two seeds), 541 gave 0.650 twice; beside 3,394 of WNUT17 0.656 and 0.660, 541 gave 0.642 and 0.650.
+        Beside a small pool a part of it, `_BESIDE` sentences for every `_BESIDE` of the pool, rounded up: it has to be
+        read and fitted too, and little is gained. In single fits beside 100 sentences of CrossNER AI, 1,880 gave 0.651
+        and 0.653 on dev (two seeds), 541 gave 0.650 twice; beside 3,394 of WNUT17, 0.656 and 0.660 against 0.642 and
+        0.650.
         """
         if not self.config.reading.builtin:
             return None

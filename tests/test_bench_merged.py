@@ -18,7 +18,7 @@ from el4ner.bench.metrics import run_metrics
 from el4ner.bench.report import build_report, load_places, pool_sections
 from el4ner.bench.report_goals import against_baselines, goals_tables, missed_at, operating_section
 from el4ner.bench.report_markdown import render_markdown, render_table
-from el4ner.bench.results_files import BEGIN, END, readme_section, write_results
+from el4ner.bench.results_files import BEGIN, END, readme_section, results_document, write_results
 from el4ner.errors import InputError
 
 N = 60
@@ -235,3 +235,10 @@ def test_stored_comparisons_are_those_of_the_counts(two: list[Path]) -> None:
     metrics = run_metrics(GOLD, answers(50))
     assert run.metrics["default"]["strict"] == metrics["strict"]
     assert render_table(goals_tables([run])[0]).startswith("The default against the baselines")
+
+
+def test_public_tables_are_those_of_the_committed_runs(root: Path) -> None:
+    folder = root / "bench" / "results"
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert f"{BEGIN}\n{readme_section(folder)}{END}" in text  # made by el4ner-bench report --write-results
+    assert (root / "bench" / "RESULTS.md").read_text(encoding="utf-8") == results_document(folder)

@@ -118,8 +118,8 @@ def test_json_is_a_settings_file_too(tmp_path: Path) -> None:
         (b"retrieve:\n  k: 1\n  k: 2\n", ':3: key "k" stands twice in one mapping'),
         (b'{"seed": 1, "seed": 2}', ':1: key "seed" stands twice in one mapping'),
         (b"a: " + b"[" * 3000, ": nested too deeply; flatten it"),
-        (b"encoder: " + b"[" * 100 + b"]" * 100, ": encoder=([["),
-        (b"encoder: &a [*a]", ": encoder="),
+        (b"encoder: " + b"[" * 100 + b"]" * 100, ":1: encoder=([["),
+        (b"encoder: &a [*a]", ":1: encoder="),
         (b"2020-13-45: 1", ": holds a value YAML cannot read"),
         (None, ": no such file"),
     ],
@@ -186,3 +186,28 @@ def test_a_fingerprint_sees_its_parts_only() -> None:
     one, other = make_config({"seed": 1}), make_config({"seed": 2})
     assert fingerprint(one, "seed") != fingerprint(other, "seed")
     assert fingerprint(one, "retrieve", "extract") == fingerprint(other, "retrieve", "extract")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "about"),
+    [
+        ("batch_size: 4\nretrieve:\n  by: spans\n  kk: 3\n", 4, "unknown setting 'retrieve.kk'"),
+        ("# a comment\nseed: many\n", 2, "seed='many'"),
+        ("members:\n- {name: a, source: x/y}\n- name: b\n  source: x/y\n  variant: odd\n", 5, "members.1.variant"),
+        ("voters: {a: 1}\n", 1, "voters"),
+    ],
+)
+def test_a_wrong_setting_has_its_line(tmp_path: Path, text: str, line: int, about: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert str(caught.value).startswith(f"{path}:{line}: {about}")
+
+
+def test_an_overridden_setting_has_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("batch_size: 4\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path), {"batch_size": 0})
+    assert str(caught.value).startswith(f"{path}: batch_size=0")

@@ -96,7 +96,7 @@ def part() -> Pool:
     return Pool(tuple(whole.sentences[i] for i in whole.sample(600)), whole.labels)
 
 
-def test_the_builtin_pool_finds_what_a_reader_would(build: Build, root: Path, part: Pool) -> None:
+def test_a_part_of_the_builtin_pool_finds_what_a_reader_would(build: Build, root: Path, part: Pool) -> None:
     records = examples(root)
     model = build(part, **CHEAP)
     found = {p.id: p for p in model.predict(records)}
@@ -127,6 +127,18 @@ def test_the_builtin_pool_finds_what_a_reader_would(build: Build, root: Path, pa
     assert report["fitted"]["calibrated"] is True
     # far above the chance of a read-out that learnt nothing; 0.79 was seen
     assert report["fitted"]["cross-validated F1"] > 0.7
+
+
+def test_the_builtin_pool_helps_beside_a_pool_of_ones_own(
+    build: Build, small: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read and fitted with the real models; sixty sentences of it, for time's sake."""
+    monkeypatch.setattr("el4ner.preparation._BESIDE", 60)
+    alone, beside = ({p.id: p for p in build(small, **own).predict(TEXTS)} for own in (SMALL, CHEAP))
+    scores = [[{e.text: e.score for e in p.entities} for p in found.values()] for found in (alone, beside)]
+    assert scores[0] != scores[1], "what was fitted beside the pool changed nothing"
+    assert "Maria Silva" in scores[1][0]
+    assert {e.label for p in beside.values() for e in p.entities} <= {"person", "organization", "location"}
 
 
 def test_a_record_does_not_depend_on_its_neighbours(build: Build, root: Path, part: Pool) -> None:

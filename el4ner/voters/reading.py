@@ -117,13 +117,16 @@ class ReadingVoter:
         values = np.concatenate([features.values for features in read])
         projection = fit_projection(values, read[0].widths, self._config.directions)
         corpus, unaligned = _corpus(pool.sentences, pool.label_names, read, projection)
+        n_read = len(read)
+        del read, values  # the features of a pool take more memory than anything that is made of them
         max_words = self._config.max_words or _longest(corpus)
         corpus, origins = self._with_copies(pool, corpus, projection, progress)
         other: Material | None = None
         if beside is not None and self._config.hidden:
             read_beside = self._read_pool([d.text for d in beside.sentences], progress)
             corpus_beside, _ = _corpus(beside.sentences, beside.label_names, read_beside, projection)
-            if len(origins) > len(read):
+            del read_beside
+            if len(origins) > n_read:
                 corpus_beside, _ = self._with_copies(beside, corpus_beside, projection, progress)
             other = Material(corpus_beside, range(corpus_beside.n_sentences), len(beside.labels))
         everyone = range(corpus.n_sentences)
@@ -132,10 +135,10 @@ class ReadingVoter:
         progress(f"{self.name}: fitting, {len(used)} folds and the whole pool")
         without = [[s for s in everyone if folds[s] != fold] for fold in used]
         *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words, other)
-        starts = corpus.starts[: len(read) + 1]
+        starts = corpus.starts[: n_read + 1]
         out_of_fold = np.zeros((starts[-1], max_words, len(self.labels) + 1), dtype=np.float32)
         for fold, heads in zip(used, crossed, strict=True):
-            for s in np.flatnonzero(folds[: len(read)] == fold):
+            for s in np.flatnonzero(folds[:n_read] == fold):
                 low, high = starts[s : s + 2]
                 out_of_fold[low:high] = mean_log_probabilities(heads, corpus.values[low:high].astype(np.float32))
         flat_units = np.array([tuple(unit) for own in units for unit in own], dtype=np.int64).reshape(-1, 2)
