@@ -2,18 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <exception>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #if defined(__linux__)
@@ -23,6 +18,7 @@
 #include "span_topk_amx.hpp"
 #include "span_topk_dots.hpp"
 #include "span_topk_quantise.hpp"
+#include "span_topk_team.hpp"
 #include "span_topk_tiles.hpp"
 
 namespace el4ner::topk {
@@ -104,34 +100,6 @@ class TileRegisters {
   private:
     const bool used_;
 };
-
-// Runs work(task) for each task below `tasks` on several threads; the first exception goes to the caller.
-template <typename Work>
-void parallel(std::int64_t tasks, int threads, const Work &work) {
-    const int used = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, tasks)));
-    std::atomic<std::int64_t> next{0};
-    std::vector<std::exception_ptr> errors(static_cast<std::size_t>(used));
-    const auto loop = [&](int number) {
-        try {
-            for (std::int64_t task = next++; task < tasks; task = next++) work(task);
-        } catch (...) {
-            errors[static_cast<std::size_t>(number)] = std::current_exception();
-            next = tasks;
-        }
-    };
-    std::vector<std::thread> others;
-    for (int number = 1; number < used; ++number) {
-        try {
-            others.emplace_back(loop, number);
-        } catch (const std::system_error &) {
-            break;  // no more threads to be had: those that run do the work
-        }
-    }
-    loop(0);
-    for (std::thread &other : others) other.join();
-    for (const std::exception_ptr &error : errors)
-        if (error) std::rethrow_exception(error);
-}
 
 // The longest row's length; NaN if a number is not finite. Squares of float32 numbers do not overflow in float64.
 inline double largest_norm(const float *vectors, std::int64_t count, std::int64_t dims, Dot64Function dot64, int threads) {
