@@ -177,7 +177,8 @@ class Block {
             const int half = -fact.exponent / 2;
             const float factor = std::ldexp(1.0f, half), factor2 = std::ldexp(1.0f, -fact.exponent - half);
             for (std::int64_t d = 0; d < dims; ++d) scaled[static_cast<std::size_t>(d)] = vector[d] * factor * factor2;
-            fact.quantised = quantise(scaled.data(), dims, pool_.steps, kernels_.levels, kernels_.offset, row.data());
+            const int levels = levels_of(scaled.data(), dims, kernels_.levels, kernels_.paired, true);
+            fact.quantised = quantise(scaled.data(), dims, pool_.steps, levels, kernels_.offset, row.data());
             place(static_cast<std::size_t>(t), u, row.data());
         }
     }

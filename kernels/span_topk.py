@@ -202,7 +202,7 @@ def span_topk_native(
     chosen, isa = _span_native.choose_path(precision)
     threads = thread_count()
     done = _native.span_topk_search(
-        pool.packed(chosen, threads), pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets,
+        pool.packed(chosen, threads, isa), pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets,
         queries.weights, queries.excluded, queries.excluded_offsets, isa, threads, ids, scores,
     )  # fmt: skip
     if statistics is not None:

@@ -112,6 +112,26 @@ def test_paths_take_any_scale(path: str, scale: float) -> None:
     assert np.allclose(got[1], expected[1], rtol=3e-7, atol=0)
 
 
+def test_paths_take_vectors_of_few_large_numbers(path: str) -> None:
+    """Sums of bytes in 16 bits would overflow here: all of a vector's length lies in some of 8 neighbouring numbers."""
+    random = np.random.default_rng(4)
+
+    def vectors(count: int, sign: float) -> np.ndarray:
+        out = random.normal(size=(count, 40)) * 1e-3
+        for n, row in enumerate(out):
+            base = 8 * random.integers(0, 5)
+            few = base + np.array([[0, 1, 4, 5], [2, 3, 6, 7], [0, 1, 2, 3], [4, 6, 5, 7], range(8)][n % 5])
+            row[few] = sign * (1 - 0.1 * random.random(len(few)))
+        return out.astype(np.float32)
+
+    offsets = np.arange(0, 901, 3)
+    for sign in (1.0, -1.0):
+        pool = SpanPool.pack(vectors(900, sign), offsets)
+        asked = vectors(60, 1.0), np.arange(0, 61, 4), np.ones(60)
+        got = span_topk(*asked, pool, 7, backend="native", precision=path)
+        assert_same(got, span_topk(*asked, pool, 7, backend="ref"))
+
+
 def test_paths_count_negative_products(path: str) -> None:
     queries, offsets, weights, pool = case(3, 200, 40)
     positive, away = np.abs(queries), SpanPool.pack(-np.abs(pool.vectors), pool.offsets)
