@@ -84,7 +84,7 @@ class SpanPool:
     def packed(self, precision: str, threads: int, isa: str | None = None) -> Any:
         """The copy that the native backend screens ("fp32", "bf16", "int8"), made on first use and kept.
 
-        isa: for which instruction set; by default the one that this precision runs on. AVX2 has an int8 layout of its own.
+        isa: for which instruction set; by default the one that this precision runs on. AVX2's int8 layout is its own.
         """
         isa = _span_native.choose_path(precision)[1] if isa is None else isa
         layout = "int8 avx2" if (precision, isa) == ("int8", "avx2") else precision
