@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from el4ner.bench import span_packing
+from el4ner.bench import rivals_span_topk_cuda, span_packing
 from el4ner.bench._harness import OverBudgetError, machine, within
 from el4ner.bench.rivals import Rival, crash
 from el4ner.bench.span_oracle import oracle
@@ -60,12 +60,14 @@ K = 20
 
 
 def rivals(case: Case, device: str) -> Iterator[Rival]:
-    """torch beside named backends, and on a GPU. Where numbers are rounded, scores count, not the order."""
+    """torch beside named backends; on a GPU also libraries made for it. Where numbers are rounded, scores count."""
     given = case.inputs
     data = SpanInput("case", given["queries"], given["query_offsets"], given["weights"], given["pool"])
     for name, answers, run, tolerance, precision in torch_ways(data, given["k"], device):
         # Neighbours in the order of a million sentences are some 1e-4 apart: float32 swaps a few, 16 bits most of them.
         yield Rival(name, run, tolerance, answers, mismatches=1e-2 if precision == "fp32" else 1.0)
+    if device == "cuda":
+        yield from rivals_span_topk_cuda.rivals(data, given["k"], device)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
