@@ -52,12 +52,15 @@ types: setup  ## mypy, strict
 # -O1 with all instruction sets: sanitizers see the same loads and stores as the installed module makes.
 SANITIZE := -std=c++17 -O1 -g -ffp-contract=off -fno-strict-aliasing -fno-omit-frame-pointer -Wall -Wextra -pthread \
   -fsanitize=address,undefined -fno-sanitize-recover=all
-sanitize:  ## address and undefined-behaviour sanitizers over the C++ kernels
+sanitize:  ## address, undefined-behaviour and thread sanitizers over the C++ kernels
 	@mkdir -p build
 	$(CXX) $(SANITIZE) -Icsrc csrc/sanitize.cpp -o build/sanitize
 	build/sanitize
 	$(CXX) $(SANITIZE) -Icsrc csrc/sanitize_span_topk.cpp -o build/sanitize_span_topk
 	build/sanitize_span_topk
+	@# Threads of span_topk share what they write to: data races, in a build of its own, since the two do not mix.
+	$(CXX) $(filter-out -fsanitize=%,$(SANITIZE)) -fsanitize=thread -Icsrc csrc/sanitize_span_topk.cpp -o build/sanitize_threads
+	build/sanitize_threads
 
 builtin: setup  ## fit the built-in pool anew and write el4ner/data/builtin.npz (minutes)
 	$(BIN)/python -m el4ner.shipped

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,40 @@ def interleave(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: 
         name: Timing(statistics.median(s), min(s), max(s), repeats, statistics.median(cpu[name]), tuple(s))
         for name, s in seconds.items()
     }
+
+
+class OverBudgetError(Exception):
+    """Something took more time than it may; the message says how much that is."""
+
+
+@contextlib.contextmanager
+def within(cpu_s: float | None) -> Iterator[None]:
+    """What runs here may take so many CPU seconds of the process; None: any number.
+
+    Raises OverBudgetError: at once where Python code runs, behind a call that does not come back before; where the
+    system has no such timer, and outside the main thread, only at the end.
+    """
+    if cpu_s is None:
+        yield
+        return
+    said = f"{cpu_s:.3g} CPU seconds"
+
+    def over(*_: object) -> None:
+        raise OverBudgetError(said)
+
+    timed = hasattr(signal, "SIGPROF") and threading.current_thread() is threading.main_thread()
+    began = time.process_time()
+    if timed:
+        before = signal.signal(signal.SIGPROF, over)
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    try:
+        yield
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
+    if time.process_time() - began > cpu_s:
+        raise OverBudgetError(said)
 
 
 def commit() -> str | None:

@@ -37,13 +37,15 @@ def group() -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
 @click.option("--sizes", default="small", show_default=True, help="Comma-separated: small, full, large, million.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed calls per side.")
+@click.option("--side", "sides", multiple=True, help="Of span_topk on the CPU: only names that hold this; repeatable.")
+@click.option("--budget", type=click.FloatRange(0, min_open=True), help="CPU seconds for all calls of a rival there.")
 @threads_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
 @json_option
 @click.pass_context
 def kernels(
     context: click.Context, ops: tuple[str, ...], backends: tuple[str, ...], device: str, sizes: str, repeats: int,
-    threads: int | None, seed: int, out: str | None,
+    sides: tuple[str, ...], budget: float | None, threads: int | None, seed: int, out: str | None,
 ) -> None:  # fmt: skip
     """Check each kernel backend and each rival against the reference, then time them in turns.
 
@@ -73,8 +75,11 @@ def kernels(
     wrong = False
     for op, size in ((op, size) for op in ops or operations() for size in names if ops or op in SIZES[size]):
         rows = list(
-            measure(op, size=size, repeats=repeats, seed=seed, device=device, backends=backends, ceilings=ceilings)
-        )
+            measure(
+                op, size=size, repeats=repeats, seed=seed, device=device, backends=backends, ceilings=ceilings,
+                sides=sides, budget_s=budget,
+            )
+        )  # fmt: skip
         wrong = wrong or any(row["status"] == "wrong" and not row["rival"] for row in rows)
         show_rows(rows, table(rows), out)
     if wrong:

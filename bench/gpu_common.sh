@@ -4,14 +4,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 BIN="${BIN:-.venv/bin}"
 DEVICE="${DEVICE:-cuda}"
 
-# prepare NAME: check environment and card; rows go to bench/results/NAME-CARD.jsonl, in a dry run to a temporary file.
+# prepare NAME: check environment and card; rows go to bench/results/NAME-CARD.jsonl, in a dry run to ROWS or a temporary file.
 prepare() {
   if [ ! -x "$BIN/el4ner-bench" ]; then
     echo "error: no $BIN/el4ner-bench; run \`make setup\`, or say BIN=/path/to/environment/bin" >&2
     exit 2
   fi
   if [ "$DEVICE" != cuda ]; then
-    OUT="$(mktemp -t "el4ner-$1-XXXXXX")"
+    OUT="${ROWS:-$(mktemp -t "el4ner-$1-XXXXXX")}"
     return
   fi
   "$BIN/python" - <<'PYTHON'

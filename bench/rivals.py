@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from el4ner.bench._harness import OverBudgetError
 from el4ner.kernels._cases import Case
 
 
@@ -40,14 +41,22 @@ def rivals(op: str, case: Case, device: str) -> Iterator[Rival]:
         yield from importlib.import_module(name).rivals(case, device)
 
 
-def crash(run: Callable[[], Any]) -> str | None:
+_START_S = 60  # wall time that a new process may take until it calls
+
+
+def crash(run: Callable[[], Any], limit_s: float | None = None) -> str | None:
     """How a process of its own that calls `run` ends, where that is by a signal; None if it ends by itself.
 
     run must be picklable. What it raises there is not looked at: the caller sees it on its own call.
+    Raises OverBudgetError if it still runs after a minute for its start and four times limit_s, of wall time.
     """
     child = multiprocessing.get_context("spawn").Process(target=_quietly, args=(run,))
     child.start()
-    child.join()
+    child.join(None if limit_s is None else _START_S + 4 * limit_s)
+    if child.is_alive():
+        child.terminate()
+        child.join()
+        raise OverBudgetError(f"{limit_s:.3g} CPU seconds")
     return f"crashes with signal {-child.exitcode}" if child.exitcode and child.exitcode < 0 else None
 
 

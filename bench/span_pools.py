@@ -49,6 +49,12 @@ class SpanInput:
             "width": self.pool.width,
         }
 
+    def only(self, picks: NDArray[np.int64]) -> SpanInput:
+        """The same pool, asked by some of the queries: picks (P,), ascending."""
+        lengths = np.diff(self.offsets)[picks]
+        spans = np.concatenate([np.arange(self.offsets[b], self.offsets[b + 1]) for b in picks.tolist()])
+        return SpanInput(self.name, self.queries[spans], _offsets(lengths), self.weights[spans], self.pool)
+
     @property
     def products(self) -> int:
         """Multiply-adds of the plain definition, two operations each."""

@@ -61,9 +61,10 @@ void compare(const Batch &batch, const Rows &rows, std::int64_t sentences, std::
            expected.ids.data(), expected.scores.data());
     for (std::size_t p = 0; p < 3; ++p)
         for (int threads : {1, 3}) {
-            const PackedPool pool(rows.vectors, rows.offsets, sentences, dims, rows.largest_norm, kPrecisions[p], threads);
             for (std::size_t i = 0; i < 4; ++i) {
                 if (!cpu_has(kIsas[i], kPrecisions[p])) continue;
+                const PackedPool pool(rows.vectors, rows.offsets, sentences, dims, rows.largest_norm, kPrecisions[p],
+                                      paired(kPrecisions[p], kIsas[i]), threads);
                 const Kernels kernels = kernels_for(kPrecisions[p], kIsas[i]);
                 Answer found(batch.count * batch.k), chosen(batch.count * batch.k);
                 run(batch, rows, pool, kernels, threads, found.ids.data(), found.scores.data());
@@ -97,7 +98,7 @@ void cases(std::int64_t dims, std::int64_t sentences, std::int64_t count) {
 void compare_sums(std::int64_t dims, std::int64_t rows) {
     if (!cpu_has(Isa::amx, Precision::int8)) return;
     const Ragged pool(40, dims, 5);
-    const PackedPool packed(pool.vectors.data(), pool.offsets.data(), 40, dims, 1e3, Precision::int8, 1);
+    const PackedPool packed(pool.vectors.data(), pool.offsets.data(), 40, dims, 1e3, Precision::int8, false, 1);
     const Kernels amx = kernels_for(Precision::int8, Isa::amx), portable = kernels_for(Precision::int8, Isa::portable);
     const std::int64_t steps = packed.steps, padded = (steps + el4ner::kTileUnits - 1) / el4ner::kTileUnits * el4ner::kTileUnits;
     Units tile(static_cast<std::size_t>(padded * kAmxRows));

@@ -42,15 +42,18 @@ void check_offsets(const Ints1 &offsets, std::size_t rows) {
     if (!fits) throw nb::value_error("span_topk: offsets");
 }
 
-PackedPool *pack(Floats2 vectors, Ints1 offsets, double largest_norm, const std::string &precision, int threads) {
+PackedPool *pack(Floats2 vectors, Ints1 offsets, double largest_norm, const std::string &precision, const std::string &isa,
+                 int threads) {
     check_offsets(offsets, vectors.shape(0));
     // integer sums of 255 * 127 * D stay below 2^31, sentence numbers below 2^31
     if (vectors.shape(1) > 60000 || offsets.shape(0) > (std::size_t{1} << 31) - 64)
         throw nb::value_error("span_topk: at most 60,000 columns and 2^31 sentences");
     const Precision chosen = precision_of(precision);
+    if (!cpu_has(isa_of(isa), chosen)) throw nb::value_error("span_topk: this CPU lacks the instructions");
+    const bool in_pairs = paired(chosen, isa_of(isa));
     nb::gil_scoped_release release;
     return new PackedPool(vectors.data(), offsets.data(), static_cast<std::int64_t>(offsets.shape(0)) - 1,
-                          static_cast<std::int64_t>(vectors.shape(1)), largest_norm, chosen, threads);
+                          static_cast<std::int64_t>(vectors.shape(1)), largest_norm, chosen, in_pairs, threads);
 }
 
 double longest(Floats2 vectors, int threads) {
@@ -112,7 +115,8 @@ nb::dict search(const PackedPool &packed, Floats2 vectors, Ints1 offsets, double
     if (static_cast<std::int64_t>(vectors.shape(1)) != packed.dims || queries.shape(1) != vectors.shape(1) ||
         weights.shape(0) != queries.shape(0) || excluded_offsets.shape(0) != count + 1 || ids.shape(0) != count ||
         scores.shape(0) != count || scores.shape(1) != ids.shape(1) ||
-        static_cast<std::int64_t>(offsets.shape(0)) != packed.sentences + 1)
+        static_cast<std::int64_t>(offsets.shape(0)) != packed.sentences + 1 ||
+        packed.paired != paired(packed.precision, isa_of(isa)))
         throw nb::value_error("span_topk: shapes do not match");
     const Kernels kernels = kernels_for(packed.precision, isa_of(isa));
     const Batch batch{queries.data(), query_offsets.data(), weights.data(), excluded.data(), excluded_offsets.data(),
@@ -134,8 +138,8 @@ void bind_span_topk(nb::module_ &module) {
     module.def("span_topk_largest_norm", &longest, nb::arg("vectors"), nb::arg("threads"),
                "vectors (S, D) f32: the length of the longest; NaN if a number is not finite.");
     module.def("span_topk_pack", &pack, nb::arg("vectors"), nb::arg("offsets"), nb::arg("largest_norm"),
-               nb::arg("precision"), nb::arg("threads"), nb::rv_policy::take_ownership,
-               "vectors (S, D) f32, offsets (N+1,) i64; precision fp32, bf16 or int8.");
+               nb::arg("precision"), nb::arg("isa"), nb::arg("threads"), nb::rv_policy::take_ownership,
+               "vectors (S, D) f32, offsets (N+1,) i64; precision fp32, bf16 or int8, laid out for an instruction set.");
     module.def("span_topk_search", &search, nb::arg("packed"), nb::arg("vectors"), nb::arg("offsets"),
                nb::arg("largest_norm"), nb::arg("queries"), nb::arg("query_offsets"), nb::arg("weights"),
                nb::arg("excluded"), nb::arg("excluded_offsets"), nb::arg("isa"), nb::arg("threads"),

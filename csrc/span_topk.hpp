@@ -6,120 +6,146 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <unordered_map>
 
 #include "span_topk_query.hpp"
 
 namespace el4ner::topk {
 
-// Consecutive queries whose spans are laid out together. Equal spans share one row.
+// Consecutive queries whose spans are laid out together. Equal spans share one row. The threads of a team share the
+// block: memory does not grow with their number, and each reads another part of the pool.
 class Block {
   public:
     std::vector<Query> queries;
 
     Block(const Batch &batch, const Rows &rows, const PackedPool &pool, const Kernels &kernels, std::int64_t begin,
-          std::int64_t end)
+          std::int64_t end, Team &team)
         : pool_(pool), kernels_(kernels), tiled_(kernels.isa == Isa::amx),
-          steps_(tiled_ ? (pool.steps + kTileUnits - 1) / kTileUnits * kTileUnits : pool.steps) {
-        const std::int64_t dims = pool.dims;
-        const QuantiseFunction quantise = quantise_for(kernels.precision);
+          steps_(tiled_ ? (pool.steps + kTileUnits - 1) / kTileUnits * kTileUnits : pool.steps), alone_(team.size() == 1) {
+        const std::int64_t first = batch.offsets[begin];
         std::vector<const float *> unique;
         std::vector<std::int64_t> row_of;  // span -> unique row
-        distinct(batch.queries + batch.offsets[begin] * dims, batch.offsets[end] - batch.offsets[begin], dims, unique,
-                 row_of);
-        std::vector<std::vector<Use>> uses(unique.size());
+        distinct(batch.queries + first * pool.dims, batch.offsets[end] - first, pool.dims, unique, row_of, team);
         layout(static_cast<std::int64_t>(unique.size()));
-        std::vector<int> exponents(unique.size());
-        std::vector<Quantised> facts(unique.size());
-        std::vector<float> scaled(static_cast<std::size_t>(dims));
-        std::vector<std::uint32_t> row(static_cast<std::size_t>(pool.steps));
-        for (std::size_t t = 0; t + 1 < tiles_.size(); ++t)
-            for (std::int64_t u = tiles_[t]; u < tiles_[t + 1]; ++u) {
-                const float *vector = unique[static_cast<std::size_t>(u)];
-                const double norm = std::sqrt(kernels.dot64(vector, vector, dims));
-                int exponent = 0;  // a power of two brings the row's norm just below 1
-                if (norm > 0.0) std::frexp(norm * 1.001, &exponent);
-                exponents[static_cast<std::size_t>(u)] = exponent;
-                const float factor = std::ldexp(1.0f, -exponent / 2), factor2 = std::ldexp(1.0f, -exponent + exponent / 2);
-                for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
-                facts[static_cast<std::size_t>(u)] =
-                    quantise(scaled.data(), dims, pool.steps, kernels.levels, kernels.offset, row.data());
-                place(t, u, row.data());
-            }
+        std::vector<RowFacts> facts(unique.size());
+        team.each(static_cast<std::int64_t>(tiles_.size()) - 1, [&](std::int64_t t, int) { fill_tile(t, unique, facts); });
+        std::vector<std::vector<Use>> uses(unique.size());
+        const auto fact_of = [&](std::int64_t i) -> const RowFacts & {
+            return facts[static_cast<std::size_t>(row_of[static_cast<std::size_t>(i - first)])];
+        };
+        queries.reserve(static_cast<std::size_t>(end - begin));
         for (std::int64_t b = begin; b < end; ++b) {
-            queries.emplace_back(batch, rows, kernels, dims, b);
-            weigh(queries.back(), batch, b, batch.offsets[begin], row_of, exponents, facts, uses);
+            queries.emplace_back(batch, rows, kernels, pool.dims, b, [&](std::int64_t i) { return fact_of(i).length; });
+            weigh(queries.back(), batch, b, row_of.data() + (batch.offsets[b] - first), facts, uses);
+            if (queries.back().spans()) queries.back().reserve(pool.groups * kLanes);
         }
         first_use_.push_back(0);
         for (const std::vector<Use> &some : uses) {
             uses_.insert(uses_.end(), some.begin(), some.end());
             first_use_.push_back(static_cast<std::int64_t>(uses_.size()));
         }
+        const std::size_t count = queries.size();
+        totals_.resize(count * kLanes * static_cast<std::size_t>(team.size()));
+        locks_ = std::make_unique<std::mutex[]>(alone_ ? 0 : count);
+        thresholds_ = std::make_unique<std::atomic<float>[]>(count);
+        for (std::size_t b = 0; b < count; ++b) thresholds_[b] = queries[b].tau;
     }
 
-    // Screens groups [begin, end) of the pool.
-    void screen(std::int64_t begin, std::int64_t end, Statistics &statistics) {
+    // Screens a group of the pool. Workers that differ may do so at the same time.
+    void screen(std::int64_t g, int worker, Statistics &statistics) {
         alignas(64) float best[kMostRows * kLanes];
-        std::vector<float> totals(queries.size() * kLanes);
-        const TileRegisters registers(kernels_);
-        const bool tight = kernels_.precision == Precision::fp32;
-        for (std::int64_t g = begin; g < end; ++g) {
-            const Group group = pool_.group(g);
-            std::fill(totals.begin(), totals.end(), 0.0f);
+        const std::size_t count = queries.size();
+        float *totals = totals_.data() + count * kLanes * static_cast<std::size_t>(worker);
+        std::fill_n(totals, count * kLanes, 0.0f);
+        const Group group = pool_.group(g);
+        {
+            const TileRegisters registers(kernels_);
             for (std::size_t t = 0; t + 1 < tiles_.size(); ++t) {
                 const auto rows = static_cast<int>(tiles_[t + 1] - tiles_[t]);
                 kernels_.tile[rows](tile(t), group, pool_.steps, best);
-                kernels_.scatter(best, rows, first_use_.data() + tiles_[t], uses_.data(), totals.data());
+                kernels_.scatter(best, rows, first_use_.data() + tiles_[t], uses_.data(), totals);
             }
-            const float *norms = pool_.norms.data() + g * kLanes, *errors = pool_.errors.data() + g * kLanes;
-            for (std::size_t b = 0; b < queries.size(); ++b) {
-                Query &query = queries[b];
-                if (!query.spans()) continue;
-                const float *own = totals.data() + b * kLanes;
-                std::uint32_t lanes = kernels_.survive(own, norms, errors, query.per_norm, query.per_error, query.tau);
-                for (int lane = 0; lanes; ++lane, lanes >>= 1) {
-                    if (!(lanes & 1u)) continue;
-                    const std::int32_t id = pool_.order[static_cast<std::size_t>(g * kLanes + lane)];
-                    if (id < 0 || query.excludes(id)) continue;
-                    const float error = query.per_norm * norms[lane] + query.per_error * errors[lane];
-                    query.add(id, own[lane], error, tight, statistics);
-                }
-            }
+        }
+        const float *norms = pool_.norms.data() + g * kLanes, *errors = pool_.errors.data() + g * kLanes;
+        // Each worker begins with another query, lest all wait for the first one's lock.
+        const std::size_t shift = alone_ ? 0 : static_cast<std::size_t>(worker) * 37 % std::max<std::size_t>(count, 1);
+        for (std::size_t n = 0; n < count; ++n) {
+            const std::size_t b = n + shift < count ? n + shift : n + shift - count;
+            const Query &query = queries[b];
+            if (!query.spans()) continue;
+            const float *own = totals + b * kLanes;
+            const float tau = thresholds_[b].load(std::memory_order_relaxed);
+            const std::uint32_t lanes = kernels_.survive(own, norms, errors, query.per_norm, query.per_error, tau);
+            if (lanes) keep(b, lanes, g, own, statistics);
         }
     }
 
   private:
+    // A row: its length, the power of two that brings it just below 1, what laying it out lost.
+    struct RowFacts {
+        double length = 0.0;
+        int exponent = 0;
+        Quantised quantised{};
+    };
+
     const PackedPool &pool_;
     const Kernels &kernels_;
     const bool tiled_;                     // rows lie as AMX reads them
     const std::int64_t steps_;             // of a row
+    const bool alone_;                     // one thread: nothing to lock
     std::vector<std::int64_t> tiles_;      // tile -> its first row; one more at the end
     std::unique_ptr<Units> units_;         // [tile][step][row of the tile], or as span_topk_amx.hpp says
     std::vector<std::int64_t> first_use_;  // row -> its first use; one more at the end
     std::vector<Use> uses_;
+    std::vector<float> totals_;            // [worker][query][lane]
+    std::unique_ptr<std::mutex[]> locks_;  // [query]: for its candidates
+    std::unique_ptr<std::atomic<float>[]> thresholds_;  // [query]: its tau, which only rises; an old one costs work only
+
+    // Candidates of query b among the lanes of group g.
+    void keep(std::size_t b, std::uint32_t lanes, std::int64_t g, const float *totals, Statistics &statistics) {
+        std::unique_lock<std::mutex> lock;
+        if (!alone_) lock = std::unique_lock<std::mutex>(locks_[b]);
+        Query &query = queries[b];
+        for (int lane = 0; lanes; ++lane, lanes >>= 1) {
+            if (!(lanes & 1u)) continue;
+            const auto at = static_cast<std::size_t>(g * kLanes + lane);
+            const std::int32_t id = pool_.order[at];
+            if (id < 0 || query.excludes(id)) continue;
+            const float error = query.per_norm * pool_.norms[at] + query.per_error * pool_.errors[at];
+            query.add(id, totals[lane], error, kernels_.precision == Precision::fp32, statistics);
+        }
+        thresholds_[b].store(query.tau, std::memory_order_relaxed);
+    }
 
     // Rows by content. A pool of short texts asks for the same words again and again.
     static void distinct(const float *vectors, std::int64_t count, std::int64_t dims, std::vector<const float *> &unique,
-                         std::vector<std::int64_t> &row_of) {
-        std::unordered_multimap<std::uint64_t, std::int64_t> seen;
+                         std::vector<std::int64_t> &row_of, Team &team) {
         const std::size_t bytes = static_cast<std::size_t>(dims) * sizeof(float);
+        std::vector<std::uint64_t> hashes(static_cast<std::size_t>(count));
+        team.runs(count, 32, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                std::uint64_t hash = 0x9e3779b97f4a7c15u;
+                for (std::int64_t d = 0; d < dims; ++d) {
+                    std::uint32_t bits;
+                    std::memcpy(&bits, vectors + i * dims + d, sizeof bits);
+                    hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
+                    hash ^= hash >> 29;
+                }
+                hashes[static_cast<std::size_t>(i)] = hash;
+            }
+        });
+        std::unordered_multimap<std::uint64_t, std::int64_t> seen;
         for (std::int64_t i = 0; i < count; ++i) {
             const float *vector = vectors + i * dims;
-            std::uint64_t hash = 0x9e3779b97f4a7c15u;
-            for (std::int64_t d = 0; d < dims; ++d) {
-                std::uint32_t bits;
-                std::memcpy(&bits, vector + d, sizeof bits);
-                hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
-                hash ^= hash >> 29;
-            }
             std::int64_t row = -1;
-            const auto range = seen.equal_range(hash);
+            const auto range = seen.equal_range(hashes[static_cast<std::size_t>(i)]);
             for (auto at = range.first; at != range.second && row < 0; ++at)
                 if (std::memcmp(unique[static_cast<std::size_t>(at->second)], vector, bytes) == 0) row = at->second;
             if (row < 0) {
                 row = static_cast<std::int64_t>(unique.size());
                 unique.push_back(vector);
-                seen.emplace(hash, row);
+                seen.emplace(hashes[static_cast<std::size_t>(i)], row);
             }
             row_of.push_back(row);
         }
@@ -137,6 +163,26 @@ class Block {
         return units_->get() + (tiled_ ? static_cast<std::int64_t>(t) * kAmxRows : tiles_[t]) * steps_;
     }
 
+    // The rows of tile t, scaled and in the units of the screen.
+    void fill_tile(std::int64_t t, const std::vector<const float *> &unique, std::vector<RowFacts> &facts) {
+        const QuantiseFunction quantise = quantise_for(kernels_.precision);
+        const std::int64_t dims = pool_.dims;
+        std::vector<float> scaled(static_cast<std::size_t>(dims));
+        std::vector<std::uint32_t> row(static_cast<std::size_t>(pool_.steps));
+        for (std::int64_t u = tiles_[static_cast<std::size_t>(t)]; u < tiles_[static_cast<std::size_t>(t + 1)]; ++u) {
+            const float *vector = unique[static_cast<std::size_t>(u)];
+            RowFacts &fact = facts[static_cast<std::size_t>(u)];
+            fact.length = std::sqrt(kernels_.dot64(vector, vector, dims));
+            if (fact.length > 0.0) std::frexp(fact.length * 1.001, &fact.exponent);
+            const int half = -fact.exponent / 2;
+            const float factor = std::ldexp(1.0f, half), factor2 = std::ldexp(1.0f, -fact.exponent - half);
+            for (std::int64_t d = 0; d < dims; ++d) scaled[static_cast<std::size_t>(d)] = vector[d] * factor * factor2;
+            const int levels = levels_of(scaled.data(), dims, kernels_.levels, kernels_.paired, true);
+            fact.quantised = quantise(scaled.data(), dims, pool_.steps, levels, kernels_.offset, row.data());
+            place(static_cast<std::size_t>(t), u, row.data());
+        }
+    }
+
     // Row u goes into tile t.
     void place(std::size_t t, std::int64_t u, const std::uint32_t *row) {
         const std::int64_t r = u - tiles_[t], rows = tiles_[t + 1] - tiles_[t];
@@ -150,14 +196,15 @@ class Block {
 
     // Weights and error bounds of one query. In the units of the screen, rows and pool vectors have norms below 1 and
     // weights sum to 1:  sum_i w_i max_j q_i.v_j / sum_i w_i = factor * sum_i omega_i max_j q'_i.v'_j.
-    void weigh(Query &query, const Batch &batch, std::int64_t b, std::int64_t base, const std::vector<std::int64_t> &row_of,
-               const std::vector<int> &exponents, const std::vector<Quantised> &facts, std::vector<std::vector<Use>> &uses) {
+    // row_of: span of the query -> row.
+    void weigh(Query &query, const Batch &batch, std::int64_t b, const std::int64_t *row_of,
+               const std::vector<RowFacts> &facts, std::vector<std::vector<Use>> &uses) {
         const std::int64_t begin = batch.offsets[b], end = batch.offsets[b + 1];
         double weight = 0.0, total = 0.0;
-        const auto row = [&](std::int64_t i) { return static_cast<std::size_t>(row_of[static_cast<std::size_t>(i - base)]); };
+        const auto row = [&](std::int64_t i) { return static_cast<std::size_t>(row_of[i - begin]); };
         for (std::int64_t i = begin; i < end; ++i) {
             weight += batch.weights[i];
-            total += std::ldexp(batch.weights[i], exponents[row(i)]);
+            total += std::ldexp(batch.weights[i], facts[row(i)].exponent);
         }
         if (!(total > 0.0)) return;
         query.factor = total / weight * pool_.unit;
@@ -170,8 +217,8 @@ class Block {
         const double gamma = roundings * kRounding / (1.0 - roundings * kRounding);
         double error = 0.0, norm = 0.0;
         for (std::int64_t i = begin; i < end; ++i) {
-            const Quantised &fact = facts[row(i)];
-            const double share = std::ldexp(batch.weights[i], exponents[row(i)]) / total;
+            const Quantised &fact = facts[row(i)].quantised;
+            const double share = std::ldexp(batch.weights[i], facts[row(i)].exponent) / total;
             error += share * fact.error;
             norm += share * (static_cast<double>(fact.norm) + fact.error);
             uses[row(i)].push_back({static_cast<std::int32_t>(queries.size() - 1), static_cast<float>(share * fact.scale)});
@@ -181,16 +228,29 @@ class Block {
     }
 };
 
-// Rows of a block: few enough for the second-level cache, many enough for the pool to be read seldom. 1,024 rows in
-// float32 do not fit a cache of 1 MB, but a tile of them is used so often that reading it from behind costs little.
-inline std::int64_t rows_in_block(const PackedPool &pool, const Batch &batch, int threads) {
-    constexpr std::int64_t budget = 384 * 1024;  // units: 1.5 MB
-    const std::int64_t most = std::clamp<std::int64_t>(budget / std::max<std::int64_t>(pool.steps, 1), 56, 1024);
-    const std::int64_t rows = batch.offsets[batch.count];
-    std::int64_t blocks = (rows + most - 1) / most;
-    const std::int64_t even = (blocks + threads - 1) / threads * threads;  // as many for each thread
-    if (rows / std::max<std::int64_t>(even, 1) >= 56) blocks = even;
-    return std::max<std::int64_t>(1, (rows + blocks - 1) / std::max<std::int64_t>(blocks, 1));
+// Rows of the blocks that are open at a time: few enough for the second-level cache and for memory, many enough for the
+// pool to be read seldom.
+inline std::int64_t rows_at_a_time(const PackedPool &pool) {
+    constexpr std::int64_t budget = 192 * 1024;  // units: 768 KB
+    return std::clamp<std::int64_t>(budget / std::max<std::int64_t>(pool.steps, 1), 56, 1024);
+}
+
+// Queries of these blocks: so many that their candidates, with a hint for each span, take about 2 MB.
+inline std::int64_t queries_at_a_time(const Batch &batch) {
+    const std::int64_t spans = batch.offsets[batch.count] / batch.count + 1;
+    const std::int64_t bytes = most_candidates(batch.k) * static_cast<std::int64_t>(sizeof(Candidate) + 2 * spans);
+    return std::clamp<std::int64_t>((std::int64_t{1} << 21) / bytes, 8, 1024);
+}
+
+// Where the blocks begin; the number of queries at the end. All have about as many rows.
+inline std::vector<std::int64_t> cut(const Batch &batch, std::int64_t most_rows, std::int64_t most_queries) {
+    const std::int64_t rows = batch.offsets[batch.count], parts = (rows + most_rows - 1) / most_rows;
+    const std::int64_t even = std::max<std::int64_t>(1, (rows + parts - 1) / std::max<std::int64_t>(parts, 1));
+    std::vector<std::int64_t> blocks{0};
+    for (std::int64_t b = 1; b <= batch.count; ++b)
+        if (b == batch.count || batch.offsets[b + 1] - batch.offsets[blocks.back()] > even || b - blocks.back() >= most_queries)
+            blocks.push_back(b);
+    return blocks;
 }
 
 // ids (B, k) and scores (B, k) come filled with -1 and minus infinity.
@@ -200,32 +260,30 @@ inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &po
     // Starting a thread costs about as much as a million products.
     const double work = static_cast<double>(batch.offsets[batch.count]) * static_cast<double>(pool.first.back() * kLanes) *
                         static_cast<double>(pool.dims);
-    threads = std::max(1, std::min(threads, static_cast<int>(std::min(work / 1e6, 1e6))));
-    const std::int64_t most = rows_in_block(pool, batch, threads);
-    std::vector<std::int64_t> blocks{0};
-    for (std::int64_t b = 1; b <= batch.count; ++b)
-        if (b == batch.count || batch.offsets[b + 1] - batch.offsets[blocks.back()] > most || b - blocks.back() >= 1024)
-            blocks.push_back(b);
-    const auto count = static_cast<std::int64_t>(blocks.size()) - 1;
-    const std::int64_t parts = std::min(pool.groups, count < threads ? (threads + count - 1) / count : std::int64_t{1});
-    std::vector<Statistics> statistics(static_cast<std::size_t>(count * parts));
-    std::vector<std::unique_ptr<Block>> open(static_cast<std::size_t>(count * parts));
-    const auto finish = [&](std::int64_t block, Statistics &own) {
-        for (std::int64_t b = blocks[block]; b < blocks[block + 1]; ++b) {
-            Query &query = open[block * parts]->queries[static_cast<std::size_t>(b - blocks[block])];
-            for (std::int64_t part = 1; part < parts; ++part)
-                query.merge(open[block * parts + part]->queries[static_cast<std::size_t>(b - blocks[block])]);
-            query.finish(ids + b * batch.k, scores + b * batch.k, own);
-        }
-        for (std::int64_t part = 0; part < parts; ++part) open[block * parts + part].reset();
-    };
-    parallel(count * parts, threads, [&](std::int64_t task) {
-        const std::int64_t block = task / parts, part = task % parts;
-        open[task] = std::make_unique<Block>(batch, rows, pool, kernels, blocks[block], blocks[block + 1]);
-        open[task]->screen(part * pool.groups / parts, (part + 1) * pool.groups / parts, statistics[task]);
-        if (parts == 1) finish(block, statistics[task]);
-    });
-    if (parts > 1) parallel(count, threads, [&](std::int64_t block) { finish(block, statistics[block * parts]); });
+    Team team(std::max(1, std::min(threads, static_cast<int>(std::min(work / 1e6, 1e6)))));
+    // Small pools have few groups: then several smaller blocks give every thread something to do.
+    const std::int64_t wanted = team.size() == 1 ? 1 : (4 * team.size() + pool.groups - 1) / pool.groups;
+    const std::int64_t together = std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(1, rows_at_a_time(pool) / 56));
+    const std::vector<std::int64_t> begins =
+        cut(batch, rows_at_a_time(pool) / together, std::max<std::int64_t>(1, queries_at_a_time(batch) / together));
+    const auto count = static_cast<std::int64_t>(begins.size()) - 1;
+    std::vector<Statistics> statistics(static_cast<std::size_t>(team.size()));
+    for (std::int64_t from = 0; from < count; from += together) {
+        const std::int64_t to = std::min(count, from + together), open = to - from;
+        std::vector<std::unique_ptr<Block>> blocks;
+        for (std::int64_t n = from; n < to; ++n)
+            blocks.push_back(std::make_unique<Block>(batch, rows, pool, kernels, begins[n], begins[n + 1], team));
+        team.each(pool.groups * open, [&](std::int64_t task, int worker) {
+            blocks[static_cast<std::size_t>(task % open)]->screen(task / open, worker, statistics[worker]);
+        });
+        team.each(begins[to] - begins[from], [&](std::int64_t task, int worker) {
+            const std::int64_t b = begins[from] + task;
+            const auto n = std::upper_bound(begins.begin(), begins.end(), b) - begins.begin() - 1;
+            Block &block = *blocks[static_cast<std::size_t>(n - from)];
+            block.queries[static_cast<std::size_t>(b - begins[n])].finish(ids + b * batch.k, scores + b * batch.k,
+                                                                          statistics[worker]);
+        });
+    }
     return sum(statistics);
 }
 
@@ -235,7 +293,10 @@ inline Statistics choose(const Batch &batch, const Rows &rows, const Kernels &ke
                          float *scores) {
     std::vector<Statistics> statistics(static_cast<std::size_t>(batch.count));
     parallel(batch.k ? batch.count : 0, threads, [&](std::int64_t b) {
-        Query query(batch, rows, kernels, dims, b);
+        const auto norm_of = [&](std::int64_t i) {
+            return std::sqrt(kernels.dot64(batch.queries + i * dims, batch.queries + i * dims, dims));
+        };
+        Query query(batch, rows, kernels, dims, b, norm_of);
         if (!query.spans()) return;
         Statistics own;
         for (std::int64_t n = begins[b]; n < begins[b + 1]; ++n) {

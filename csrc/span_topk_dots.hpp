@@ -90,36 +90,53 @@ EL4NER_AVX2 inline float sum_avx2(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
+// R query rows times C pool rows, from rows i and j on: R + C loads for R C products, and chains enough to hide their latency.
+template <int R, int C>
+EL4NER_AVX2 void block32_avx2(const float *q, const float *v, std::int64_t dims, float *out, std::int64_t spans) {
+    __m256 sums[R][C];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) sums[r][c] = _mm256_setzero_ps();
+    std::int64_t d = 0;
+    for (; d + 8 <= dims; d += 8) {
+        __m256 y[C];
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) y[c] = _mm256_loadu_ps(v + c * dims + d);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const __m256 x = _mm256_loadu_ps(q + r * dims + d);
+#pragma GCC unroll 3
+            for (int c = 0; c < C; ++c) {
+                sums[r][c] = _mm256_fmadd_ps(x, y[c], sums[r][c]);
+                asm("" : "+x"(sums[r][c]));  // stays in its register: GCC 12 keeps one of nine in memory otherwise
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 3
+        for (int c = 0; c < C; ++c) {
+            out[r * spans + c] = sum_avx2(sums[r][c]);
+            for (std::int64_t rest = d; rest < dims; ++rest)
+                out[r * spans + c] += q[r * dims + rest] * v[c * dims + rest];
+        }
+}
+
 EL4NER_AVX2 inline void dots32_avx2(const float *q, std::int64_t queries, const float *v, std::int64_t spans,
                                     std::int64_t dims, float *out) {
-    for (std::int64_t j = 0; j < spans; ++j)
-        for (std::int64_t i = 0; i < queries; i += 4) {
-            // Rows beyond the last repeat it: four chains hide the latency of the sums.
-            const std::int64_t i1 = i + 1 < queries ? i + 1 : i, i2 = i + 2 < queries ? i + 2 : i;
-            const std::int64_t i3 = i + 3 < queries ? i + 3 : i;
-            const float *y = v + j * dims, *r0 = q + i * dims, *r1 = q + i1 * dims, *r2 = q + i2 * dims;
-            const float *r3 = q + i3 * dims;
-            __m256 a = _mm256_setzero_ps(), b = a, c = a, e = a;
-            std::int64_t d = 0;
-            for (; d + 8 <= dims; d += 8) {
-                const __m256 x = _mm256_loadu_ps(y + d);
-                a = _mm256_fmadd_ps(_mm256_loadu_ps(r0 + d), x, a);
-                b = _mm256_fmadd_ps(_mm256_loadu_ps(r1 + d), x, b);
-                c = _mm256_fmadd_ps(_mm256_loadu_ps(r2 + d), x, c);
-                e = _mm256_fmadd_ps(_mm256_loadu_ps(r3 + d), x, e);
-            }
-            float s0 = sum_avx2(a), s1 = sum_avx2(b), s2 = sum_avx2(c), s3 = sum_avx2(e);
-            for (; d < dims; ++d) {
-                s0 += r0[d] * y[d];
-                s1 += r1[d] * y[d];
-                s2 += r2[d] * y[d];
-                s3 += r3[d] * y[d];
-            }
-            out[i3 * spans + j] = s3;
-            out[i2 * spans + j] = s2;
-            out[i1 * spans + j] = s1;
-            out[i * spans + j] = s0;
+    using Block = void (*)(const float *, const float *, std::int64_t, float *, std::int64_t);
+#define EL4NER_BLOCKS(R) {block32_avx2<R, 1>, block32_avx2<R, 2>, block32_avx2<R, 3>}
+    static constexpr Block blocks[4][3] = {EL4NER_BLOCKS(1), EL4NER_BLOCKS(2), EL4NER_BLOCKS(3), EL4NER_BLOCKS(4)};
+#undef EL4NER_BLOCKS
+    const std::int64_t row_parts = (queries + 3) / 4, column_parts = (spans + 2) / 3;  // of nearly equal size
+    for (std::int64_t n = 0; n < column_parts; ++n) {
+        const std::int64_t j = n * spans / column_parts, columns = (n + 1) * spans / column_parts - j;
+        for (std::int64_t m = 0; m < row_parts; ++m) {
+            const std::int64_t i = m * queries / row_parts, rows = (m + 1) * queries / row_parts - i;
+            blocks[rows - 1][columns - 1](q + i * dims, v + j * dims, dims, out + i * spans + j, spans);
         }
+    }
 }
 
 // Four sums at once: fewer shuffles than four times one.

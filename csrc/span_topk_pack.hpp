@@ -2,18 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <exception>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #if defined(__linux__)
@@ -23,22 +18,37 @@
 #include "span_topk_amx.hpp"
 #include "span_topk_dots.hpp"
 #include "span_topk_quantise.hpp"
+#include "span_topk_team.hpp"
 #include "span_topk_tiles.hpp"
 
 namespace el4ner::topk {
 
-// One way to screen. Query numbers of int8 run from -levels to levels and are stored with an offset.
+// One way to screen. Query numbers of int8 run from -levels to levels and are stored with an offset. paired: steps meet in
+// 16 bits, which asks for other scales and an even number of steps.
 struct Kernels {
     Precision precision;
     Isa isa;
     int rows;
     int levels, offset;
+    bool paired;
     TileFunction tile[kMostRows + 1];  // by number of rows
     ScatterFunction scatter;
     SurviveFunction survive;
     Dots32Function dots32;
     Dot64Function dot64;
 };
+
+// Whether these kernels read a pool of that layout.
+inline bool paired(Precision precision, Isa isa) { return precision == Precision::int8 && isa == Isa::avx2; }
+
+// levels: at most so many. The query's side of kPairedQueryNorm and kPairedPoolNorm, or the pool's.
+inline int levels_of(const float *values, std::int64_t dims, int levels, bool paired, bool query) {
+#if EL4NER_X86
+    if (paired) return paired_levels(values, dims, levels, query ? kPairedQueryNorm : kPairedPoolNorm);
+#endif
+    (void)values, (void)dims, (void)paired, (void)query;
+    return levels;
+}
 
 #define EL4NER_TILES6(name) nullptr, name<1>, name<2>, name<3>, name<4>, name<5>, name<6>
 #define EL4NER_TILES14(name) \
@@ -52,7 +62,7 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
 #if EL4NER_X86
 #if EL4NER_AMX
     if (isa == Isa::amx) {
-        Kernels k{precision, isa, kAmxRows, 127, 0, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
+        Kernels k{precision, isa, kAmxRows, 127, 0, false, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
         const bool int8 = precision == Precision::int8;
         for (int r = 1; r <= kAmxRows; ++r)
             k.tile[r] = r > kTileRows ? (int8 ? tile_amx<true, true> : tile_amx<false, true>)
@@ -61,7 +71,7 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
     }
 #endif
     if (isa == Isa::avx512) {
-        Kernels k{precision, isa, kAvx512Rows, 127, 128, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
+        Kernels k{precision, isa, kAvx512Rows, 127, 128, false, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
         const TileFunction fp32[] = {EL4NER_TILES14(tile_fp32_avx512)}, bf16[] = {EL4NER_TILES14(tile_bf16_avx512)};
         const TileFunction int8[] = {EL4NER_TILES14(tile_int8_avx512)};
         const TileFunction *chosen = precision == Precision::fp32 ? fp32 : precision == Precision::bf16 ? bf16 : int8;
@@ -69,14 +79,15 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
         return k;
     }
     if (isa == Isa::avx2) {
-        Kernels k{precision, isa, kAvx2Rows, 63, 64, {}, scatter_avx2, survive_avx2, dots32_avx2, dot64_avx2};
-        const TileFunction fp32[] = {EL4NER_TILES6(tile_fp32_avx2)}, int8[] = {EL4NER_TILES6(tile_int8_avx2)};
-        std::copy(precision == Precision::fp32 ? fp32 : int8, (precision == Precision::fp32 ? fp32 : int8) + kAvx2Rows + 1,
-                  k.tile);
+        const bool int8 = precision == Precision::int8;
+        Kernels k{precision, isa, int8 ? kPairedRows : kAvx2Rows, 63, 64, int8, {}, scatter_avx2, survive_avx2, dots32_avx2, dot64_avx2};
+        const TileFunction fp32[] = {EL4NER_TILES6(tile_fp32_avx2)};
+        const TileFunction bytes[] = {EL4NER_TILES6(tile_int8_avx2), tile_int8_avx2<7>, tile_int8_avx2<8>};
+        std::copy_n(int8 ? bytes : fp32, k.rows + 1, k.tile);
         return k;
     }
 #endif
-    Kernels k{precision, isa, kPortableRows, 127, 128, {}, scatter_portable, survive_portable,
+    Kernels k{precision, isa, kPortableRows, 127, 128, false, {}, scatter_portable, survive_portable,
               dots32_portable, dot64_portable};
     const TileFunction fp32[] = {EL4NER_TILES_PORTABLE(Fp32Unit)}, bf16[] = {EL4NER_TILES_PORTABLE(Bf16Unit)};
     const TileFunction int8[] = {EL4NER_TILES_PORTABLE(Int8Unit)};
@@ -104,34 +115,6 @@ class TileRegisters {
   private:
     const bool used_;
 };
-
-// Runs work(task) for each task below `tasks` on several threads; the first exception goes to the caller.
-template <typename Work>
-void parallel(std::int64_t tasks, int threads, const Work &work) {
-    const int used = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, tasks)));
-    std::atomic<std::int64_t> next{0};
-    std::vector<std::exception_ptr> errors(static_cast<std::size_t>(used));
-    const auto loop = [&](int number) {
-        try {
-            for (std::int64_t task = next++; task < tasks; task = next++) work(task);
-        } catch (...) {
-            errors[static_cast<std::size_t>(number)] = std::current_exception();
-            next = tasks;
-        }
-    };
-    std::vector<std::thread> others;
-    for (int number = 1; number < used; ++number) {
-        try {
-            others.emplace_back(loop, number);
-        } catch (const std::system_error &) {
-            break;  // no more threads to be had: those that run do the work
-        }
-    }
-    loop(0);
-    for (std::thread &other : others) other.join();
-    for (const std::exception_ptr &error : errors)
-        if (error) std::rethrow_exception(error);
-}
 
 // The longest row's length; NaN if a number is not finite. Squares of float32 numbers do not overflow in float64.
 inline double largest_norm(const float *vectors, std::int64_t count, std::int64_t dims, Dot64Function dot64, int threads) {
@@ -178,8 +161,9 @@ class Units {
 class PackedPool {
   public:
     PackedPool(const float *vectors, const std::int64_t *offsets, std::int64_t sentences, std::int64_t dims,
-               double largest_norm, Precision precision, int threads)
-        : precision(precision), sentences(sentences), dims(dims), steps((dims + numbers_per_unit(precision) - 1) / numbers_per_unit(precision)) {
+               double largest_norm, Precision precision, bool paired, int threads)
+        : precision(precision), paired(paired), sentences(sentences), dims(dims),
+          steps(paired ? (dims + 7) / 8 * 2 : (dims + numbers_per_unit(precision) - 1) / numbers_per_unit(precision)) {
         // A power of two brings the longest vector below 1, so that no product overflows.
         int exponent = 0;
         if (largest_norm > 0.0) std::frexp(largest_norm * 1.001, &exponent);
@@ -217,6 +201,7 @@ class PackedPool {
     }
 
     const Precision precision;
+    const bool paired;
     const std::int64_t sentences, dims, steps;
     double unit = 1.0;                // packed = vector / unit
     std::int64_t groups = 0;
@@ -241,7 +226,8 @@ class PackedPool {
                 if (p < own) {
                     const float *vector = vectors + (offsets[c] + p) * dims;
                     for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
-                    const Quantised q = quantise(scaled.data(), dims, steps, 127, 0, row.data());
+                    const int levels = levels_of(scaled.data(), dims, 127, paired, false);
+                    const Quantised q = quantise(scaled.data(), dims, steps, levels, 0, row.data());
                     norms[at] = std::max(norms[at], q.norm);
                     errors[at] = std::max(errors[at], q.error);
                     if (precision == Precision::int8) {

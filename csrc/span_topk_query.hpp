@@ -56,6 +56,9 @@ struct Candidate {
     bool exact;
 };
 
+// Candidates that a query holds before it drops some. 128: more rescoring; 384: no better.
+inline std::int64_t most_candidates(std::int64_t k) { return std::max<std::int64_t>(256, 4 * k); }
+
 constexpr double kSlack = 1e-15;                    // absolute: numbers that vanish in float32
 constexpr double kRounding = 1.0 / (1 << 24);       // unit roundoff of float32
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
@@ -83,12 +86,16 @@ class Query {
     std::vector<Candidate> found;
     bool overflowed = false;
 
-    Query(const Batch &batch, const Rows &rows, const Kernels &kernels, std::int64_t dims, std::int64_t b)
+    // norm_of(i): the length of query span i of the batch.
+    template <typename NormOf>
+    Query(const Batch &batch, const Rows &rows, const Kernels &kernels, std::int64_t dims, std::int64_t b,
+          const NormOf &norm_of)
         : batch_(batch), rows_(rows), kernels_(kernels), dims_(dims), b_(b), start_(batch.offsets[b]),
-          spans_(batch.offsets[b + 1] - start_), limit_(std::max<std::int64_t>(256, 4 * batch.k)) {
+          spans_(batch.offsets[b + 1] - start_), limit_(most_candidates(batch.k)) {
         double norms = 0.0, largest = 0.0, smallest = std::numeric_limits<double>::infinity();
+        margins_.reserve(static_cast<std::size_t>(spans_));
         for (std::int64_t i = start_; i < start_ + spans_; ++i) {
-            const double norm = std::sqrt(kernels.dot64(batch.queries + i * dims, batch.queries + i * dims, dims));
+            const double norm = norm_of(i);
             total_ += batch.weights[i];
             norms += batch.weights[i] * norm;
             margins_.push_back(norm);
@@ -117,20 +124,12 @@ class Query {
         if (static_cast<std::int64_t>(found.size()) >= limit_) shrink(statistics);
     }
 
+    // Room for all candidates of a pool of so many sentences at once, so that it is not found bit by bit.
+    void reserve(std::int64_t sentences) { found.reserve(static_cast<std::size_t>(std::min(limit_, sentences))); }
+
     // A candidate of which nothing is known; whoever adds such ones goes on to finish.
     void propose(std::int32_t id) {
         found.push_back({id, kLowest, -kLowest, 0.0f, -1, false, false});
-    }
-
-    // Takes the candidates of the same query from another part of the pool.
-    void merge(Query &other) {
-        tau = std::max(tau, other.tau);
-        for (Candidate one : other.found) {
-            one.hint = -1;
-            found.push_back(one);
-        }
-        overflowed = overflowed || other.overflowed;
-        other.found = {};
     }
 
     // The best k of all candidates, exactly; ids and scores (k,) are padded by the caller.
@@ -147,6 +146,9 @@ class Query {
             ids[n] = found[n].id;
             scores[n] = found[n].score;
         }
+        found = {};  // the memory goes now: others of the block still need theirs
+        scratch_ = {};
+        hints_ = {};
     }
 
   private:
@@ -158,7 +160,7 @@ class Query {
     std::vector<double> margins_;  // span -> products that differ by more are in their true order
     bool safe_ = true;
     std::vector<float> scratch_;
-    std::vector<std::int32_t> hints_;  // [hint][span]: the partner that is the best for sure, or -1
+    std::vector<std::int16_t> hints_;  // [hint][span]: the partner that is the best for sure, or -1
 
     // Answers are rounded to float32 before they are ordered, so equal answers may differ by that much.
     double rounding(double score) const { return 4.0 * kRounding * std::fabs(score) + 3e-45 / factor; }
@@ -180,16 +182,17 @@ class Query {
         const auto size = [&] { return static_cast<std::int64_t>(found.size()); };
         raise();
         if (size() > limit_ / 2) tighten_best(statistics);
-        if (size() <= limit_ * 3 / 4) return;
-        overflowed = true;
-        tighten_all(statistics);
-        if (size() > limit_ * 3 / 4) settle(statistics);
-        if (static_cast<std::int64_t>(hints_.size()) > limit_ * spans_) forget();
+        if (size() > limit_ * 3 / 4) {
+            overflowed = true;
+            tighten_all(statistics);
+            if (size() > limit_ * 3 / 4) settle(statistics);
+        }
+        if (static_cast<std::int64_t>(hints_.size()) > limit_ / 2 * spans_) forget();
     }
 
     // Keeps the hints of those who are still candidates.
     void forget() {
-        std::vector<std::int32_t> kept;
+        std::vector<std::int16_t> kept;
         for (Candidate &one : found)
             if (one.hint >= 0) {
                 const auto from = hints_.begin() + one.hint;
@@ -245,7 +248,8 @@ class Query {
             const double least = static_cast<double>(*best) - margins_[static_cast<std::size_t>(i)];
             bool alone = true;
             for (std::int64_t j = 0; j < length; ++j) alone = alone && (row[j] < least || row + j == best);
-            hints_.push_back(alone ? static_cast<std::int32_t>(best - row) : -1);
+            alone = alone && best - row <= std::numeric_limits<std::int16_t>::max();  // else all are compared later
+            hints_.push_back(static_cast<std::int16_t>(alone ? best - row : -1));
         }
         score /= total_;
         const double error = tight_error_ + std::fabs(score) * 1e-12;
@@ -311,7 +315,7 @@ class Query {
             }
         }
         std::sort_heap(best.begin(), best.end(), better);
-        found = std::move(best);
+        found.assign(best.begin(), best.end());  // in the memory that it has
         raise();
     }
 };

@@ -188,48 +188,68 @@ EL4NER_AVX2 void tile_fp32_avx2(const std::uint32_t *query, const Group &group, 
         }
 }
 
-// Query bytes are 1 to 127 (offset 64): two products of 127 * 127 fit 16 bits, so nothing saturates.
+// Sums of two steps meet in 16 bits before they are widened: three instructions on the multipliers for 64 products where
+// each step by itself takes four. A 16-bit sum of four products stays below 2^15: numbers are scaled so that chunks of
+// four, as they meet here, have norms of at most 78 and 157 (before rounding, which adds 1), a query's offset of 64 adds 128:
+// (128 + 79) * 158 = 32,706. Steps are even in number.
+constexpr int kPairedQueryNorm = 78, kPairedPoolNorm = 157;
+constexpr int kPairedRows = 8;
+
+// R query rows of a tile with `stride` of them, times 16 lanes of one position.
+template <int R>
+EL4NER_AVX2 EL4NER_INLINE void rows_int8_avx2(const std::uint32_t *q, int stride, const std::uint32_t *v,
+                                              std::int64_t steps, const std::int32_t *negated_sums, const float *scales,
+                                              bool first, float *best) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const auto *sums = reinterpret_cast<const __m256i *>(negated_sums);
+    const __m256i start0 = _mm256_slli_epi32(_mm256_loadu_si256(sums), 6);
+    const __m256i start1 = _mm256_slli_epi32(_mm256_loadu_si256(sums + 1), 6);
+    __m256i low[R], high[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) low[r] = start0, high[r] = start1;
+    for (std::int64_t s = 0; s < steps; s += 2, v += 2 * kLanes, q += 2 * stride) {
+        const auto *panel = reinterpret_cast<const __m256i *>(v), *next = reinterpret_cast<const __m256i *>(v + kLanes);
+        const __m256i v0 = _mm256_loadu_si256(panel), v1 = _mm256_loadu_si256(panel + 1);
+        const __m256i w0 = _mm256_loadu_si256(next), w1 = _mm256_loadu_si256(next + 1);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const __m256i x = _mm256_set1_epi32(static_cast<int>(q[r]));
+            const __m256i y = _mm256_set1_epi32(static_cast<int>(q[r + stride]));
+            const __m256i a = _mm256_add_epi16(_mm256_maddubs_epi16(x, v0), _mm256_maddubs_epi16(y, w0));
+            const __m256i b = _mm256_add_epi16(_mm256_maddubs_epi16(x, v1), _mm256_maddubs_epi16(y, w1));
+            low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(a, ones));
+            high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(b, ones));
+            // Both stay in registers: GCC 12 puts sums off to the end of the loop otherwise, and keeps them in memory.
+            asm("" : "+x"(low[r]), "+x"(high[r]));
+        }
+    }
+    const __m256 scale0 = _mm256_loadu_ps(scales), scale1 = _mm256_loadu_ps(scales + 8);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+        float *top = best + r * kLanes;
+        __m256 c = _mm256_mul_ps(_mm256_cvtepi32_ps(low[r]), scale0);
+        __m256 d = _mm256_mul_ps(_mm256_cvtepi32_ps(high[r]), scale1);
+        if (!first) {
+            c = _mm256_max_ps(c, _mm256_loadu_ps(top));
+            d = _mm256_max_ps(d, _mm256_loadu_ps(top + 8));
+        }
+        _mm256_storeu_ps(top, c);
+        _mm256_storeu_ps(top + 8, d);
+    }
+}
+
+// Up to 4 rows have room in registers; the second half of a larger tile finds the panel in the first cache.
 template <int R>
 EL4NER_AVX2 void tile_int8_avx2(const std::uint32_t *query, const Group &group, std::int64_t steps, float *best) {
-    const __m256i ones = _mm256_set1_epi16(1);
+    constexpr int begin = R > 4 ? (R + 1) / 2 : R;
     for (std::int64_t half = 0; half < kLanes; half += 16)
         for (std::int64_t p = 0; p < group.positions; ++p) {
             const std::uint32_t *v = group.units + p * steps * kLanes + half;
-            const std::uint32_t *q = query;
-            const std::int64_t at = p * kLanes + half;
-            const __m256i *sums = reinterpret_cast<const __m256i *>(group.negated_sums + at);
-            const __m256i start0 = _mm256_slli_epi32(_mm256_loadu_si256(sums), 6);
-            const __m256i start1 = _mm256_slli_epi32(_mm256_loadu_si256(sums + 1), 6);
-#define X(i) __m256i a##i = start0, b##i = start1;
-            EL4NER_ROWS6(X)
-#undef X
-            for (std::int64_t s = 0; s < steps; ++s, v += kLanes, q += R) {
-                const __m256i v0 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(v));
-                const __m256i v1 = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(v + 8));
-#define X(i)                                                                                             \
-    if constexpr (R > i) {                                                                               \
-        const __m256i x = _mm256_set1_epi32(static_cast<int>(q[i]));                                     \
-        a##i = _mm256_add_epi32(a##i, _mm256_madd_epi16(_mm256_maddubs_epi16(x, v0), ones));             \
-        b##i = _mm256_add_epi32(b##i, _mm256_madd_epi16(_mm256_maddubs_epi16(x, v1), ones));             \
-    }
-                EL4NER_ROWS6(X)
-#undef X
-            }
-            const __m256 scale0 = _mm256_loadu_ps(group.scales + at), scale1 = _mm256_loadu_ps(group.scales + at + 8);
-#define X(i)                                                             \
-    if constexpr (R > i) {                                               \
-        float *top = best + i * kLanes + half;                           \
-        __m256 c = _mm256_mul_ps(_mm256_cvtepi32_ps(a##i), scale0);      \
-        __m256 d = _mm256_mul_ps(_mm256_cvtepi32_ps(b##i), scale1);      \
-        if (p > 0) {                                                     \
-            c = _mm256_max_ps(c, _mm256_loadu_ps(top));                  \
-            d = _mm256_max_ps(d, _mm256_loadu_ps(top + 8));              \
-        }                                                                \
-        _mm256_storeu_ps(top, c);                                        \
-        _mm256_storeu_ps(top + 8, d);                                    \
-    }
-            EL4NER_ROWS6(X)
-#undef X
+            const std::int32_t *sums = group.negated_sums + p * kLanes + half;
+            const float *scales = group.scales + p * kLanes + half;
+            rows_int8_avx2<begin>(query, R, v, steps, sums, scales, p == 0, best + half);
+            if constexpr (R > begin)
+                rows_int8_avx2<R - begin>(query + begin, R, v, steps, sums, scales, p == 0, best + begin * kLanes + half);
         }
 }
 

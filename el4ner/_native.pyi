@@ -67,9 +67,14 @@ def span_topk_largest_norm(vectors: NDArray[np.float32], threads: int) -> float:
     """vectors (S, D): the length of the longest; NaN if a number is not finite."""
 
 def span_topk_pack(
-    vectors: NDArray[np.float32], offsets: NDArray[np.int64], largest_norm: float, precision: str, threads: int
+    vectors: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    largest_norm: float,
+    precision: str,
+    isa: str,
+    threads: int,
 ) -> PackedPool:
-    """vectors (S, D), offsets (N+1,); precision "fp32", "bf16" or "int8"."""
+    """vectors (S, D), offsets (N+1,); precision "fp32", "bf16" or "int8", laid out for an instruction set."""
 
 def span_topk_search(
     packed: PackedPool,

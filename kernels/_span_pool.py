@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.errors import InputError, ShapeError
-from el4ner.kernels import _dispatch
+from el4ner.kernels import _dispatch, _span_native
 from el4ner.kernels._dispatch import Array
 from el4ner.kernels._threads import thread_count
 
@@ -81,15 +81,20 @@ class SpanPool:
         """D, the length of a vector."""
         return int(self.vectors.shape[1])
 
-    def packed(self, precision: str, threads: int) -> Any:
-        """The copy that the native backend screens ("fp32", "bf16", "int8"), made on first use and kept."""
-        if precision not in self._packed:
+    def packed(self, precision: str, threads: int, isa: str | None = None) -> Any:
+        """The copy that the native backend screens ("fp32", "bf16", "int8"), made on first use and kept.
+
+        isa: for which instruction set; by default the one that this precision runs on. AVX2's int8 layout is its own.
+        """
+        isa = _span_native.choose_path(precision)[1] if isa is None else isa
+        layout = "int8 avx2" if (precision, isa) == ("int8", "avx2") else precision
+        if layout not in self._packed:
             from el4ner import _native
 
-            self._packed[precision] = _native.span_topk_pack(
-                self.vectors, self.offsets, self.largest_norm, precision, threads
+            self._packed[layout] = _native.span_topk_pack(
+                self.vectors, self.offsets, self.largest_norm, precision, isa, threads
             )
-        return self._packed[precision]
+        return self._packed[layout]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles leave the packed copies behind; they are made anew where they are needed."""

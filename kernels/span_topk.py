@@ -201,9 +201,10 @@ def span_topk_native(
     ids, scores = _padding(len(queries), k)
     chosen, isa = _span_native.choose_path(precision)
     threads = thread_count()
+    packed = pool.packed(chosen, threads, isa)
     done = _native.span_topk_search(
-        pool.packed(chosen, threads), pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets,
-        queries.weights, queries.excluded, queries.excluded_offsets, isa, threads, ids, scores,
+        packed, pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets, queries.weights,
+        queries.excluded, queries.excluded_offsets, isa, threads, ids, scores,
     )  # fmt: skip
     if statistics is not None:
         statistics.update(done, precision=chosen, isa=isa, threads=threads)
@@ -212,8 +213,7 @@ def span_topk_native(
 
 def _among(queries: _Queries, index: SpanIndex, k: int, native: bool) -> TopK:
     """The exact best k of the sentences that an index proposes; queries for which it proposes too few are padded."""
-    # A sentence that belongs to the best k is near in several spans: 8 k neighbours of each find it in most cases.
-    proposed, begins = index.propose(queries.vectors, queries.offsets, max(128, 8 * k))
+    proposed, begins = index.propose(queries.vectors, queries.offsets, queries.weights, k)
     ids, scores = _padding(len(queries), k)
     pool = index.pool
     if native:

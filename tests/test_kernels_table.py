@@ -26,6 +26,10 @@ def vote_row(backend: str, rival: bool, wall: float, cpu: float) -> dict[str, ob
             "status": "ok", "timing": timing, "machine": MACHINE}  # fmt: skip
 
 
+def approximate_row(side: str, seconds: float, recall: float) -> dict[str, object]:
+    return {**span_row(side, seconds), "recall": recall}
+
+
 def cells(section: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
 
@@ -45,6 +49,15 @@ def test_rivals_stand_against_the_fastest_of_ours(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert topk[6] == "Some CPU, torch 2.0, commit 0123456"
     assert (vote[1], vote[3], vote[5]) == ("numpy", "native", "8.0")  # CPU time where it is known
+
+
+def test_candidates_stand_against_our_exact_side_and_rivals_do_too(tmp_path: Path) -> None:
+    rows = [span_row("el4ner native", 0.5), approximate_row("el4ner with FAISS", 0.2, 0.98765), span_row("faiss", 3.0)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, _, candidates, rival = cells(kernels_table.kernels_section(path))
+    assert (candidates[1], candidates[3], candidates[5]) == ("native, ours", "with FAISS (recall 0.988)", "2.5")
+    assert (rival[1], rival[3], rival[5]) == ("faiss", "native", "6.0")  # not against what answers less
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:

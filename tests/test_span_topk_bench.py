@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import subprocess
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +17,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from el4ner.bench import ops, rivals_span_topk
+from el4ner.bench import ops, rivals_span_topk, span_sides
+from el4ner.bench._harness import OverBudgetError, within
 from el4ner.bench.cli import group
 from el4ner.bench.rivals import crash
-from el4ner.bench.rivals_span_topk import SENTENCES, Side, exactly, rows, table
+from el4ner.bench.rivals_span_topk import rows, table
 from el4ner.bench.span_oracle import agreement, agreement_but_ties, oracle
 from el4ner.bench.span_pools import SpanInput, real, synthetic
+from el4ner.bench.span_sides import SENTENCES, Side, exactly
 from el4ner.errors import InputError
 from el4ner.kernels import SpanPool, available_backends, span_topk
 
@@ -114,6 +118,85 @@ def test_every_side_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "\n\nspan_topk, random: queries 6" in both
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
+def test_a_part_of_the_queries_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest of ours and FAISS's candidates answer all queries, the definition and everybody else three."""
+    monkeypatch.setenv("EL4NER_ISA", "")
+    monkeypatch.setenv("EL4NER_THREADS", "1")
+    monkeypatch.setattr(span_sides, "LARGE", 100)
+    data = small()
+    measured = list(rows(data, k=20, repeats=1, seed=1, facts=FACTS, sample=3))
+    assert [row["reason"] for row in measured] == [None] * len(measured)
+    assert {row["checked_queries"] for row in measured} == {3}
+    whole = [row["side"] for row in measured if row["part_timed"] == 1]
+    assert len(whole) == (2 if importlib.util.find_spec("faiss") else 1)
+    assert whole[0] == measured[0]["side"]
+    picks = np.sort(np.random.default_rng(1).choice(6, 3, replace=False))
+    spans = np.diff(data.offsets)[picks].sum()
+    assert {row["part_timed"] for row in measured if "torch" in row["side"]} == {spans / len(data.queries)}
+    if importlib.util.find_spec("faiss"):
+        found = measured[1]
+        assert found["recall"] == found["agreement"] == 1.0  # 300 spans: all are proposed
+        assert found["recall_over"] == "all 6 queries"
+        faster = measured[0]["timing"]["median_s"] / found["timing"]["median_s"]
+        assert found["speedup_over_exact"] == pytest.approx(faster, abs=0.005)
+        assert f"recall 1.0000 over all 6 queries, {found['speedup_over_exact']} times as fast" in table(measured)
+    assert [row["side"] for row in rows(data, k=20, repeats=1, seed=1, facts=FACTS, only=["bucketed"])] == [
+        "torch fp32 bucketed by length", "torch bf16 bucketed by length"
+    ]  # fmt: skip
+
+
+def test_a_part_has_the_spans_of_its_queries() -> None:
+    data = small()
+    part = data.only(np.array([1, 4]))
+    assert part.pool is data.pool
+    for n, b in enumerate((1, 4)):
+        own, whole = slice(part.offsets[n], part.offsets[n + 1]), slice(data.offsets[b], data.offsets[b + 1])
+        assert np.array_equal(part.queries[own], data.queries[whole])
+        assert np.array_equal(part.weights[own], data.weights[whole])
+    assert part.offsets[-1] == len(part.queries) == len(part.weights)
+    expected = oracle(data, 5)
+    assert np.array_equal(oracle(part, 5)[0], expected[0][[1, 4]])
+
+
+def spin(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_a_rival_that_takes_too_long_is_dropped_and_says_so() -> None:
+    slow = Side("a rival", SENTENCES, partial(spin, 30), lambda r: (1.0, 0.0), 0.0, part=0.25)
+    began = time.process_time()
+    told = rivals_span_topk._check(slow, call_s=0.05)
+    assert time.process_time() - began < 10  # it was stopped
+    assert told["status"] == "dropped"
+    assert told["reason"] == "one call takes more than 0.05 CPU seconds for 25.0% of the work; --budget allows more"
+    ours = replace(slow, name="el4ner anything", run=partial(spin, 0.1))
+    assert rivals_span_topk._check(ours, call_s=0.05)["status"] == "ok"
+    text = table([{"side": "a rival", "data": "d", "shape": {"k": 1}, "machine": FACTS, "timing": None, **told}])
+    assert "dropped: one call takes more than 0.05 CPU seconds" in text
+
+
+def test_the_budget_holds_where_no_signal_can_come() -> None:
+    """Outside the main thread, and with calls that do not come back to Python: afterwards."""
+    seen: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            with within(0.01):
+                spin(0.05)
+        except OverBudgetError as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert [str(error) for error in seen] == ["0.01 CPU seconds"]
+    with within(30), within(None):
+        spin(0.01)
+
+
 def test_a_wrong_side_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     data = small()
     expected = oracle(data, 20)
@@ -148,6 +231,10 @@ def test_the_command_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(printed) == [row["side"] for row in made]
     assert {name.startswith("el4ner") == row["rival"] for name, row in printed.items()} == {False}
     assert "span_topk, clustered: queries 6" in done.stderr
+    given: dict[str, object] = {}
+    monkeypatch.setattr(rivals_span_topk, "measure", lambda **words: given.update(words) or iter(made))
+    assert CliRunner().invoke(group, [*command, "--side", "faiss", "--side", "int8", "--budget", "3.5"]).exit_code == 0
+    assert (given["only"], given["budget_s"]) == (("faiss", "int8"), 3.5)
     made[0] |= {"status": "wrong", "reason": "off", "timing": None}
     assert CliRunner().invoke(group, command).exit_code == 1
 
