@@ -109,6 +109,10 @@ def within(cpu_s: float | None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
     try:
         yield
+    except SystemError as error:  # so some extension modules pass on what was raised while they called Python
+        if isinstance(error.__cause__, OverBudgetError):
+            raise OverBudgetError(said) from error
+        raise
     finally:
         if timed:
             signal.setitimer(signal.ITIMER_PROF, 0)
