@@ -109,7 +109,7 @@ def within(cpu_s: float | None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
     try:
         yield
-    except SystemError as error:  # so some extension modules pass on what was raised while they called Python
+    except Exception as error:  # some extension modules make another of what is raised while they run
         if isinstance(error.__cause__, OverBudgetError):
             raise OverBudgetError(said) from error
         raise

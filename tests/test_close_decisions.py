@@ -49,6 +49,7 @@ def test_verdicts() -> None:
 
 
 @pytest.mark.embedded
+@pytest.mark.timeout(1200)  # bfloat16 on a processor that has no instructions for it, beside other work
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.02)])
 def test_the_report_marks_them(dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     from el4ner import El4ner
