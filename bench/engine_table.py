@@ -38,8 +38,9 @@ def speed_section(path: Path) -> str:
         rivals = [] if row["what"] == "choose" else [row]
     table = Table(_COLUMNS, rows, names=3)
     return (
-        "\nSame answers checked first, then timed in interleaved blocks: one thread, medians; work beside it on the\n"
-        "machine disturbs the ratio of CPU times least. All numbers: `bench/results/engine.jsonl`.\n\n"
+        "\nSame answers checked, timed in interleaved blocks, each a part of the sentences where a row says so: one\n"
+        "thread, medians over blocks; work beside it disturbs the ratio of CPU times least. All numbers:\n"
+        "`bench/results/engine.jsonl`.\n\n"
         f"{render_table(table)}"
     )
 
@@ -53,6 +54,8 @@ def _lines(row: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> list[
         return []
     (ours,) = rivals
     what = f"whole pipeline, {row['sentences']} sentence{'s' if row['sentences'] > 1 else ''} of {row['data']}"
+    if row.get("once"):
+        what += f" in {len(row['timing']['samples_s'])} parts"
     asked = f"{', '.join(row['asked'])} ({row['settings']['dtype']})"
     return [_line(what, asked, "plain script", row, ours)]
 

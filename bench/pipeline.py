@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,11 @@ SCORE_TOLERANCE = 2e-3
 An entity whose score lies within it of the threshold may be missing on one side."""
 ANSWER_TOLERANCE = 2e-3
 """Largest difference of a choice's log-probability in float32."""
+
+
+Answers: TypeAlias = dict[str, dict[Any, Any]]
+"""What was answered, by source of the model and request."""
+Found: TypeAlias = tuple[list[Prediction], Answers]
 
 
 class Heard:
@@ -117,15 +122,43 @@ class Side:
         self.tokens = self._so_far() - before
         return predicted
 
-    def heard(self, sentences: Sequence[Sentence]) -> tuple[list[Prediction], dict[str, dict[Any, Any]]]:
+    def heard(self, sentences: Sequence[Sentence]) -> Found:
         """Predictions, and what the models answered on the way, by source."""
-        answers: dict[str, dict[Any, Any]] = {}
+        answers: Answers = {}
         for engine in self.engines.values():
             engine.answers = answers.setdefault(engine.source, {})
         predicted = self.predict(sentences)
         for engine in self.engines.values():
             engine.answers = None
         return predicted, answers
+
+
+def heard_in_parts(
+    ways: Mapping[str, Side], sentences: Sequence[Sentence], parts: int, say: Callable[[str], None]
+) -> tuple[dict[str, Found], dict[str, Timing]]:
+    """Every side's predictions and answers, and the times they took, in parts of the sentences, the sides in turns.
+
+    Nothing is predicted twice: what is checked is what was timed. A side's `tokens` are those of all parts.
+    """
+    found: dict[str, Found] = {name: ([], {}) for name in ways}
+    tokens = dict.fromkeys(ways, 0)
+    size = -(-len(sentences) // parts)
+    cut = [sentences[begin : begin + size] for begin in range(0, len(sentences), size)]
+    waiting = {name: iter(cut) for name in ways}
+
+    def turn(name: str) -> None:
+        part = next(waiting[name])
+        say(f"{name}: {len(found[name][0])} of {len(sentences)} sentences")
+        predicted, answers = ways[name].heard(part)
+        found[name][0].extend(predicted)
+        for source, own in answers.items():
+            found[name][1].setdefault(source, {}).update(own)
+        tokens[name] += ways[name].tokens
+
+    timings = interleave({name: partial(turn, name) for name in ways}, len(cut), warmup=0)
+    for name, way in ways.items():
+        way.tokens = tokens[name]
+    return found, timings
 
 
 def sides(config: Config, pool: Pool, say: Callable[[str], None]) -> dict[str, Side]:
@@ -186,24 +219,30 @@ def _agreement(found: Mapping[str, Any], threshold: float) -> tuple[bool, dict[s
 
 def measure_pipeline(
     folder: Path | None, *, split: str, count: int, seed: int, settings: Mapping[str, Any], blocks: int,
-    pool_limit: int | None = None, check: bool = True, say: Callable[[str], None] = lambda _: None,
+    pool_limit: int | None = None, check: bool = True, once: bool = False, say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A row a side, `engine` and `plain`. Raises EngineError for models that need a chat template.
 
-    status "wrong": the entities differ, so nothing was timed, unless `check` is false: then the row says so and has
-    its times. speedup: of the plain side's time over ours, by blocks.
+    status "wrong": the entities differ, so no time is given, unless `check` is false: then the row says so and has
+    its times. speedup: of the plain side's time over ours, by blocks. once: each block predicts sentences of its own,
+    and what is checked is what was timed; else all sentences are checked first and then predicted again in every block.
     """
     config, pool, sentences = _material(folder, split, count, seed, settings, pool_limit)
     ways = sides(config, pool, say)
-    found, memory = {}, {}
-    for name, way in ways.items():
-        say(f"checking {name}: {len(sentences)} sentences")
-        found[name] = way.heard(sentences)
-        memory[name] = peak_mib("cuda" if config.device == "cuda" else "cpu")
+    memory: dict[str, int | None] = dict.fromkeys(ways)
+    if once:  # both sides share the process and its peak
+        found, timings = heard_in_parts(ways, sentences, blocks, say)
+    else:
+        found, timings = {}, {}
+        for name, way in ways.items():
+            say(f"checking {name}: {len(sentences)} sentences")
+            found[name] = way.heard(sentences)
+            memory[name] = peak_mib("cuda" if config.device == "cuda" else "cpu")
     report = ways["engine"].model.report()
     right, agreement = _agreement(found, report["threshold"])
-    timings: dict[str, Timing] = {}
-    if right or not check:
+    if check and not right:
+        timings = {}
+    elif not once:
         say(f"timing both in {blocks} blocks")
         timings = interleave({name: partial(way.predict, sentences) for name, way in ways.items()}, blocks, warmup=0)
     facts = machine()
@@ -212,17 +251,18 @@ def measure_pipeline(
             "what": "pipeline", "side": name, "status": "ok" if right else "wrong", "sentences": len(sentences),
             "data": "built-in pool" if folder is None else f"{folder.name} {split}", "settings": dict(settings),
             "pool_sentences": len(pool.sentences), "asked": report["asked"], "notes": report["notes"], **agreement,
-            "tokens_run": way.tokens, "blocks": blocks, "tokens_by_stage": report["tokens by stage"],
+            "tokens_run": way.tokens, "blocks": blocks, "once": once, "tokens_by_stage": report["tokens by stage"],
             "peak_memory_mib": memory[name], "process_mib": mib(resident_bytes()),
-            **_times(timings, name, len(sentences)), "machine": facts,
+            **_times(timings, name, len(sentences), once), "machine": facts,
         }  # fmt: skip
 
 
-def _times(timings: Mapping[str, Timing], name: str, count: int) -> dict[str, Any]:
+def _times(timings: Mapping[str, Timing], name: str, count: int, once: bool) -> dict[str, Any]:
     timing = timings.get(name)
     if timing is None:
         return {"timing": None, "sentences_per_s": None, "speedup": None, "cpu_speedup": None}
-    own = {"timing": timing.to_dict(), "sentences_per_s": round(count / timing.median_s, 4)}
+    rate = count / (sum(timing.samples_s) if once else timing.median_s)
+    own = {"timing": timing.to_dict(), "sentences_per_s": round(rate, 4)}
     if name == "engine":
         return own | {"speedup": None, "cpu_speedup": None}
     return own | slower(timing, timings["engine"])

@@ -115,3 +115,38 @@ def test_both_sides_find_the_same_and_are_timed(tmp_path: Path, root: Path, monk
     assert {row["status"] for row in found} == {"wrong"}
     assert all(row["timing"] is None for row in found)
     assert "nothing was timed" in pipeline_table(found)
+
+
+def test_parts_of_the_sentences_are_checked_and_timed_in_one(tmp_path: Path, root: Path) -> None:
+    folder = _folder(tmp_path, root)
+    settings = {"members": [{"name": "a", "source": "random:tiny"}], "device": "cpu", "dtype": "float32",
+                "extract": {"max_new_tokens": 6}}  # fmt: skip
+
+    def rows(**options: Any) -> dict[str, dict[str, Any]]:
+        found = pipeline_bench.measure_pipeline(
+            folder, split="test", count=2, seed=0, settings=settings, blocks=2, **options
+        )
+        return {row["side"]: row for row in found}
+
+    parts, whole = rows(once=True), rows()
+    for side in ("engine", "plain"):
+        assert parts[side]["status"] == "ok"
+        assert len(parts[side]["timing"]["samples_s"]) == 2
+        assert parts[side]["answers"] == whole[side]["answers"]
+        total = sum(parts[side]["timing"]["samples_s"])
+        assert parts[side]["sentences_per_s"] == pytest.approx(2 / total, rel=1e-2)
+    assert parts["plain"]["tokens_run"] == whole["plain"]["tokens_run"]  # both parts are counted
+    assert "2 sentences" in pipeline_table(list(parts.values()))
+
+
+def test_parts_that_differ_have_no_time(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = PlainModel.choose
+    monkeypatch.setattr(PlainModel, "choose", lambda self, requests: [row[::-1] for row in wrong(self, requests)])
+    settings = {"members": [{"name": "a", "source": "random:tiny"}], "device": "cpu", "dtype": "float32",
+                "extract": {"max_new_tokens": 6}}  # fmt: skip
+    found = list(
+        pipeline_bench.measure_pipeline(
+            _folder(tmp_path, root), split="test", count=2, seed=0, settings=settings, blocks=2, once=True
+        )
+    )
+    assert [(row["status"], row["timing"]) for row in found] == [("wrong", None)] * 2
