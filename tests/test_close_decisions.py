@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_verdicts() -> None:
 @pytest.mark.embedded
 @pytest.mark.timeout(1200)  # bfloat16 on a processor that has no instructions for it, beside other work
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.02)])
-def test_the_report_marks_them(dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_marks_them(dtype: str, tolerance: float, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from el4ner import El4ner
 
     stage = importlib.import_module("el4ner.stages.classify")  # the package has its function under that name
@@ -60,6 +61,7 @@ def test_the_report_marks_them(dtype: str, tolerance: float, monkeypatch: pytest
     model = El4ner.from_config(
         voters=["smollm2-list", "retrieval"], device="cpu", dtype=dtype, stack={"min_sentences": 100000},
         retrieve={"k": 1}, extract={"max_new_tokens": 4}, verify={"enabled": False},
+        examples=str(root / "examples" / "pools" / "jobs.jsonl"),
     )  # fmt: skip
     model.predict([{"id": "one", "text": "Ada met Bob."}])
     close = model.report()["close decisions"]
