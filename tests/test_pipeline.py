@@ -189,6 +189,39 @@ def test_a_text_too_long_for_a_member_says_who_read_it(make: Callable[..., El4ne
     assert nobody.entities == ()
 
 
+def test_a_question_about_spans_that_is_too_long_is_said(make: Callable[..., El4ner]) -> None:
+    whole = member(["Bob"], GOLD)
+    small = ScriptedEngine(choose=lambda request: whole.choose([request])[0].tolist(), max_tokens=300)
+    long = "Bob left. " + "Nothing more was seen of him. " * 80
+    # who lists nothing is first asked when spans are labelled
+    model = make({"a": small}, extract={"members": False, "noun_phrases": True})
+    (short, cut) = model.predict(["Bob left.", long])
+    assert (short.status, surfaces(short)) == ("ok", {"Bob": "person"})
+    question = "a could not read this text with the question about its spans"
+    assert (cut.status, cut.error, cut.entities) == ("truncated", f"{question}: too long", ())
+    # and who votes nowhere, when they are judged
+    settings: dict[str, Any] = {"voters": ["b"], "verify": {"member": "a"}, "max_prompt_tokens": 4000}
+    (kept,) = make({"a": small, "b": whole}, **settings).predict([long])
+    assert (kept.status, kept.error) == ("truncated", f"{question}: too long; other voters did")
+    assert [(e.text, e.verified) for e in kept.entities] == [("Bob", None)]
+
+
+def test_a_text_of_many_spans_is_not_dropped_in_silence_by_the_paper_preset(make: Callable[..., El4ner]) -> None:
+    names = [f"Bob{i}" for i in range(20)]
+    listed, typed = "".join(f"{name}[SEP]" for name in names), "[SEP]".join(f"{name} -> person" for name in names)
+    for max_tokens, status in ((500, "truncated"), (4096, "ok")):
+        replies = paper_member(f"[CLS]{listed}", typed, dict.fromkeys(names, "true"))
+        engine = ScriptedEngine(generate=lambda r, own=replies: own.generate([r])[0], max_tokens=max_tokens)
+        (found,) = paper(make, {"a": engine}).predict([" and ".join(names)])
+        assert (found.status, len(found.entities)) == (status, 20 if status == "ok" else 0)
+    written = paper_member("[CLS]Bob[SEP]", "Bob -> person", {})
+    engine = ScriptedEngine(generate=lambda request: written.generate([request])[0], max_tokens=60)
+    judged = make({"a": member(["Bob"], GOLD), "b": engine}, voters=["a"], verify={"by": "generation", "member": "b"})
+    (found,) = judged.predict(["Bob left, and nobody has heard of him since that day. " * 3])
+    assert (found.status, found.entities) == ("truncated", ())
+    assert str(found.error).startswith("b could not read this text with the question about its spans: too long")
+
+
 def test_who_read_how_much_is_said_in_one_line() -> None:
     text = "x" * 50
     assert _shortfall(text, None, ["reading"]) is None
@@ -196,6 +229,9 @@ def test_who_read_how_much_is_said_in_one_line() -> None:
     assert _shortfall(text, {"reading": 20, "a": 0, "b": 0}, ["reading", "retrieval", "a", "b"]) == (
         "reading read only the first 20 of 50 characters and a, b could not read this text: too long; "
         "other voters read all of it"
+    )
+    assert _shortfall(text, {"a": 0}, ["a", "b"], ["b", "a", "b"]) == (
+        "a could not read this text and b could not read this text with the question about its spans: too long"
     )
 
 
