@@ -90,7 +90,7 @@ def parse_labels(reply: str, labels: Sequence[str], *, truncated: bool = False) 
     loose = {_loose(label): label for label in reversed(labels)}
     items = [
         item.strip()
-        for line in reply.replace(CLS, "").splitlines()
+        for line in "".join(split_unescaped(reply, CLS)).splitlines()
         for item in split_unescaped(line, SEP)
         if item.strip()
     ]
