@@ -29,7 +29,8 @@ def cache_root() -> Path:
     """
     chosen = os.environ.get("EL4NER_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        # not pathlib's, which raises for a user who is not there
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("el4ner", appauthor=False))

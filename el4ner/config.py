@@ -6,9 +6,9 @@ Precedence: command line > configuration file > preset. `preset: paper` changes 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -348,7 +348,9 @@ def parse_members(values: Sequence[str]) -> list[dict[str, str]]:
         if not equals or not name or not source:
             raise ConfigError(f"member {value!r}: write NAME=SOURCE, for example qwen=Qwen/Qwen2.5-1.5B-Instruct")
         model, plus, adapter = source.rpartition("+")
-        whole = not plus or not model or source.startswith(("openai:", "http:", "https:")) or Path(source).exists()
+        server = source.startswith(("openai:", "http:", "https:"))
+        # not pathlib's, which raises for a name that is too long
+        whole = not plus or not model or server or os.path.exists(source)  # noqa: PTH110
         members.append({"name": name, "source": source} if whole else _adapted(name, model, adapter))
     return members
 

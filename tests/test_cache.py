@@ -131,5 +131,7 @@ def test_concurrent_writers_and_readers_see_whole_files(tmp_path: Path) -> None:
 def test_root_follows_the_environment_at_call_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
+    monkeypatch.setenv("EL4NER_CACHE", "~nobody-of-that-name/cache")  # nothing to expand, and no reason to end
+    assert cache_root().name == "cache"
     monkeypatch.delenv("EL4NER_CACHE")
     assert cache_root().name == "el4ner"

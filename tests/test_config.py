@@ -150,6 +150,8 @@ def test_members_on_the_command_line() -> None:
         ("q", "Qwen/Qwen2.5-0.5B-Instruct"),
         ("local", "./folder=x"),
     ]
+    long = "x" * 300
+    assert load_config(None, {"members": [f"a=b/c+{long}"]}).members[0].adapter == long
     for wrong in ("name", "=source", "name=", ""):
         with pytest.raises(ConfigError, match="write NAME=SOURCE"):
             parse_members([wrong])
