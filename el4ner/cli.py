@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from el4ner.cli_messages import need_stdout, say_warning, warnings_as_messages
+from el4ner.cli_messages import INTERRUPTED, need_stdout, say_warning, warnings_as_messages
 from el4ner.cli_plan import plan
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
@@ -21,7 +21,6 @@ from el4ner.errors import El4nerError
 from el4ner.jsonl import json_text
 from el4ner.lines import STDIN, visible
 
-INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What the system says when it takes no more output."""
 

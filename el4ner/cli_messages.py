@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+INTERRUPTED = 130
+"""What a command ends with that Ctrl-C ended."""
+
+
 def say_warning(message: str) -> None:
     """One warning on stderr."""
     click.echo(f"el4ner: warning: {message}", err=True)
