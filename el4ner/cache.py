@@ -90,7 +90,7 @@ class ArrayCache:
             warnings.warn(f"cache file {path} cannot be read ({error.strerror}); computing it again", CacheWarning, 2)
             return None
         # A cut or overwritten archive shows as any of these, depending on where it was hit.
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             warnings.warn(f"cache file {path} is damaged ({reason}); computing it again", CacheWarning, 2)
             return None
