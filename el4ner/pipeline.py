@@ -105,17 +105,20 @@ class El4ner:
                 yield prediction
 
     def _chunk(self, chunk: Sequence[Sentence]) -> list[Prediction]:
-        """Usable sentences go through the stages together; if that fails, each alone, so that none fails others."""
+        """Usable sentences go through the stages, as many at a time as the engines keep prefixes of."""
         usable = [s for s in chunk if s.error is None and s.text.strip()]
-        found = self._attempt(usable)
-        if isinstance(found, Exception):
-            found = [self._alone(s) for s in usable] if len(usable) > 1 else [_failed(s, found) for s in usable]
-        done = dict(zip(map(id, usable), found, strict=True))
+        parts = (usable[i : i + self._at_once] for i in range(0, len(usable), self._at_once))
+        done = {id(s): found for part in parts for s, found in zip(part, self._together(part), strict=True)}
         return [done.get(id(s)) or _untouched(s) for s in chunk]
 
-    def _alone(self, sentence: Sentence) -> Prediction:
-        found = self._attempt([sentence])
-        return _failed(sentence, found) if isinstance(found, Exception) else found[0]
+    def _together(self, sentences: Sequence[Sentence]) -> list[Prediction]:
+        """Sentences go through the stages together; if that fails, each alone, so that none fails others."""
+        found = self._attempt(sentences)
+        if not isinstance(found, Exception):
+            return found
+        if len(sentences) > 1:
+            return [self._together([sentence])[0] for sentence in sentences]
+        return [_failed(sentences[0], found)]
 
     def _attempt(self, sentences: Sequence[Sentence]) -> list[Prediction] | Exception:
         """The predictions, or what failed: models and the libraries under them raise all kinds of errors.
@@ -133,11 +136,8 @@ class El4ner:
 
     def _run(self, sentences: Sequence[Sentence]) -> list[Prediction]:
         team = self._team
-        if team is None or not sentences:
+        if team is None:
             return []
-        if len(sentences) > self._at_once:
-            starts = range(0, len(sentences), self._at_once)
-            return [found for i in starts for found in self._run(sentences[i : i + self._at_once])]
         retrieved = retrieve(sentences, team)
         extracted = extract(sentences, retrieved, team)
         classified = classify(sentences, retrieved, extracted, team)

@@ -134,6 +134,25 @@ def test_a_record_that_fails_does_not_fail_the_others(make: Callable[..., El4ner
     assert (surfaces(found[0]), surfaces(found[2])) == ({"Bob": "person"}, {"Lima": "place"})
 
 
+def test_what_succeeded_before_another_failed_is_asked_and_counted_once(make: Callable[..., El4ner]) -> None:
+    good = member(["Bob", "Lima"], GOLD)
+
+    def generate(request: Generate) -> Completion:
+        assert request.grammar is not None
+        if "boom" in request.grammar.text:
+            raise EngineError("out of memory")
+        return good.generate([request])[0]
+
+    engine = ScriptedEngine(generate=generate, choose=lambda request: good.choose([request])[0].tolist())
+    engine.prefix_tokens = 2 * 900  # type: ignore[attr-defined]  # two sentences at once
+    model = make({"a": engine}, max_prompt_tokens=900)
+    found = model.predict(["Bob left.", "Lima is far.", "Bob goes boom."])
+    assert [p.status for p in found] == ["ok", "ok", "failed"]
+    lists = [r for r in engine.requests if isinstance(r, Generate) and "boom" not in r.prompt[1]]
+    assert len(lists) == len({r.prompt for r in lists}) == 2
+    assert model.report()["tokens"]["prompt"] == sum(p.usage.prompt_tokens for p in found)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize(("kind", "message"), [(RuntimeError, "shape\nmismatch"), (ValueError, ""), (IndexError, "5")])
 def test_errors_of_libraries_fail_their_record_and_are_named(
