@@ -275,7 +275,12 @@ def test_a_small_pool_counts_everybody_alike_and_says_so(make: Callable[..., El4
     assert report["asked"] == ["a", "retrieval"]
     assert report["stack"] is None
     assert report["fitted"]["calibrated"] is False
-    assert report["notes"] == ["4 pool sentences: nothing was fitted, voters count alike, scores are uncalibrated"]
+    unfitted = "4 pool sentences: nothing was fitted, voters count alike, scores are uncalibrated"
+    assert report["notes"] == [unfitted]
+    named = make({"a": member(["Oslo"], GOLD)}, voters=["reading", "a"])
+    named.prepare()
+    unasked = "the reading voter is named, but not asked: there is none without a fit"
+    assert (named.report()["asked"], named.report()["notes"]) == (["a"], [unasked, unfitted])
 
 
 def test_labels_without_examples_are_zero_shot(make: Callable[..., El4ner]) -> None:
@@ -318,7 +323,7 @@ def test_the_preparation_says_what_it_is_about(make: Callable[..., El4ner]) -> N
 
 def test_nobody_to_ask_is_a_usage_error(make: Callable[..., El4ner]) -> None:
     model = make({"a": member()}, voters="reading")
-    with pytest.raises(ConfigError, match="leaves nobody to ask: the reading voter needs 20"):
+    with pytest.raises(ConfigError, match=r"nobody to ask: the reading voter needs 20 and classify\.combine: stack"):
         model.predict(["Bob"])
     with pytest.raises(ConfigError, match="no labels"):
         make({"a": member()}, Pool((), ())).predict(["Bob"])
