@@ -14,6 +14,7 @@ from el4ner.alignment import Aligner
 from el4ner.bench.system import Found
 from el4ner.engines.base import Prompt
 from el4ner.escaping import escape_line, split_unescaped, unescape_line
+from el4ner.parsing import loose
 from el4ner.prompts import EMPTY, instruction, mentions, ordered, quoted, verbalise
 from el4ner.records import Demonstration, Label, Sentence, Span
 from el4ner.text import words
@@ -62,11 +63,11 @@ def read_entities(reply: str, labels: Sequence[Label], wording: Wording, *, trun
     line = reply.strip().split("\n", 1)[0].strip()
     if line.casefold().rstrip(".") == EMPTY:
         return []
-    known = {_loose(form): label.name for label in reversed(labels) for form in (label.name, verbalise(label.name))}
+    known = {loose(form): label.name for label in reversed(labels) for form in (label.name, verbalise(label.name))}
     pieces = _typed_pieces(line) if wording == "types" else _pieces(line, "(" if wording == "pairs" else "->")
     if truncated:
         pieces = pieces[:-1]
-    pairs = [(unescape_line(surface).strip(), known.get(_loose(label), "")) for surface, label in pieces]
+    pairs = [(unescape_line(surface).strip(), known.get(loose(label), "")) for surface, label in pieces]
     return [(surface, label) for surface, label in pairs if surface and label]
 
 
@@ -87,10 +88,6 @@ def _typed_pieces(line: str) -> list[tuple[str, str]]:
         label, *rest = split_unescaped(group, ":")
         found += [(surface.strip(), label) for part in rest[:1] for surface in split_unescaped(part, ";")]
     return found
-
-
-def _loose(label: str) -> str:
-    return re.sub(r"[\s_-]+", " ", label.casefold()).strip(" .\"'")
 
 
 def align_pairs(sentence: Sentence, pairs: Sequence[tuple[str, str]]) -> list[Found]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,11 +22,22 @@ from el4ner.bench.cli_options import (
 from el4ner.bench.cli_pipeline import pipeline
 from el4ner.bench.cli_report import compare, report
 from el4ner.bench.cli_run import ablate, run, tune
-from el4ner.cli_messages import warnings_as_messages
+from el4ner.cli_messages import INTERRUPTED, warnings_as_messages
 from el4ner.errors import El4nerError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """A group that ends with 130 when it is interrupted, as `el4ner` does; click alone would end with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="el4ner")
 def group() -> None:
     """Measure el4ner: what is timed is checked first."""

@@ -30,6 +30,8 @@ def compare(
     from el4ner.bench.finished_run import answers_of, load_run
 
     if len(places) == 1:
+        if gold is not None:
+            raise UsageError("--gold goes with A and B; a run's folder has its own gold sentences")
         run = load_run(Path(places[0]))
         if not run.counts:
             raise UsageError(f"{places[0]}: has no finished systems to compare")

@@ -161,4 +161,5 @@ def _tuned(path: Path | None, names: list[str]) -> dict[str, Any]:
 
     if path is None:
         return {}
-    return {name: own for name, own in tuned_options(read_json(path), path.name).items() if name in names}
+    found = read_json(path, "give the tuned.json that el4ner-bench tune wrote")
+    return {name: own for name, own in tuned_options(found, path.name).items() if name in names}

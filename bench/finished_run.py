@@ -161,14 +161,22 @@ def _from_digest(path: Path) -> FinishedRun:
     if not {"manifest", "metrics", "timings"} <= set(found):
         raise InputError(f"{display_name(path)}: is no digest of a run; write one with el4ner-bench report --keep")
     _check_manifest(found["manifest"], path)
-    metrics = found["metrics"]["systems"]
-    if any(own.get("version") != VERSION for own in metrics.values()):
-        raise InputError(f"{display_name(path)}: has metrics of another version; write it anew with report --keep")
-    kept = found.get("counts") or {"gold": [], "systems": {}}
-    counts = {
-        name: np.array([own["correct"], own["predicted"], kept["gold"]], dtype=np.int64).T
-        for name, own in kept["systems"].items()
-    }
+    try:
+        metrics = found["metrics"]["systems"]
+        if any(own.get("version") != VERSION for own in metrics.values()):
+            raise InputError(f"{display_name(path)}: has metrics of another version; write it anew with report --keep")
+        kept = found.get("counts") or {"gold": [], "systems": {}}
+        counts = {
+            name: np.array([own["correct"], own["predicted"], kept["gold"]], dtype=np.int64).T
+            for name, own in kept["systems"].items()
+        }
+        for own in metrics.values():
+            float(own["strict"]["f1"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{display_name(path)}: is a damaged digest ({type(error).__name__}: {error}); write it anew with "
+            "report --keep"
+        ) from None
     return FinishedRun(
         path.stem, found["manifest"], metrics, found["timings"], found.get("comparisons", []), counts=counts,
         ablation=found.get("ablation", ()),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from el4ner.bench.evaluation_data import record_of
 from el4ner.cache import cache_root, content_key
 from el4ner.corpora import guess_scheme, tagged_sentence
 from el4ner.errors import InputError, PoolError
@@ -25,7 +26,7 @@ def dataset_folder(source: str, splits: Iterable[str]) -> Path:
     Raises InputError if there is no such dataset or split, or if it has no columns of tokens and tags.
     """
     found = {split: read_dataset(source, split) for split in dict.fromkeys(splits)}
-    lines = {split: b"".join(dump_line(_record(d)) for d in own) for split, own in found.items()}
+    lines = {split: b"".join(dump_line(record_of(d)) for d in own) for split, own in found.items()}
     name = source.rstrip("/").rpartition("/")[2].replace(":", "-")
     folder = cache_root() / "bench" / "datasets" / content_key(*lines.values(), list(lines))[:16] / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,8 +107,3 @@ def _tags(source: str, tags: Sequence[Any], names: Sequence[str] | None) -> list
     if not all(isinstance(tag, str) for tag in tags):
         raise InputError(f"{source}: its tags are numbers without names; expected names, such as B-person")
     return list(tags)
-
-
-def _record(demonstration: Demonstration) -> dict[str, Any]:
-    entities = [{"start": e.start, "end": e.end, "label": e.label} for e in demonstration.entities]
-    return {"id": demonstration.id, "text": demonstration.text, "entities": entities}

@@ -6,6 +6,7 @@ Whatever comes from data, systems or models is text: markup in it is escaped, an
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from el4ner.bench.report_model import Block, Command, Entry, Example, Examples, Link, Report, Section, Table
 from el4ner.lines import visible
@@ -36,14 +37,15 @@ def _block(block: Block) -> str:
     if isinstance(block, Table):
         return render_table(block)
     if isinstance(block, Command):
-        return _fenced(block.line)
+        return fenced([block.line]) + "\n"
     return _examples(block) if isinstance(block, Examples) else ""  # charts
 
 
-def _fenced(line: str) -> str:
-    """A command in a fence that nothing inside can close."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    return f"{fence}\n{visible(line)}\n{fence}\n\n"
+def fenced(commands: Iterable[str]) -> str:
+    """Commands, a line each, in a fence that nothing inside can close."""
+    lines = "".join(f"{visible(line)}\n" for line in commands)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", lines)), default=0))
+    return f"{fence}\n{lines}{fence}\n"
 
 
 def render_table(table: Table) -> str:

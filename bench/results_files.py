@@ -16,12 +16,12 @@ from el4ner.bench.finished_run import REFERENCE, FinishedRun
 from el4ner.bench.merged_runs import merged
 from el4ner.bench.report import build_report, load_places, sample_words
 from el4ner.bench.report_goals import ALPHA, goals_tables
-from el4ner.bench.report_markdown import escape, render_markdown, render_table
+from el4ner.bench.report_markdown import escape, fenced, render_markdown, render_table
 from el4ner.bench.report_model import Cell, Table
 from el4ner.bench.report_scores import with_interval
 from el4ner.errors import InputError
 from el4ner.jsonl import OutputFile
-from el4ner.lines import display_name, visible
+from el4ner.lines import display_name
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
@@ -97,8 +97,7 @@ def readme_section(folder: Path) -> str:
     parts += [f"{escape(line)}\n\n" for line in left_out]
     if runs:
         commands = dict.fromkeys(line for run in runs for line in run.commands)
-        lines = "".join(f"{visible(line)}\n" for line in commands)
-        parts.append(f"Made where the folders of the data are, by:\n\n```\n{lines}```\n")
+        parts.append(f"Made where the folders of the data are, by:\n\n{fenced(commands)}")
     else:
         rows = accuracy_table(folder)
         parts.append(render_table(rows) if rows else "Not measured yet.\n")

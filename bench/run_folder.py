@@ -61,12 +61,12 @@ def fingerprint(folder: Path, system: str) -> str:
     return total.hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises InputError if it cannot be read."""
+def read_json(path: Path, remedy: str = "give another --out folder") -> Any:
+    """A JSON file's content. Raises InputError, with the remedy, if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{display_name(path)}: cannot be read ({error}); give another --out folder") from None
+        raise InputError(f"{display_name(path)}: cannot be read ({error}); {remedy}") from None
 
 
 class RunFolder:

@@ -17,6 +17,7 @@ from el4ner.engines.base import FloatArray
 from el4ner.engines.loading import choose_device, load_errors
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
+from el4ner.hub import loading_options
 from el4ner.models import local_folder, resolve
 from el4ner.records import Demonstration, LabelledSpan, Span
 from el4ner.text import words
@@ -104,9 +105,7 @@ class Tagger:
         if resolved.kind == "server":
             raise EngineError(f"model {source!r} is a server and cannot be trained; name a folder or hub id")
         chosen = choose_device(device)
-        options: dict[str, Any] = {"trust_remote_code": False}
-        if resolved.kind == "hub" and resolved.identity:
-            options["revision"] = resolved.identity
+        options = loading_options(resolved)
         with load_errors(resolved), quiet_transformers():
             folder = local_folder(resolved)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)

@@ -190,7 +190,7 @@ def ask(
     extracted = Extracted(tuple(candidates), (Usage(),) * len(sentences), (None,) * len(sentences))
     if stored is None:
         worth = [worth_asking(i, own, votes, evidence[i], team) for i, own in enumerate(candidates)]
-        prompted, _ = member_votes(sentences, shown, extracted, worth, team)
+        prompted, _, _ = member_votes(sentences, shown, extracted, worth, team)
         arrays = {f"{name} votes": np.concatenate(rows) for name, rows in prompted.items()}
         preparation.cache.put(key, arrays | {f"{name} spans": _flatten(own) for name, own in lists.items()})
     else:

@@ -29,7 +29,8 @@ def cache_root() -> Path:
     """
     chosen = os.environ.get("EL4NER_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        # not pathlib's, which raises for a user who is not there
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("el4ner", appauthor=False))
@@ -89,7 +90,7 @@ class ArrayCache:
             warnings.warn(f"cache file {path} cannot be read ({error.strerror}); computing it again", CacheWarning, 2)
             return None
         # A cut or overwritten archive shows as any of these, depending on where it was hit.
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             warnings.warn(f"cache file {path} is damaged ({reason}); computing it again", CacheWarning, 2)
             return None

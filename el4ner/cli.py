@@ -13,15 +13,14 @@ from typing import Any, NoReturn
 
 import click
 
-from el4ner.cli_messages import need_stdout, say_warning, warnings_as_messages
+from el4ner.cli_messages import INTERRUPTED, need_stdout, say_warning, warnings_as_messages
 from el4ner.cli_plan import plan
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
 from el4ner.errors import El4nerError
 from el4ner.jsonl import json_text
-from el4ner.lines import STDIN
+from el4ner.lines import STDIN, visible
 
-INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What the system says when it takes no more output."""
 
@@ -29,7 +28,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def _say(message: str) -> None:
     if os.environ.get("EL4NER_DEBUG"):
         click.echo(traceback.format_exc(), err=True, nl=False)
-    click.echo(f"el4ner: {message}", err=True)
+    click.echo(f"el4ner: {visible(message)}", err=True)  # it may quote a text, which must not move the cursor
 
 
 def _discard_stdout() -> None:
@@ -124,12 +123,14 @@ def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -
     from el4ner import metrics
 
     result = metrics.evaluate(metrics.read_gold(gold), metrics.read_predicted(pred), n_bootstrap, seed)
+    from el4ner.show import nothing_in_common, show_evaluation
+
     if as_json:
         click.echo(json_text(result.to_dict()))
+        if warning := nothing_in_common(result):  # in words too, which the tables have
+            say_warning(warning)
         return
     from rich.console import Console
-
-    from el4ner.show import show_evaluation
 
     show_evaluation(result, Console())
 

@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from el4ner.errors import UsageError
+from el4ner.lines import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+INTERRUPTED = 130
+"""What a command ends with that Ctrl-C ended."""
 
 
 def say_warning(message: str) -> None:
@@ -27,7 +32,7 @@ def warnings_as_messages(warn: Callable[[str], None]) -> Iterator[None]:
     """Within the block Python warnings go to `warn` as one line, without file, line number and source."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        warn(" ".join(str(message).split()) or category.__name__)
+        warn(visible(" ".join(str(message).split())) or category.__name__)
 
     # what is put back afterwards is the function alone: filters that somebody sets meanwhile are theirs
     before = warnings.showwarning

@@ -5,15 +5,15 @@ Precedence: command line > configuration file > preset. `preset: paper` changes 
 
 from __future__ import annotations
 
-import difflib
 import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from el4ner.config_errors import Lines, explain, shown
 from el4ner.errors import ConfigError, InputError
 
 Variant = Literal["list", "ask", "define"]
@@ -348,7 +348,9 @@ def parse_members(values: Sequence[str]) -> list[dict[str, str]]:
         if not equals or not name or not source:
             raise ConfigError(f"member {value!r}: write NAME=SOURCE, for example qwen=Qwen/Qwen2.5-1.5B-Instruct")
         model, plus, adapter = source.rpartition("+")
-        whole = not plus or not model or source.startswith(("openai:", "http:", "https:")) or Path(source).exists()
+        server = source.startswith(("openai:", "http:", "https:"))
+        # not pathlib's, which raises for a name that is too long
+        whole = not plus or not model or server or os.path.exists(source)  # noqa: PTH110
         members.append({"name": name, "source": source} if whole else _adapted(name, model, adapter))
     return members
 
@@ -357,10 +359,6 @@ def _adapted(name: str, source: str, adapter: str) -> dict[str, str]:
     if not adapter:
         raise ConfigError(f"member {name!r}: no adapter behind the plus sign; write NAME=SOURCE+FOLDER")
     return {"name": name, "source": source, "adapter": adapter}
-
-
-Lines = Callable[[Sequence[int | str]], int | None]
-"""By the path to a setting its line, None where it has none."""
 
 
 def _read_file(path: str) -> tuple[dict[str, Any], Lines]:
@@ -379,71 +377,6 @@ def _read_file(path: str) -> tuple[dict[str, Any], Lines]:
     return data, lines_of(node)
 
 
-def _field_names(location: Sequence[int | str]) -> list[str]:
-    model: Any = Config
-    for step in location:
-        if isinstance(step, str) and step in model.model_fields:
-            annotation = model.model_fields[step].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
-    return list(model.model_fields)
-
-
-def _explain(error: ValidationError, origin: str, lines: Lines | None) -> ConfigError:
-    first = error.errors(include_url=False)[0]
-    line = lines(first["loc"]) if lines is not None else None
-    origin = origin if line is None else f"{origin}:{line}"
-    place = ".".join(str(step) for step in first["loc"]) or "settings"
-    if first["type"] == "extra_forbidden":
-        known = _field_names(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-        return ConfigError(f"{origin}: unknown setting {place!r}; {hint}")
-    reason = _remedy(first)
-    if not first["loc"]:
-        return ConfigError(f"{origin}: {reason}")
-    if first["loc"][0] == "voters":  # a union, whose errors name its parts
-        place, reason = "voters", "choose auto, all, or a list of names"
-    secret = first["loc"][-1] == "api_key"
-    came = "" if secret or first["type"] in ("value_error", "missing") else f"={_shown(first.get('input'))}"
-    return ConfigError(f"{origin}: {place}{came}: {reason}")
-
-
-_TYPES = {
-    "int_type": "use a whole number, without quotes",
-    "float_type": "use a number, without quotes",
-    "bool_type": "use true or false, without quotes",
-    "string_type": "use a string",
-    "string_too_short": "it is empty; write a name",
-    "tuple_type": "use a list",
-    "model_type": "use a mapping of settings",
-    "missing": "is missing; add it",
-}
-_PATTERNS = {
-    "device": "choose auto, cpu, mps, cuda or cuda:N",
-    "name": "use lower-case letters, digits, dots, hyphens and underscores",
-}
-
-
-def _remedy(error: Mapping[str, Any]) -> str:
-    """What to do about an error of pydantic, whose own texts say what its types are called."""
-    if error["type"] == "string_pattern_mismatch":
-        return _PATTERNS[str(error["loc"][-1])]
-    if error["type"] in _TYPES:
-        return _TYPES[error["type"]]
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return message.replace("Input should be ", "choose " if error["type"] == "literal_error" else "use a value ")
-
-
-def _shown(value: object) -> str:
-    """A value on one line, cut where it is long; whatever it is nested in."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "..."
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def make_config(data: Mapping[str, Any], origin: str = "settings", lines: Lines | None = None) -> Config:
     """Settings from plain data over their preset. Raises ConfigError, naming `origin`, the setting and the remedy.
 
@@ -453,14 +386,14 @@ def make_config(data: Mapping[str, Any], origin: str = "settings", lines: Lines 
     keys: list[Any] = list(data)  # YAML reads 5 and true as keys too
     for key in keys:
         if not isinstance(key, str):
-            raise ConfigError(f"{origin}: setting {_shown(key)} is {type(key).__name__}; settings have names")
+            raise ConfigError(f"{origin}: setting {shown(key)} is {type(key).__name__}; settings have names")
     if isinstance(data.get("voters"), str) and data["voters"] not in ("auto", "all"):
         data["voters"] = [name.strip() for name in data["voters"].split(",") if name.strip()]
     base = PAPER if data.get("preset") == "paper" else {}
     try:
         return Config.model_validate(merge(base, data))
     except ValidationError as error:
-        raise _explain(error, origin, lines) from error
+        raise explain(error, Config, origin, lines) from error
 
 
 def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:

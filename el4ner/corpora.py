@@ -6,6 +6,7 @@ Tags: IOB1, IOB2, BIOES (IOBES) and BILOU are read, IOB2 is written. A tag is sp
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -255,7 +256,8 @@ def read_conll(
     if scheme is None:
         scheme = guess_scheme([row.tag for row in rows] for rows in sentences)
         if scheme == "iob1" and warn is not None:
-            warn(f"{name}: read as IOB1, because an I- begins an entity; name the scheme if that is wrong")
+            remedy = "if that is wrong, name the scheme, or write B- there"
+            warn(f"{name}: read as IOB1, because an I- begins an entity; {remedy}")
     pool = []
     for rows in sentences:
         line = rows[0].line
@@ -282,7 +284,7 @@ def scan_examples(path: str | Path) -> Iterator[Demonstration | PoolError]:
         yield from scan_pool(path)
         return
     try:
-        yield from read_conll(path)
+        yield from read_conll(path, warn=_warn)
     except PoolError as error:
         yield error
 
@@ -290,7 +292,11 @@ def scan_examples(path: str | Path) -> Iterator[Demonstration | PoolError]:
 def read_examples(path: str | Path) -> list[Demonstration]:
     """The labelled sentences of a file: columns of tokens and tags where its name says so, JSONL elsewhere.
 
-    The scheme of columns is guessed. Raises PoolError at the first line that is wrong, InputError if the file cannot
-    be read or is empty.
+    The scheme of columns is guessed, with a warning where the guess is IOB1. Raises PoolError at the first line that is
+    wrong, InputError if the file cannot be read or is empty.
     """
-    return read_conll(path) if is_columns(path) else read_pool(path)
+    return read_conll(path, warn=_warn) if is_columns(path) else read_pool(path)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

@@ -222,6 +222,6 @@ def render(diagnosis: Diagnosis) -> str:
         lines.append(f"  unknown: {diagnosis.models_reason}")
     for model in diagnosis.models:
         lines.append(f"  {model.name:<24}{model.status}{f' ({model.path})' if model.path else ''}")
-    if any(model.status == "missing" for model in diagnosis.models):
-        lines.append("  `el4ner download embedded` installs what is missing")
+    if any(model.status in ("missing", "damaged") for model in diagnosis.models):
+        lines.append("  `el4ner download embedded` installs what is missing or damaged")
     return "\n".join(lines)

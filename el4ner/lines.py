@@ -60,7 +60,10 @@ def visible(text: str) -> str:
 
 def excerpt(value: object, length: int = 40) -> str:
     """A JSON value on one line, cut to about `length` characters, for use in a message."""
-    text = visible(json.dumps(value, ensure_ascii=False, default=repr))
+    try:
+        text = visible(json.dumps(value, ensure_ascii=False, default=repr))
+    except (TypeError, ValueError):  # YAML has keys that JSON has not, and values that hold themselves
+        text = visible(repr(value))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

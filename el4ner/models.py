@@ -136,8 +136,9 @@ def resolve(source: str) -> ResolvedModel:
         return ResolvedModel("server", source, "")
     if source.startswith(SERVER_PREFIX):
         return _resolve_server(source)
-    path = Path(source).expanduser()
-    if source and path.exists():
+    # not pathlib's, which raises for a user who is not there and for a name that is too long
+    path = Path(os.path.expanduser(source))  # noqa: PTH111
+    if source and os.path.exists(path):  # noqa: PTH110
         return _resolve_path(source, path)
     looks_like_path = (
         source.startswith((".", "/", "~")) or source.endswith(".gguf") or (os.sep == "\\" and "\\" in source)

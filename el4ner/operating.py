@@ -131,8 +131,8 @@ def threshold_for(points: NDArray[np.float64] | None, precision: float) -> tuple
     """
     if points is None or not len(points):
         raise ConfigError(
-            f"target_precision={precision}: the pool is too small to say which score reaches it; give more examples, "
-            "or --min-score"
+            f"target_precision={precision}: the pool is too small, or nothing was fitted on it (the paper preset, "
+            "classify.combine), so it does not say which score reaches it; give more examples, a stack, or --min-score"
         )
     reached = points[points[:, 1] >= precision]
     if not len(reached):

@@ -87,10 +87,10 @@ def parse_labels(reply: str, labels: Sequence[str], *, truncated: bool = False) 
     Malformed: an item without arrow, no pair at all, a cut reply (its last item is dropped).
     """
     exact = {label: label for label in labels}
-    loose = {_loose(label): label for label in reversed(labels)}
+    alike = {loose(label): label for label in reversed(labels)}
     items = [
         item.strip()
-        for line in reply.replace(CLS, "").splitlines()
+        for line in "".join(split_unescaped(reply, CLS)).splitlines()
         for item in split_unescaped(line, SEP)
         if item.strip()
     ]
@@ -106,7 +106,7 @@ def parse_labels(reply: str, labels: Sequence[str], *, truncated: bool = False) 
         if not arrow or not surface.strip():
             malformed = True
             continue
-        label = exact.get(written) or loose.get(_loose(written))
+        label = exact.get(written) or alike.get(loose(written))
         if label is None:
             unknown.append((surface, written))
         else:
@@ -114,7 +114,8 @@ def parse_labels(reply: str, labels: Sequence[str], *, truncated: bool = False) 
     return LabelList(tuple(pairs), tuple(unknown), malformed)
 
 
-def _loose(label: str) -> str:
+def loose(label: str) -> str:
+    """A label by which different spellings are compared: without case, and with blanks for hyphens and underscores."""
     return re.sub(r"[\s_-]+", " ", label.casefold()).strip(" .\"'")
 
 

@@ -105,17 +105,20 @@ class El4ner:
                 yield prediction
 
     def _chunk(self, chunk: Sequence[Sentence]) -> list[Prediction]:
-        """Usable sentences go through the stages together; if that fails, each alone, so that none fails others."""
+        """Usable sentences go through the stages, as many at a time as the engines keep prefixes of."""
         usable = [s for s in chunk if s.error is None and s.text.strip()]
-        found = self._attempt(usable)
-        if isinstance(found, Exception):
-            found = [self._alone(s) for s in usable] if len(usable) > 1 else [_failed(s, found) for s in usable]
-        done = dict(zip(map(id, usable), found, strict=True))
+        parts = (usable[i : i + self._at_once] for i in range(0, len(usable), self._at_once))
+        done = {id(s): found for part in parts for s, found in zip(part, self._together(part), strict=True)}
         return [done.get(id(s)) or _untouched(s) for s in chunk]
 
-    def _alone(self, sentence: Sentence) -> Prediction:
-        found = self._attempt([sentence])
-        return _failed(sentence, found) if isinstance(found, Exception) else found[0]
+    def _together(self, sentences: Sequence[Sentence]) -> list[Prediction]:
+        """Sentences go through the stages together; if that fails, each alone, so that none fails others."""
+        found = self._attempt(sentences)
+        if not isinstance(found, Exception):
+            return found
+        if len(sentences) > 1:
+            return [self._together([sentence])[0] for sentence in sentences]
+        return [_failed(sentences[0], found)]
 
     def _attempt(self, sentences: Sequence[Sentence]) -> list[Prediction] | Exception:
         """The predictions, or what failed: models and the libraries under them raise all kinds of errors.
@@ -133,22 +136,22 @@ class El4ner:
 
     def _run(self, sentences: Sequence[Sentence]) -> list[Prediction]:
         team = self._team
-        if team is None or not sentences:
+        if team is None:
             return []
-        if len(sentences) > self._at_once:
-            starts = range(0, len(sentences), self._at_once)
-            return [found for i in starts for found in self._run(sentences[i : i + self._at_once])]
         retrieved = retrieve(sentences, team)
         extracted = extract(sentences, retrieved, team)
         classified = classify(sentences, retrieved, extracted, team)
-        entities, usage = verify(sentences, retrieved, classified, team)
+        verified = verify(sentences, retrieved, classified, team)
         if self.watch is not None:
             self.watch(sentences, extracted, classified)
         predictions = []
-        for sentence, own, cost, ends in zip(sentences, entities, usage, extracted.read_up_to, strict=True):
+        for i, (sentence, own, cost) in enumerate(zip(sentences, verified.entities, verified.usage, strict=True)):
             self._tokens["prompt"] += cost.prompt_tokens
             self._tokens["generated"] += cost.generated_tokens
-            cut = _shortfall(sentence.text, ends, team.asked)
+            unread = list(classified.unread[i])
+            if team.verifier is not None and verified.unread[i]:
+                unread.append(team.verifier.name)
+            cut = _shortfall(sentence.text, extracted.read_up_to[i], team.asked, unread)
             predictions.append(
                 Prediction(
                     sentence.id, sentence.text, own, "ok" if cut is None else "truncated", cut, cost, sentence.extra
@@ -229,18 +232,27 @@ def _as_sentence(text: object, position: int) -> Sentence:
     return Sentence(str(position), "", {}, reason)
 
 
-def _shortfall(text: str, read_up_to: Mapping[str, int] | None, asked: Sequence[str]) -> str | None:
-    """Who of those that are asked did not read the whole text, and how far they read; None if everybody did."""
-    if not read_up_to:
-        return None
+def _shortfall(
+    text: str, read_up_to: Mapping[str, int] | None, asked: Sequence[str], unread: Sequence[str] = ()
+) -> str | None:
+    """Who of those that are asked did not read the whole text, and how far they read; None if everybody did.
+
+    unread: members whose question about the spans they were to label or judge was too long.
+    """
+    read_up_to = read_up_to or {}
+    questioned = [name for name in dict.fromkeys(unread) if name not in read_up_to]
     ends = sorted(set(read_up_to.values()), reverse=True)
     parts = []
     for end in ends:
         names = ", ".join(name for name, own in read_up_to.items() if own == end)
         what = f"read only the first {end} of {len(text)} characters" if end else "could not read this text"
         parts.append(f"{names} {what}")
-    others = "; other voters did" if set(asked) - set(read_up_to) else ""
-    if others and ends[0]:
+    if questioned:
+        parts.append(f"{', '.join(questioned)} could not read this text with the question about its spans")
+    if not parts:
+        return None
+    others = "; other voters did" if set(asked) - {*read_up_to, *questioned} else ""
+    if others and ends and ends[0]:
         others = "; other voters read all of it"
     return f"{' and '.join(parts)}: too long{others}"
 

@@ -258,9 +258,10 @@ def free_bytes(device: str) -> int | None:
 def check_fits(plan: Plan) -> None:
     """Raises ConfigError for a plan whose largest model does not fit alone, where a limit was given."""
     if plan.mode == "too large" and plan.limited:
-        largest = max(plan.models, key=lambda model: model.total)
+        largest = max(plan.models, key=lambda model: model.total, default=None)
+        what = "the sentence encoder" if largest is None else largest.source
         raise ConfigError(
-            f"memory_limit_mib={mib(plan.available or 0)}: {largest.source} takes about {mib(plan.turns)} MiB alone; "
+            f"memory_limit_mib={mib(plan.available or 0)}: {what} takes about {mib(plan.turns)} MiB alone; "
             "raise the limit, lower batch_size, or choose a smaller model or fewer bits"
         )
 

@@ -319,12 +319,15 @@ class Preparation:
         if not asked:
             raise ConfigError(
                 f"voters={config.voters!r} with {len(pool.sentences)} pool sentences leaves nobody to ask: the reading "
-                f"voter needs {config.stack.min_sentences}, the retrieval voter 1; name members or give more examples"
+                f"voter needs {config.stack.min_sentences} and classify.combine: stack, the retrieval voter 1; name "
+                "members or give more examples"
             )
         team.asked = tuple(asked)
         self._cut(team)
         team.verifier = self.verifier(team)
         self.facts["calibrated"] = False
+        if isinstance(config.voters, tuple) and "reading" in config.voters:
+            self.notes.append("the reading voter is named, but not asked: there is none without a fit")
         if config.preset != "paper":
             self.notes.append(
                 f"{len(pool.sentences)} pool sentences: nothing was fitted, voters count alike, scores are uncalibrated"

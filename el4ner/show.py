@@ -165,9 +165,17 @@ def problem_lines(evaluation: Evaluation) -> list[str]:
     }
     lines = [f"{count} {what}" for what, count in named.items() if count]
     lines += [f"{count} records with status {visible(status)}" for status, count in problems.not_ok.items()]
-    if problems.lost_records == evaluation.sentences:
-        lines.append("no id of the predictions occurs in gold: were the two files made from the same input?")
-    return lines
+    return lines + [line for line in [nothing_in_common(evaluation)] if line is not None]
+
+
+def nothing_in_common(evaluation: Evaluation) -> str | None:
+    """What to say where no record was predicted: everything is missed, which says little about the predictions."""
+    if evaluation.problems.lost_records < evaluation.sentences:
+        return None
+    return (
+        "no id of the predictions occurs in gold: were the two files made from the same input? give their records the "
+        "same ids"
+    )
 
 
 def show_evaluation(evaluation: Evaluation, console: Console) -> None:

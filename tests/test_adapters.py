@@ -155,6 +155,9 @@ def test_a_plus_sign_of_a_path_or_server_names_no_adapter(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_loaded_says_why(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("~nobody-of-that-name/adapter", "x" * 300):
+        with pytest.raises(EngineError, match=r"no adapter_config\.json there"):
+            adapters_module.find_adapter(folder)
     with pytest.raises(EngineError, match=r"no adapter_config\.json there"):
         _engine(folders.base, adapter=str(tmp_path))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))

@@ -38,6 +38,15 @@ def test_rows_are_complete() -> None:
     assert timing["repeats"] == 2
 
 
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops, "measure", interrupted)
+    done = CliRunner().invoke(group, ["kernels", "--op", "vote"])
+    assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+
+
 def test_a_wrong_backend_is_not_timed_and_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*arguments: Any) -> Any:
         winners, scores, margins = vote_ref(*arguments)

@@ -128,6 +128,7 @@ def test_files(tmp_path: Path) -> None:
         ([str(a), str(b)], "--gold FILE"),
         ([str(a), str(b), str(a)], "3 places"),
         ([str(a), "nowhere:x", "--gold", str(golden)], "neither a predictions file nor DIR:NAME"),
+        ([str(tmp_path), "--gold", str(golden)], "--gold goes with A and B"),
     ):
         done = CliRunner().invoke(group, ["compare", *arguments])
         assert done.exit_code != 0

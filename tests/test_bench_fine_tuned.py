@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from el4ner import hub
 from el4ner.bench.baseline_fine_tuned import FineTuned
 from el4ner.bench.system import Workbench
 from el4ner.bench.systems import make_system
 from el4ner.bench.tagger import Tagger, TrainingSettings, strict_f1, tag_names, train
 from el4ner.config import make_config
-from el4ner.errors import EngineError
+from el4ner.errors import EngineError, ModelNotFoundError
 from el4ner.pool import Pool, labels_of
 from el4ner.records import Demonstration, LabelledSpan, Sentence
 
@@ -26,6 +27,22 @@ SENTENCES = (
     labelled("it rains", ),
     labelled("Paris is far from Rome", ("Paris", "place"), ("Rome", "place")),
 )  # fmt: skip
+
+
+def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    asked: list[dict[str, object]] = []
+
+    def from_pretrained(_: str, **options: object) -> None:
+        asked.append(options)
+        raise OSError("it is not there")
+
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(ModelNotFoundError, match="not in the local cache and not fetched"):
+        Tagger.load("nobody/nothing", "cpu")
+    assert asked == [{"trust_remote_code": False, "local_files_only": True}]
 
 
 @pytest.fixture

@@ -188,6 +188,25 @@ def test_damaged_folders_are_refused_by_name(tmp_path: Path, name: str, content:
         load_places([tmp_path])
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"metrics": {}},
+        {"metrics": 3},
+        {"metrics": {"systems": {"default": {"version": 1}}}},
+        {"metrics": {"systems": {"default": {"version": 1, "strict": {"f1": "high"}}}}},
+        {"counts": {"gold": [1], "systems": {"default": {"correct": [1, 2], "predicted": [1]}}}},
+        {"counts": {"gold": [1], "systems": ["default"]}},
+    ],
+)
+def test_damaged_digests_are_refused_by_name(tmp_path: Path, damage: dict[str, Any]) -> None:
+    digest = load_run(write_run(tmp_path / "r", {"default": RIGHT})).digest()
+    path = tmp_path / "digest.json"
+    path.write_text(json.dumps(digest | damage))
+    with pytest.raises(InputError, match=r"digest\.json: is a damaged digest \(.*\); write it anew with report --keep"):
+        load_run(path)
+
+
 def test_charts_are_well_formed_and_show_their_numbers() -> None:
     rows = curve(np.array([0.2, 0.4, 0.9, 0.9]), np.array([0.0, 1.0, 1.0, 0.0]))
     points = [Point(f"{SCRIPT}{n}", x, y, (y / 2, y)) for n, (x, y) in enumerate([(0, 0.2), (10, 0.5), (10, 0.51)])]

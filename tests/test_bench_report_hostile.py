@@ -142,7 +142,11 @@ def test_public_results_come_from_digests_and_leave_the_rest_alone(
     assert "0.999" not in text
     # 3 right, 5 predicted (two invented), 3 gold
     assert f"{2 * 3 / (5 + 3):.3f}" in text
-    assert "<script" not in text.split("```")[0]
+    before, section = text.split("are, by:\n\n")
+    assert "<script" not in before
+    fence = section.split("\n")[0]
+    assert len(fence) == 4  # longer than the run of backticks in the command
+    assert section.endswith(f"\n{fence}\n<!-- /results -->\nafter\n")
     assert "# Results" in (tmp_path / "bench" / "RESULTS.md").read_text()
     _report("--write-results")
     assert readme.read_text() == text

@@ -68,6 +68,9 @@ def test_what_was_chosen_is_what_runs(folder: Path, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         manifest = json.loads((out / str(folded) / "manifest.json").read_text())
         assert manifest["systems"]["dictionary"]["settings"]["folded"] is folded
+    (tmp_path / "broken.json").write_text("{")
+    broken = CliRunner().invoke(group, [*run[:-2], str(tmp_path / "broken.json"), "--out", str(out / "none")])
+    assert str(broken.exception).endswith("; give the tuned.json that el4ner-bench tune wrote")
     for wrong in ("dictionary.folded=true", "kate.k=[1]"):
         assert CliRunner().invoke(group, [*command[:-1], wrong]).exit_code == 2
 

@@ -31,17 +31,20 @@ def test_round_trip_keeps_dtype_shape_and_names(tmp_path: Path) -> None:
         np.testing.assert_array_equal(back[name], array)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "flip"])
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "empty", "flip", "lock", "method"])
 def test_damaged_file_is_missing_and_can_be_written_again(tmp_path: Path, damage: str) -> None:
     cache, key = ArrayCache(tmp_path), content_key("x")
     cache.put(key, {"a": np.arange(1000.0)})
     path = cache.path(key)
     data = path.read_bytes()
+    entry = data.rfind(b"PK\x01\x02")  # of the directory
     changed = {
         "truncate": data[: len(data) // 2],
         "garbage": b"not an archive",
         "empty": b"",
         "flip": data[:400] + bytes([data[400] ^ 0xFF]) + data[401:],
+        "lock": data[: entry + 8] + b"\x01" + data[entry + 9 :],  # as if it were encrypted
+        "method": data[: entry + 10] + b"\x63" + data[entry + 11 :],  # a way of packing that is unknown
     }[damage]
     path.write_bytes(changed)
     with pytest.warns(UserWarning, match="damaged"):
@@ -131,5 +134,7 @@ def test_concurrent_writers_and_readers_see_whole_files(tmp_path: Path) -> None:
 def test_root_follows_the_environment_at_call_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
     assert cache_root() == tmp_path
+    monkeypatch.setenv("EL4NER_CACHE", "~nobody-of-that-name/cache")  # nothing to expand, and no reason to end
+    assert cache_root().name == "cache"
     monkeypatch.delenv("EL4NER_CACHE")
     assert cache_root().name == "el4ner"

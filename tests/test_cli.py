@@ -47,10 +47,12 @@ class FakeEl4ner:
                 raise EngineError("out of memory: batch_size=16; choose a smaller one")
             if sentence.text == "crash":
                 raise ZeroDivisionError("division\nby zero")
+            if sentence.text == "quote":
+                raise ValueError("what is \x1b[2J here?")
             if sentence.text == "lose":
                 continue
             if sentence.text == "warn":
-                warnings.warn("something\nis odd", UserWarning, stacklevel=1)
+                warnings.warn("something\nis odd: \x1b[2J", UserWarning, stacklevel=1)
             at = sentence.text.find("Berlin")
             entities = () if at < 0 else (Entity(at, at + 6, "Berlin", "place", 0.75),)
             status = "truncated" if sentence.text == "long" else "ok"
@@ -327,7 +329,7 @@ def test_an_engine_error_keeps_what_was_finished() -> None:
 @pytest.mark.filterwarnings("always::UserWarning")
 def test_warnings_of_libraries_are_messages() -> None:
     write("x.jsonl", "warn")
-    assert run("predict", "x.jsonl").stderr == "el4ner: warning: something is odd\n"
+    assert run("predict", "x.jsonl").stderr == "el4ner: warning: something is odd: \\x1b[2J\n"
     assert run("predict", "x.jsonl", "-q").stderr == ""
 
 
@@ -345,6 +347,10 @@ def test_an_unexpected_error_is_one_line_unless_debugging(monkeypatch: pytest.Mo
     assert result.stderr == (
         "el4ner: error: unexpected ZeroDivisionError: division by zero; run with EL4NER_DEBUG=1 for the traceback\n"
     )
+    write("q.jsonl", "quote")
+    result = run("predict", "q.jsonl")
+    # what a document holds does not reach the terminal as a command
+    assert result.stderr.startswith("el4ner: error: unexpected ValueError: what is \\x1b[2J here?; run with ")
     monkeypatch.setenv("EL4NER_DEBUG", "1")
     result = run("predict", "x.jsonl")
     assert result.exit_code == 1

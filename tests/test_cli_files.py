@@ -127,3 +127,18 @@ def test_evaluate_writes_any_label_and_reads_stdin_once() -> None:
     twice = run("evaluate", "-", "-", stdin="{}")
     assert twice.exit_code == 2
     assert "GOLD and PRED are both stdin (-), which can be read only once" in twice.stderr
+
+
+def test_files_without_a_common_id_are_told_in_words() -> None:
+    Path("gold.jsonl").write_text('{"id": "1", "text": "Bob", "entities": []}\n')
+    Path("p.jsonl").write_text('{"id": "a", "text": "Bob", "entities": []}\n')
+    said = (
+        "no id of the predictions occurs in gold: were the two files made from the same input? give their records the"
+    )
+    table, machine = run("evaluate", "gold.jsonl", "p.jsonl"), run("evaluate", "gold.jsonl", "p.jsonl", "--json")
+    assert (table.exit_code, machine.exit_code) == (0, 0)
+    assert said in table.stdout
+    assert json.loads(machine.stdout)["problems"]["lost_records"] == 1
+    assert machine.stderr == f"el4ner: warning: {said} same ids\n"
+    Path("p.jsonl").write_text('{"id": "1", "text": "Bob", "entities": []}\n')
+    assert run("evaluate", "gold.jsonl", "p.jsonl", "--json").stderr == ""

@@ -150,6 +150,8 @@ def test_members_on_the_command_line() -> None:
         ("q", "Qwen/Qwen2.5-0.5B-Instruct"),
         ("local", "./folder=x"),
     ]
+    long = "x" * 300
+    assert load_config(None, {"members": [f"a=b/c+{long}"]}).members[0].adapter == long
     for wrong in ("name", "=source", "name=", ""):
         with pytest.raises(ConfigError, match="write NAME=SOURCE"):
             parse_members([wrong])
@@ -203,6 +205,28 @@ def test_a_wrong_setting_has_its_line(tmp_path: Path, text: str, line: int, abou
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
     assert str(caught.value).startswith(f"{path}:{line}: {about}")
+
+
+def test_all_wrong_settings_are_named_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "batchsize: 4\nzzz: 1\nqqq: 2\nreading:\n  hiden: 3\n  heads: many\nmembers: [{name: a, chat: 5}]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    first, second, *others = str(caught.value).split("; also ")
+    assert first == f"{path}:1: unknown setting 'batchsize'; did you mean 'batch_size'?"
+    assert second.startswith(f"{path}:2: unknown setting 'zzz'; choose from preset, members, voters")
+    assert others == [  # what there is to choose from stands there once
+        f"{path}:3: unknown setting 'qqq'",
+        f"{path}:5: unknown setting 'reading.hiden'; did you mean 'hidden'?",
+        f"{path}:6: reading.heads='many': use a whole number, without quotes; 2 more are wrong",
+    ]
+    # a setting of several types is wrong once
+    with pytest.raises(
+        ConfigError, match=r"^settings: members\.0\.chat=5: choose auto, true or false, without quotes$"
+    ):
+        make_config({"members": [{"name": "a", "source": "b", "chat": 5}]})
 
 
 def test_an_overridden_setting_has_no_line(tmp_path: Path) -> None:

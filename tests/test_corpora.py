@@ -162,7 +162,12 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
     path = write("a I-x\nb B-x\n")
     (sentence,) = read_conll(path, warn=warnings.append)
     assert len(sentence.entities) == 2
-    assert warnings == ["x.conll: read as IOB1, because an I- begins an entity; name the scheme if that is wrong"]
+    said = "x.conll: read as IOB1, because an I- begins an entity; if that is wrong, name the scheme, or write B- there"
+    assert warnings == [said]
+    with pytest.warns(UserWarning, match=said):
+        assert read_examples(path) == [sentence]
+    with pytest.warns(UserWarning, match=said):
+        assert list(scan_examples(path)) == [sentence]
     with pytest.raises(PoolError, match=r"^x\.conll:1: tags 0 to 0 \(I-x\) are no whole iob2 entity"):
         read_conll(path, "iob2")
     assert len(read_conll(path, "iob2", "drop")[0].entities) == 1

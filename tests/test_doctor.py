@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_render() -> None:
     for line in ("seqeval                 not installed", "A CPU, 2 usable cores", "80.0 GiB, compute capability 9.0"):
         assert line in text
     assert "native  no: not built" in text
-    assert "el4ner download embedded" in text
+    for status in ("missing", "damaged", "ok"):
+        shown = render(replace(FACTS, models=(ModelState("embedded:x", None, status),)))
+        assert ("`el4ner download embedded` installs what is missing or damaged" in shown) == (status != "ok")
 
 
 def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

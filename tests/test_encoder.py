@@ -58,3 +58,10 @@ def test_the_encoder_reads_tokens_with_offsets(encoder: Any) -> None:
     assert len(cut.offsets) == 510
     assert empty.offsets.shape == (0, 2)
     assert empty.states[6].shape == (0, 384)
+
+
+def test_a_text_without_any_token_keeps_its_place(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_special", ([], []))  # as of encoders that put nothing around a text
+    states, empty, last = encoder.read(["word", "", "two words"], [6])
+    assert [len(found.offsets) for found in (states, empty, last)] == [1, 0, 2]
+    assert empty.states[6].shape == (0, 384)

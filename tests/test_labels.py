@@ -122,6 +122,9 @@ def test_yaml_json_and_a_labels_key_read_the_same(write) -> None:  # type: ignor
         ("- name: a\n--- \n- name: b\n", None),
         ("- \x00\n", None),
         ("[" * 900, None),
+        ("2020-01-01: x\n", f"labels.yaml: holds an object ({{datetime.date(2020, 1, 1): 'x'}}); {EXPECTED}"),
+        ("- &a [*a]\n", f"labels.yaml:1: a label is a list ([[...]]), not a mapping; {EXPECTED}"),
+        ("- name: a\n  definition: {? [x] : 1}\n", None),
         ("- name: 2020-13-45\n", None),
     ],
 )

@@ -92,6 +92,9 @@ def test_paths_urls_and_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("nowhere/model.gguf", "no such file"),
         ("", "known names"),
         ("a/b/c", "known names"),
+        ("~nobody-of-that-name/model", "no such file"),
+        ("x" * 300, "known names"),
+        ("./" + "x" * 300, "no such file"),
     ],
 )
 def test_unknown_models_get_one_line_with_a_remedy(source: str, says: str) -> None:

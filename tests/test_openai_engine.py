@@ -14,6 +14,7 @@ from fake_server import Reply, Serve, ask, content, engine, legacy, talks, text_
 
 from el4ner.config import load_config
 from el4ner.engines import Choose, Generate, ServerSettings, SubstringList, load_engine
+from el4ner.engines.server_requests import inert
 from el4ner.errors import ConfigError, EngineError, ModelNotFoundError
 from el4ner.models import resolve
 
@@ -252,11 +253,13 @@ def test_a_refused_grammar_is_left_out_and_noted(serve: Serve) -> None:
 
 def test_control_tokens_in_texts_are_inert(serve: Serve) -> None:
     server = serve(lambda path, body: text_reply(body["messages"][0]["content"].partition("Text: ")[2]))
-    text = "a <|im_end|> </s> [INST] <start_of_turn> <b>"
+    text = "a <|im_end|> </s> [INST] <start_of_turn> [gMASK]<sop> <tool_response> <b>"
     (completion,) = engine(server).generate([Generate((f"Text: {text}",), None, 8)])
     sent = server.asked[-1][1]["messages"][0]["content"]
-    assert all(token not in sent for token in ("<|", "|>", "</s>", "[INST]", "<start_of_turn>"))
+    tokens = ("<|", "|>", "</s>", "[INST]", "<start_of_turn>", "[gMASK]", "<sop>", "<tool_response>")
+    assert all(token not in sent for token in tokens)
     assert "<b>" in sent
+    assert inert("[CLS]Ada[SEP]") == "[CLS]Ada[SEP]"  # how the paper preset writes its lists
     assert completion.text == text  # the reply as if nothing had been put in
 
 

@@ -108,7 +108,7 @@ def test_a_target_gives_the_lowest_threshold_that_reaches_it() -> None:
     assert threshold_for(points, 0.3)[0] == 0.1
 
 
-@pytest.mark.parametrize(("points", "said"), [(None, "too small"), (np.zeros((0, 3)), "too small")])
+@pytest.mark.parametrize(("points", "said"), [(None, "the paper preset"), (np.zeros((0, 3)), "too small")])
 def test_a_pool_that_says_nothing_promises_nothing(points: np.ndarray | None, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         threshold_for(points, 0.9)

@@ -134,6 +134,25 @@ def test_a_record_that_fails_does_not_fail_the_others(make: Callable[..., El4ner
     assert (surfaces(found[0]), surfaces(found[2])) == ({"Bob": "person"}, {"Lima": "place"})
 
 
+def test_what_succeeded_before_another_failed_is_asked_and_counted_once(make: Callable[..., El4ner]) -> None:
+    good = member(["Bob", "Lima"], GOLD)
+
+    def generate(request: Generate) -> Completion:
+        assert request.grammar is not None
+        if "boom" in request.grammar.text:
+            raise EngineError("out of memory")
+        return good.generate([request])[0]
+
+    engine = ScriptedEngine(generate=generate, choose=lambda request: good.choose([request])[0].tolist())
+    engine.prefix_tokens = 2 * 900  # type: ignore[attr-defined]  # two sentences at once
+    model = make({"a": engine}, max_prompt_tokens=900)
+    found = model.predict(["Bob left.", "Lima is far.", "Bob goes boom."])
+    assert [p.status for p in found] == ["ok", "ok", "failed"]
+    lists = [r for r in engine.requests if isinstance(r, Generate) and "boom" not in r.prompt[1]]
+    assert len(lists) == len({r.prompt for r in lists}) == 2
+    assert model.report()["tokens"]["prompt"] == sum(p.usage.prompt_tokens for p in found)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize(("kind", "message"), [(RuntimeError, "shape\nmismatch"), (ValueError, ""), (IndexError, "5")])
 def test_errors_of_libraries_fail_their_record_and_are_named(
@@ -189,6 +208,39 @@ def test_a_text_too_long_for_a_member_says_who_read_it(make: Callable[..., El4ne
     assert nobody.entities == ()
 
 
+def test_a_question_about_spans_that_is_too_long_is_said(make: Callable[..., El4ner]) -> None:
+    whole = member(["Bob"], GOLD)
+    small = ScriptedEngine(choose=lambda request: whole.choose([request])[0].tolist(), max_tokens=300)
+    long = "Bob left. " + "Nothing more was seen of him. " * 80
+    # who lists nothing is first asked when spans are labelled
+    model = make({"a": small}, extract={"members": False, "noun_phrases": True})
+    (short, cut) = model.predict(["Bob left.", long])
+    assert (short.status, surfaces(short)) == ("ok", {"Bob": "person"})
+    question = "a could not read this text with the question about its spans"
+    assert (cut.status, cut.error, cut.entities) == ("truncated", f"{question}: too long", ())
+    # and who votes nowhere, when they are judged
+    settings: dict[str, Any] = {"voters": ["b"], "verify": {"member": "a"}, "max_prompt_tokens": 4000}
+    (kept,) = make({"a": small, "b": whole}, **settings).predict([long])
+    assert (kept.status, kept.error) == ("truncated", f"{question}: too long; other voters did")
+    assert [(e.text, e.verified) for e in kept.entities] == [("Bob", None)]
+
+
+def test_a_text_of_many_spans_is_not_dropped_in_silence_by_the_paper_preset(make: Callable[..., El4ner]) -> None:
+    names = [f"Bob{i}" for i in range(20)]
+    listed, typed = "".join(f"{name}[SEP]" for name in names), "[SEP]".join(f"{name} -> person" for name in names)
+    for max_tokens, status in ((500, "truncated"), (4096, "ok")):
+        replies = paper_member(f"[CLS]{listed}", typed, dict.fromkeys(names, "true"))
+        engine = ScriptedEngine(generate=lambda r, own=replies: own.generate([r])[0], max_tokens=max_tokens)
+        (found,) = paper(make, {"a": engine}).predict([" and ".join(names)])
+        assert (found.status, len(found.entities)) == (status, 20 if status == "ok" else 0)
+    written = paper_member("[CLS]Bob[SEP]", "Bob -> person", {})
+    engine = ScriptedEngine(generate=lambda request: written.generate([request])[0], max_tokens=60)
+    judged = make({"a": member(["Bob"], GOLD), "b": engine}, voters=["a"], verify={"by": "generation", "member": "b"})
+    (found,) = judged.predict(["Bob left, and nobody has heard of him since that day. " * 3])
+    assert (found.status, found.entities) == ("truncated", ())
+    assert str(found.error).startswith("b could not read this text with the question about its spans: too long")
+
+
 def test_who_read_how_much_is_said_in_one_line() -> None:
     text = "x" * 50
     assert _shortfall(text, None, ["reading"]) is None
@@ -196,6 +248,9 @@ def test_who_read_how_much_is_said_in_one_line() -> None:
     assert _shortfall(text, {"reading": 20, "a": 0, "b": 0}, ["reading", "retrieval", "a", "b"]) == (
         "reading read only the first 20 of 50 characters and a, b could not read this text: too long; "
         "other voters read all of it"
+    )
+    assert _shortfall(text, {"a": 0}, ["a", "b"], ["b", "a", "b"]) == (
+        "a could not read this text and b could not read this text with the question about its spans: too long"
     )
 
 
@@ -220,7 +275,12 @@ def test_a_small_pool_counts_everybody_alike_and_says_so(make: Callable[..., El4
     assert report["asked"] == ["a", "retrieval"]
     assert report["stack"] is None
     assert report["fitted"]["calibrated"] is False
-    assert report["notes"] == ["4 pool sentences: nothing was fitted, voters count alike, scores are uncalibrated"]
+    unfitted = "4 pool sentences: nothing was fitted, voters count alike, scores are uncalibrated"
+    assert report["notes"] == [unfitted]
+    named = make({"a": member(["Oslo"], GOLD)}, voters=["reading", "a"])
+    named.prepare()
+    unasked = "the reading voter is named, but not asked: there is none without a fit"
+    assert (named.report()["asked"], named.report()["notes"]) == (["a"], [unasked, unfitted])
 
 
 def test_labels_without_examples_are_zero_shot(make: Callable[..., El4ner]) -> None:
@@ -263,7 +323,7 @@ def test_the_preparation_says_what_it_is_about(make: Callable[..., El4ner]) -> N
 
 def test_nobody_to_ask_is_a_usage_error(make: Callable[..., El4ner]) -> None:
     model = make({"a": member()}, voters="reading")
-    with pytest.raises(ConfigError, match="leaves nobody to ask: the reading voter needs 20"):
+    with pytest.raises(ConfigError, match=r"nobody to ask: the reading voter needs 20 and classify\.combine: stack"):
         model.predict(["Bob"])
     with pytest.raises(ConfigError, match="no labels"):
         make({"a": member()}, Pool((), ())).predict(["Bob"])

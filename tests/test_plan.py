@@ -112,6 +112,8 @@ def test_a_limit_makes_models_take_turns_or_is_refused(folders: list[str]) -> No
         check_fits(small)
     with pytest.raises(ConfigError, match="memory_limit_mib=1"):
         Preparation(_config(folders, memory_limit_mib=1)).engine(folders[0])
+    with pytest.raises(ConfigError, match="memory_limit_mib=1: the sentence encoder takes about"):
+        check_fits(make_plan(_config(folders, memory_limit_mib=1), members=[]))
 
 
 def test_taking_turns_changes_no_answer(folders: list[str]) -> None:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from el4ner.engines.base import Prompt
@@ -180,7 +180,10 @@ def test_fit_drops_the_least_similar() -> None:
     assert fit_demonstrations((), build, count, 4).fits is False
 
 
-SURFACES = st.lists(st.text(min_size=1).map(str.strip).filter(bool), max_size=5)
+# texts that are likely to hold what means something in a list
+MARKS = st.sampled_from(["[CLS]", "[SEP]", "->", " -> ", "\\", "; ", "none", '"', "[", "a"])
+SURFACE = (st.text() | st.lists(MARKS | st.text(max_size=2), max_size=4).map("".join)).map(str.strip).filter(bool)
+SURFACES = st.lists(SURFACE, max_size=5)
 
 
 @given(SURFACES)
@@ -193,16 +196,14 @@ def test_paper_list_round_trip(surfaces: list[str]) -> None:
     assert parse_paper_list(render_paper_list(surfaces)) == SpanList(tuple(surfaces))
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.text(min_size=1).map(str.strip).filter(bool), st.sampled_from(["person", "a -> b", "[SEP]", "x\\"])
-        )
-    )
-)
+MARKED_LABELS = ["person", "a -> b", "[SEP]", "[CLS]", "x\\"]
+
+
+@given(st.lists(st.tuples(SURFACE, st.sampled_from(MARKED_LABELS))))
+@example([("[CLS] unit", "person"), ("a [CLS]", "[CLS]")])
 def test_labels_round_trip(pairs: list[tuple[str, str]]) -> None:
     expected = LabelList(tuple(pairs), malformed=not pairs)
-    assert parse_labels(render_labels(pairs), ["person", "a -> b", "[SEP]", "x\\"]) == expected
+    assert parse_labels(render_labels(pairs), MARKED_LABELS) == expected
 
 
 @given(st.text(), st.booleans())

@@ -36,7 +36,8 @@ def run(team: Team, *texts: str) -> tuple[list[tuple[Entity, ...]], list[Usage]]
     sentences = [Sentence(str(i), text) for i, text in enumerate(texts)]
     retrieved = retrieve(sentences, team)
     extracted = extract(sentences, retrieved, team)
-    return verify(sentences, retrieved, classify(sentences, retrieved, extracted, team), team)
+    verified = verify(sentences, retrieved, classify(sentences, retrieved, extracted, team), team)
+    return list(verified.entities), list(verified.usage)
 
 
 def found(team: Team, text: str) -> dict[str, str]:
@@ -75,7 +76,8 @@ def test_the_four_stages(make_team: Callable[..., Team]) -> None:
     assert list(classified.kept[0][0].votes["a"]) == ["person", "place", ""]
     assert classified.kept[0][0].votes["a"]["person"] == pytest.approx(0.9)
 
-    (entities,), (usage,) = verify([sentence], retrieved, classified, team)
+    verified = verify([sentence], retrieved, classified, team)
+    (entities,), (usage,) = verified.entities, verified.usage
     assert [(e.text, e.proposed_by) for e in entities] == [("Dora", ("a",)), ("Bob", ("a", "b")), ("Lima", ("b",))]
     assert [e.verified for e in entities] == [pytest.approx(0.8)] * 3
     assert usage.prompt_tokens > classified.usage[0].prompt_tokens > extracted.usage[0].prompt_tokens > 0

@@ -96,6 +96,22 @@ def test_a_text_that_does_not_fit_is_cut_at_a_word_and_says_where() -> None:
     assert reader(max_tokens=44)[0].read([text])[0].truncated_at == len(" ".join(text.split()[:20]))
 
 
+def test_a_second_copy_that_the_model_cuts_says_where() -> None:
+    """Characters of many tokens each: few enough not to be counted before, and too many for the model twice."""
+    text = "鬱 " * 30
+
+    def cut(read: str, layers: Sequence[int]) -> TokenStates:
+        states, end = char_states(read, layers), len(text) + 1 + 20
+        kept = states.offsets[:, 1] <= end
+        return TokenStates(states.offsets[kept], {n: own[kept] for n, own in states.states.items()}, end)
+
+    engine = ScriptedEngine(read=cut, n_layers=10)
+    config = ReadingConfig(depths=(0.4,), shapes=False, encoder_depths=())
+    (found,) = FeatureReader(engine, None, config).read([text])
+    assert (found.truncated_at, len(found.units)) == (20, 10)
+    assert found.values.all()
+
+
 # Span tables
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,10 @@ def find_adapter(folder: str) -> Adapter:
     """The adapter in a folder. Raises EngineError if there is none, or none that can be loaded without pickle."""
     from safetensors import safe_open
 
-    path = Path(folder).expanduser()
+    # not pathlib's, which raises for a user who is not there and for a name that is too long
+    path = Path(os.path.expanduser(folder))  # noqa: PTH111
     for name in ("adapter_config.json", WEIGHTS):
-        if not (path / name).is_file():
+        if not os.path.isfile(path / name):  # noqa: PTH113
             raise EngineError(f"adapter {folder!r}: no {name} there; name a folder that peft saved, with safetensors")
     try:
         with safe_open(path / WEIGHTS, framework="numpy") as file:

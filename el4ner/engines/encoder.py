@@ -149,7 +149,8 @@ class SentenceEncoder:
         wanted = check_layers(layers, self.n_layers)
         rows, frames = self._rows(texts, self._positions)
         before = len(self._special[0])
-        results: list[TokenStates | None] = [None] * len(texts)
+        empty = {layer: np.zeros((0, self.model.config.hidden_size), dtype=np.float32) for layer in wanted}
+        results = [TokenStates(offsets, dict(empty), None) for offsets, _ in frames]  # of texts without any token
         for batch, shape in self._batches(rows, "read"):
             with run_errors(self.name):
                 chosen = [rows[index] for index in batch]
@@ -158,7 +159,7 @@ class SentenceEncoder:
                 offsets, truncated_at = frames[index]
                 inner = {layer: array[before : before + len(offsets)] for layer, array in found.items()}
                 results[index] = token_states(offsets, inner, truncated_at)
-        return [result for result in results if result is not None]
+        return results
 
     def _batches(self, rows: list[list[int]], purpose: str) -> list[tuple[list[int], tuple[int, int] | None]]:
         """Indices of texts that run together, and the shape to pad them to."""

@@ -15,8 +15,10 @@ _WORD = "\u2060"
 
 # Servers read these as control tokens wherever they stand, so a document could end its own turn.
 _SPECIAL = re.compile(
-    r"<(?=[|\uff5c])|<(?=/?(?:s|bos|eos|pad|unk|mask|think|tool_call|start_of_turn|end_of_turn|image|sep|cls)>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG)\])|(?<=[|\uff5c])(?=>)"
+    r"<(?=[|\uff5c])|<(?=/?(?:s|bos|eos|pad|unk|mask|think|tool_call|tool_response|start_of_turn|end_of_turn|image|sep"
+    r"|cls|sop|eop)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|IMG|[gs]?MASK)\])"
+    r"|(?<=[|\uff5c])(?=>)"
 )
 _PUT_IN = re.compile(f"(?<=[<\\[|\uff5c]){_WORD}")
 

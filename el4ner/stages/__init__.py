@@ -7,7 +7,7 @@ result with one entry per sentence. A stage decides what is asked and what an an
 from el4ner.stages.classify import Classified, Scored, classify
 from el4ner.stages.extract import Extracted, extract
 from el4ner.stages.retrieve import Retrieved, Retriever, retrieve
-from el4ner.stages.verify import verify
+from el4ner.stages.verify import Verified, verify
 
 __all__ = [
     "Classified",
@@ -15,6 +15,7 @@ __all__ = [
     "Retrieved",
     "Retriever",
     "Scored",
+    "Verified",
     "classify",
     "extract",
     "retrieve",

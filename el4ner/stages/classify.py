@@ -32,10 +32,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Classified:
-    """Per sentence: the spans that are kept, by span, and what it cost."""
+    """Per sentence: the spans that are kept, by span, what it cost, and members whose question was too long to ask."""
 
     kept: tuple[tuple[Scored, ...], ...]
     usage: tuple[Usage, ...]
+    unread: tuple[tuple[str, ...], ...]
 
 
 def evidence_of(sentence: Sentence, candidates: Sequence[Candidate], members: Sequence[str]) -> FloatArray:
@@ -69,10 +70,14 @@ def member_votes(
     extracted: Extracted,
     worth: Sequence[Sequence[bool]],
     team: Team,
-) -> tuple[dict[str, list[FloatArray]], list[Usage]]:
-    """Votes of the prompted members on the candidates that are worth a question; NaN on the others."""
+) -> tuple[dict[str, list[FloatArray]], list[Usage], list[tuple[str, ...]]]:
+    """Votes of the prompted members on the candidates that are worth a question; NaN on the others.
+
+    Beside them what each sentence cost, and the members whose question about it was too long to ask.
+    """
     votes: dict[str, list[FloatArray]] = {}
     usage = [Usage()] * len(sentences)
+    unread: list[tuple[str, ...]] = [()] * len(sentences)
     asked = [
         [c.span for c, ask in zip(own, flags, strict=True) if ask]
         for own, flags in zip(extracted.candidates, worth, strict=True)
@@ -89,8 +94,9 @@ def member_votes(
             full[np.array(worth[i], dtype=bool)] = found.votes
             rows.append(full)
             usage[i] = usage[i] + found.usage
+            unread[i] += (member.name,) if found.too_long else ()
         votes[member.name] = rows
-    return votes, usage
+    return votes, usage, unread
 
 
 def combine(votes: Sequence[FloatArray], evidence: FloatArray, team: Team) -> FloatArray:
@@ -128,9 +134,10 @@ def classify(sentences: Sequence[Sentence], retrieved: Retrieved, extracted: Ext
     members = [member.name for member in team.asked_members]
     evidence = [evidence_of(s, own, members) for s, own in zip(sentences, extracted.candidates, strict=True)]
     usage = list(extracted.usage)
+    unread: list[tuple[str, ...]] = [()] * len(sentences)
     if members:
         worth = [worth_asking(i, extracted.candidates[i], votes, evidence[i], team) for i in range(len(sentences))]
-        prompted, cost = member_votes(sentences, retrieved, extracted, worth, team)
+        prompted, cost, unread = member_votes(sentences, retrieved, extracted, worth, team)
         votes |= prompted
         usage = [a + b for a, b in zip(usage, cost, strict=True)]
     kept = []
@@ -143,7 +150,7 @@ def classify(sentences: Sequence[Sentence], retrieved: Retrieved, extracted: Ext
                 [c.span for c in own], found, [scored.candidate.span for scored in kept[-1]], team
             )
             team.close += [(sentences[i].id, *span) for span in spans_close]
-    return Classified(tuple(kept), tuple(usage))
+    return Classified(tuple(kept), tuple(usage), tuple(unread))
 
 
 def close_calls(spans: Sequence[Span], found: FloatArray, kept: Sequence[Span], team: Team) -> list[Span]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,15 @@ from el4ner.stages.team import Team
 from el4ner.voters.conversations import together
 
 
+@dataclass(frozen=True)
+class Verified:
+    """Per sentence: its entities, what the four stages cost, and whether a question was too long for the verifier."""
+
+    entities: tuple[tuple[Entity, ...], ...]
+    usage: tuple[Usage, ...]
+    unread: tuple[bool, ...]
+
+
 def verified_score(score: float, p: float, weights: tuple[float, float, float]) -> float:
     """The score after the verifier: logistic in the log-odds of score and verdict, with fitted weights."""
     a, b, c = weights
@@ -23,17 +32,16 @@ def verified_score(score: float, p: float, weights: tuple[float, float, float]) 
     return 1.0 / (1.0 + math.exp(-odds))
 
 
-def verify(
-    sentences: Sequence[Sentence], retrieved: Retrieved, classified: Classified, team: Team
-) -> tuple[list[tuple[Entity, ...]], list[Usage]]:
-    """Entities of every sentence, and what the whole run of the four stages cost it."""
+def verify(sentences: Sequence[Sentence], retrieved: Retrieved, classified: Classified, team: Team) -> Verified:
+    """Entities of every sentence: what classification kept, less what the verifier rejects."""
     usage = list(classified.usage)
     verifier = team.verifier
     if verifier is None:
-        return [
+        unjudged = tuple(
             tuple(_entity(sentence, scored, None) for scored in own)
             for sentence, own in zip(sentences, classified.kept, strict=True)
-        ], usage
+        )
+        return Verified(unjudged, classified.usage, (False,) * len(sentences))
     claims = [[(scored.candidate.span, scored.label) for scored in own] for own in classified.kept]
     entities = []
     computed: list[int] = []
@@ -49,7 +57,7 @@ def verify(
             if entity is not None:
                 kept.append(entity)
         entities.append(tuple(kept))
-    return entities, usage
+    return Verified(tuple(entities), tuple(usage), tuple(found.too_long for found in judged))
 
 
 def _judge(sentence: Sentence, scored: Scored, p: float, team: Team) -> Entity | None:

@@ -157,6 +157,12 @@ class FeatureReader:
 
 
 def _second_copy(found: TokenStates, base: int, end: int | None) -> TokenStates:
-    """The states over the second copy, with offsets into the text; `end` is where the text was cut before."""
+    """The states over the second copy, with offsets into the text; `end` is where the text was cut before.
+
+    A text of few characters that are many tokens each is not cut before, and the model may read less of the copy.
+    """
+    if found.truncated_at is not None:
+        read = max(found.truncated_at - base, 0)
+        end = read if end is None else min(read, end)
     kept = found.offsets[:, 0] >= base
     return TokenStates(found.offsets[kept] - base, {layer: array[kept] for layer, array in found.states.items()}, end)

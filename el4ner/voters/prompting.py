@@ -119,20 +119,28 @@ class ExtractedSpans:
 
 @dataclass(frozen=True, slots=True)
 class MemberVotes:
-    """A member's votes on one sentence: distributions (n_spans, L + 1) f32, "none" last; a row of NaN abstains."""
+    """A member's votes on one sentence: distributions (n_spans, L + 1) f32, "none" last; a row of NaN abstains.
+
+    too_long: the question about its spans does not fit the model even without demonstrations, so it was not asked.
+    """
 
     votes: FloatArray
     usage: Usage = field(default_factory=Usage)
     malformed: bool = False
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class MemberVerdicts:
-    """A member's probability that each claim of one sentence holds; NaN where it gave no usable answer."""
+    """A member's probability that each claim of one sentence holds; NaN where it gave no usable answer.
+
+    too_long: the question about some claim does not fit the model, so it was not asked.
+    """
 
     probabilities: tuple[float, ...]
     usage: Usage = field(default_factory=Usage)
     malformed: int = 0
+    too_long: bool = False
 
 
 class PromptedMember:
@@ -259,13 +267,13 @@ class PromptedMember:
             prompts.append([(*shared, classification_question(surface, self.variant)) for surface in asked])
         scores, usages = yield from self._score(prompts, self._choices)
         results: list[MemberVotes] = []
-        for sentence, own, distinct, rows, usage in zip(sentences, spans, surfaces, scores, usages, strict=True):
+        for i, (sentence, own, distinct, rows) in enumerate(zip(sentences, spans, surfaces, scores, strict=True)):
             votes = np.full((len(own), len(self._choices)), np.nan, dtype=np.float32)
             if distinct:
                 row_of = dict(zip(distinct, self._distributions(rows, len(distinct)), strict=True))
-                for i, span in enumerate(own):
-                    votes[i] = row_of[sentence.text[span.start : span.end]]
-            results.append(MemberVotes(votes, usage))
+                for vote, span in zip(votes, own, strict=True):
+                    vote[:] = row_of[sentence.text[span.start : span.end]]
+            results.append(MemberVotes(votes, usages[i], too_long=bool(own) and not fitted[i].fits))
         return results
 
     def _distributions(self, rows: FloatArray, n: int) -> FloatArray:
@@ -291,7 +299,9 @@ class PromptedMember:
             )
             for i in asked
         ]
-        results = [MemberVotes(np.full((len(own), len(self.labels) + 1), np.nan, dtype=np.float32)) for own in spans]
+        silent = [np.full((len(own), len(self.labels) + 1), np.nan, dtype=np.float32) for own in spans]
+        results = [MemberVotes(own, too_long=not fit.fits and len(own) > 0)
+                   for own, fit in zip(silent, fitted, strict=True)]  # fmt: skip
         completions = yield Batch(self.engine, requests)
         for i, completion in zip(asked, completions, strict=True):
             results[i] = self._one_hot(sentences[i].text, spans[i], completion)
@@ -354,7 +364,7 @@ class PromptedMember:
         for sentence, own, distinct, rows, usage in zip(sentences, claims, keys, scores, usages, strict=True):
             yes = {key: float(np.exp(row[0] - np.logaddexp(*row))) for key, row in zip(distinct, rows, strict=True)}
             probabilities = tuple(yes.get(key, float("nan")) for key in _claimed(sentence.text, own))
-            results.append(MemberVerdicts(probabilities, usage))
+            results.append(MemberVerdicts(probabilities, usage, too_long=bool(own) and not distinct))
         return results
 
     def _judge_by_generation(
@@ -380,7 +390,8 @@ class PromptedMember:
             found = [verdicts[i].get(key) for key in _claimed(sentence.text, own)]
             probabilities = tuple(float("nan") if verdict is None else float(verdict) for verdict in found)
             malformed = sum(verdict is None for verdict in verdicts[i].values())
-            results.append(MemberVerdicts(probabilities, usages[i], malformed))
+            too_long = not verdicts[i].keys() >= {*_claimed(sentence.text, own)}
+            results.append(MemberVerdicts(probabilities, usages[i], malformed, too_long))
         return results
 
     def _within_limit(
