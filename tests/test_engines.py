@@ -202,6 +202,39 @@ def test_bad_devices_dtypes_and_models_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "vendor", "chosen"),
+    [
+        (True, True, "GenuineIntel", "bfloat16"),
+        (False, True, "GenuineIntel", "float32"),
+        (False, True, "AuthenticAMD", "bfloat16"),
+        (False, False, "AuthenticAMD", "float32"),
+    ],
+)
+def test_auto_is_the_precision_that_a_processor_is_faster_in(
+    amx: bool, avx512_bf16: bool, vendor: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from el4ner.engines import loading
+
+    read_text = Path.read_text
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
+    monkeypatch.setattr(
+        Path, "read_text",
+        lambda self, **how: f"vendor_id : {vendor}\n" if str(self) == "/proc/cpuinfo" else read_text(self, **how),
+    )  # fmt: skip
+    assert loading.choose_dtype("auto", torch.device("cpu")) == getattr(torch, chosen)
+    assert loading.choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert loading.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+
+    def nothing(*_: Any, **__: Any) -> str:
+        raise OSError("no such file")
+
+    monkeypatch.setattr(Path, "read_text", nothing)  # not Linux
+    monkeypatch.setattr(loading.platform, "processor", lambda: f"Family 6 Model 143, {vendor}")
+    assert loading.choose_dtype("auto", torch.device("cpu")) == getattr(torch, chosen)
+
+
 def test_importing_engines_imports_no_torch() -> None:
     code = "import sys, el4ner.engines.scripted, el4ner.models, el4ner.cache; print('torch' in sys.modules)"
     done = subprocess.run(
