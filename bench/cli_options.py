@@ -14,9 +14,25 @@ from el4ner.documents import DocumentError, read_yaml
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+
+def _can_be_written(_: click.Context, __: click.Parameter, out: str | None) -> str | None:
+    """Opens the file before hours are measured for it. Raises click.BadParameter where that fails."""
+    if out is not None and out != "-":
+        try:
+            Path(out).open("a", encoding="utf-8").close()
+        except OSError as error:
+            said = f"{out}: cannot be written ({error.strerror}); name a file in a folder that is there"
+            raise click.BadParameter(said) from None
+    return out
+
+
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's.")
 json_option = click.option(
-    "--json", "out", type=click.Path(dir_okay=False, allow_dash=True), help="Append JSON lines here; - prints."
+    "--json",
+    "out",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    callback=_can_be_written,
+    help="Append JSON lines here; - prints.",
 )
 data_argument = click.argument("data", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 

@@ -136,6 +136,13 @@ def test_unknown_operation_is_a_usage_error() -> None:
     assert "fly; allowed: best_flat" in done.output
 
 
+@pytest.mark.parametrize("command", ["kernels", "engine", "pipeline"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(command: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(group, [command, "--json", str(tmp_path / "missing" / "rows.jsonl")])
+    assert refused.exit_code == 2
+    assert "cannot be written (No such file or directory)" in refused.output
+
+
 def test_sides_take_turns() -> None:
     calls: list[str] = []
     timings = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
