@@ -77,7 +77,7 @@ void spans(const char *set) {
 
 void logprobs(const char *set) {
     for (std::int64_t rows : {0, 1, 13, 15, 29})
-        for (std::int64_t width : {0, 1, 5, 32, 33, 70})
+        for (std::int64_t width : {0, 1, 5, 32, 33, 70, 300})
             for (std::int64_t vocabulary : {1, 31, 33, 512, 545})
                 for (bool bf16 : {false, true}) {
                     const std::vector<float> hidden = floats(rows * width, 1.0f);

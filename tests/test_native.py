@@ -273,7 +273,7 @@ def test_choice_logprobs_equals_the_reference(instruction_set: str, dtype: str, 
     import torch
 
     random = torch.Generator().manual_seed(rows)
-    for width, vocabulary in ((1, 1), (5, 33), (33, 511), (64, 513), (70, 1100)):
+    for width, vocabulary in ((1, 1), (5, 33), (33, 511), (64, 513), (70, 1100), (300, 97), (515, 64)):
         hidden = torch.randn(rows, width, generator=random).to(getattr(torch, dtype))
         head = (torch.randn(vocabulary, width, generator=random) * 3 / width**0.5).to(getattr(torch, dtype))
         ids = torch.randint(-1, vocabulary, (rows, 4), generator=random)
@@ -283,7 +283,7 @@ def test_choice_logprobs_equals_the_reference(instruction_set: str, dtype: str, 
             kept = ids.clamp(max=extra.get("n_vocab", vocabulary) - 1)
             got = choice_logprobs(hidden, head, kept, backend="native", **extra)  # type: ignore[arg-type]
             expected = choice_logprobs(hidden, head, kept, backend="ref", **extra)  # type: ignore[arg-type]
-            # Float32 sums of up to 70 products of size up to 10 and of 1,100 exponentials, against float64.
+            # Float32 sums of up to 515 products, together up to about 12, and of 1,100 exponentials, against float64.
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
@@ -298,6 +298,20 @@ def test_choice_logprobs_rows_do_not_depend_on_each_other(instruction_set: str) 
             # `choices` columns come from torch, whose product may round otherwise: 1e-5; the sum itself has equal bits.
             alone = choice_logprobs(hidden[r : r + 1].to(dtype), head.to(dtype), torch.arange(3), backend="native")
             np.testing.assert_allclose(alone[0], together[r], rtol=0, atol=1e-5)
+
+
+def test_choice_logprobs_bfloat16_is_the_same_on_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of bfloat16, or widened to float32: the products are exact either way, only sums round."""
+    import torch
+
+    random = torch.Generator().manual_seed(5)
+    hidden = torch.randn(17, 301, generator=random).to(torch.bfloat16)
+    head = (torch.randn(777, 301, generator=random) * 3 / 301**0.5).to(torch.bfloat16)
+    expected = choice_logprobs(hidden, head, torch.arange(9), backend="ref")
+    for name in ("", *INSTRUCTION_SETS[:-1]):  # where this processor has less, its widest
+        monkeypatch.setenv("EL4NER_ISA", name)
+        got = choice_logprobs(hidden, head, torch.arange(9), backend="native")
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
 def test_choice_logprobs_extremes(instruction_set: str) -> None:
