@@ -232,6 +232,8 @@ inline void choice_log_totals(const HeadCall &call, std::int64_t threads) {
 #endif
     const bool pairs = call.bf16 && set >= InstructionSet::avx512_bf16 && bf16_products_pay();
     if (pairs) return log_totals<Bf16Head>(call, threads);
+    const bool few = call.bf16 && call.rows <= FewRowsHead::most;
+    if (set >= InstructionSet::avx512 && few) return log_totals<FewRowsHead>(call, threads);
     if (set >= InstructionSet::avx512) return log_totals<Avx512Head>(call, threads);
     if (set >= InstructionSet::avx2) return log_totals<Avx2Head>(call, threads);
 #endif

@@ -102,6 +102,36 @@ EL4NER_AVX512 inline void tile_f32(const std::uint32_t *hidden, const std::uint3
     }
 }
 
+// tile_f32 of a panel of bfloat16 pairs, which are widened here: the same sums in the same order.
+template <int R>
+EL4NER_AVX512 inline void tile_widening(const std::uint32_t *hidden, const std::uint32_t *panel, std::int64_t units,
+                                        float *out, const Ahead &ahead) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    __m512 low[R], high[R];
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) low[r] = high[r] = _mm512_setzero_ps();
+    for (std::int64_t u = 0; u < units; ++u) {
+        prefetch(ahead, u);
+        const std::uint32_t *pair = panel + u / 2 * kPanel;
+        const __m512i first = _mm512_load_si512(pair), second = _mm512_load_si512(pair + 16);
+        const bool even = u % 2 == 0;
+        const __m512i left = even ? _mm512_slli_epi32(first, 16) : _mm512_and_si512(first, upper);
+        const __m512i right = even ? _mm512_slli_epi32(second, 16) : _mm512_and_si512(second, upper);
+        const __m512 a = _mm512_castsi512_ps(left), b = _mm512_castsi512_ps(right);
+#pragma GCC unroll 14
+        for (int r = 0; r < R; ++r) {
+            const __m512 h = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(hidden[r * units + u])));
+            low[r] = _mm512_fmadd_ps(h, a, low[r]);
+            high[r] = _mm512_fmadd_ps(h, b, high[r]);
+        }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) {
+        _mm512_storeu_ps(out + r * kChunk, low[r]);
+        _mm512_storeu_ps(out + r * kChunk + 16, high[r]);
+    }
+}
+
 using Tile = void (*)(const std::uint32_t *, const std::uint32_t *, std::int64_t, float *, const Ahead &);
 
 // All rows in groups of nearly equal size, at most `most`. Each row's sum is the same whatever its group.
@@ -172,6 +202,22 @@ struct Avx512Head {
     }
     static PartialSum reduce(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
         return reduce_avx512(call, logit, n, first);
+    }
+};
+
+// For as many rows as one tile takes, which reads a panel once: a head in bfloat16 is packed as it is.
+struct FewRowsHead : Avx512Head {
+    static constexpr std::int64_t most = 14;
+    static void pack(const HeadCall &call, std::int64_t first, std::int64_t units, std::uint32_t *panel) {
+        pack_units<true>(call, first, (units + 1) / 2, panel);
+    }
+    static void multiply(const std::uint32_t *hidden, const std::uint32_t *panel, std::int64_t units,
+                         std::int64_t rows, float *out, const char *next, std::int64_t bytes) {
+        static constexpr Tile tiles[] = {tile_widening<1>,  tile_widening<2>,  tile_widening<3>,  tile_widening<4>,
+                                         tile_widening<5>,  tile_widening<6>,  tile_widening<7>,  tile_widening<8>,
+                                         tile_widening<9>,  tile_widening<10>, tile_widening<11>, tile_widening<12>,
+                                         tile_widening<13>, tile_widening<14>};
+        in_groups(tiles, most, hidden, panel, units, rows, out, next, bytes);
     }
 };
 

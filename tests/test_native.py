@@ -300,6 +300,27 @@ def test_choice_logprobs_rows_do_not_depend_on_each_other(instruction_set: str) 
             np.testing.assert_allclose(alone[0], together[r], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_choice_log_totals_have_the_same_bits_in_any_batch(instruction_set: str, dtype: str) -> None:
+    """Some paths are for few rows."""
+    import torch
+
+    from el4ner import _native
+
+    random = torch.Generator().manual_seed(2)
+    for width in (64, 97, 300):
+        hidden, head = (torch.randn(n, width, generator=random).to(getattr(torch, dtype)) for n in (33, 1100))
+        run = _native.choice_log_totals_f32
+        if dtype == "bfloat16":
+            hidden, head, run = hidden.view(torch.uint16), head.view(torch.uint16), _native.choice_log_totals_bf16
+        together = np.empty(33)
+        run(hidden.numpy(), head.numpy(), None, 1.0, 0.0, together, 1)
+        for rows in (1, 6, 7, 14, 15, 31):
+            few = np.empty(rows)
+            run(hidden[-rows:].numpy(), head.numpy(), None, 1.0, 0.0, few, 1)
+            assert few.tobytes() == together[-rows:].tobytes()
+
+
 def test_choice_logprobs_bfloat16_is_the_same_on_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs of bfloat16, or widened to float32: the products are exact either way, only sums round."""
     import torch
