@@ -76,9 +76,8 @@ struct PartialSum {
     float top, sum;  // largest logit, sum of exp(logit - top)
 };
 
-// Scale, bias and cap of n products in place (padded to a multiple of 16), then their maximum and sum.
-EL4NER_INLINE PartialSum reduce_chunk(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
-    const float infinity = std::numeric_limits<float>::infinity();
+// Scale, bias and cap of n products in place, and minus infinity up to a multiple of 16, which is returned.
+EL4NER_INLINE std::int64_t finish_chunk(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
     if (call.scale != 1.0f)
         for (std::int64_t i = 0; i < n; ++i) logit[i] *= call.scale;
     if (call.bias != nullptr)
@@ -86,7 +85,14 @@ EL4NER_INLINE PartialSum reduce_chunk(const HeadCall &call, float *logit, std::i
     if (call.soft_cap > 0.0f)
         for (std::int64_t i = 0; i < n; ++i) logit[i] = capped(logit[i], call.soft_cap);
     const std::int64_t padded = (n + 15) / 16 * 16;
-    for (std::int64_t i = n; i < padded; ++i) logit[i] = -infinity;
+    for (std::int64_t i = n; i < padded; ++i) logit[i] = -std::numeric_limits<float>::infinity();
+    return padded;
+}
+
+// n products to their maximum and sum, in plain C++.
+EL4NER_INLINE PartialSum reduce_chunk(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    const std::int64_t padded = finish_chunk(call, logit, n, first);
     float lane[16];
     for (int j = 0; j < 16; ++j) lane[j] = -infinity;
     for (std::int64_t i = 0; i < padded; i += 16)
@@ -104,6 +110,10 @@ EL4NER_INLINE PartialSum reduce_chunk(const HeadCall &call, float *logit, std::i
     for (int j = 0; j < 16; ++j) sum += lane[j];
     return {top, sum};
 }
+
+// 2^f for -1/2 <= f <= 1/2 by powers of f: best polynomial of degree 6, off by 2e-9; the vector units' exp uses it.
+constexpr float kPowerOfTwo[7] = {1.0f,         0.693147207f,   0.240226509f,  0.0555032723f,
+                                  0.009618057f, 0.00134004282f, 0.000154614447f};
 
 // log_total from partial [chunk][stride], in the order of the vocabulary.
 inline void merge_partials(const HeadCall &call, const PartialSum *partial, std::int64_t chunks, std::int64_t stride) {
@@ -220,7 +230,10 @@ inline void choice_log_totals(const HeadCall &call, std::int64_t threads) {
 #if EL4NER_AMX
     if (set >= InstructionSet::amx && amx_takes(call)) return log_totals_amx(call, threads);
 #endif
-    if (call.bf16 && set >= InstructionSet::avx512_bf16) return log_totals<Bf16Head>(call, threads);
+    const bool pairs = call.bf16 && set >= InstructionSet::avx512_bf16 && bf16_products_pay();
+    if (pairs) return log_totals<Bf16Head>(call, threads);
+    const bool few = call.bf16 && call.rows <= FewRowsHead::most;
+    if (set >= InstructionSet::avx512 && few) return log_totals<FewRowsHead>(call, threads);
     if (set >= InstructionSet::avx512) return log_totals<Avx512Head>(call, threads);
     if (set >= InstructionSet::avx2) return log_totals<Avx2Head>(call, threads);
 #endif

@@ -1,4 +1,4 @@
-// choice_logprobs on x86: panels, products and reductions in AVX2, AVX-512 and AVX-512 BF16.
+// choice_logprobs on x86: panels, products and reductions in AVX-512 and AVX-512 BF16.
 #pragma once
 
 #include "choice_logprobs.hpp"
@@ -7,7 +7,8 @@
 namespace el4ner {
 
 // Rows `first` on of the head as they lie in memory (Half: 2 bytes an element), transposed into a panel [U][32].
-template <bool Half>
+// Widen: the two halves of a unit become two rows of float32, so that the panel is [H][32].
+template <bool Half, bool Widen = false>
 EL4NER_AVX512 inline void pack_units(const HeadCall &call, std::int64_t first, std::int64_t units,
                                      std::uint32_t *panel) {
     constexpr std::int64_t per_unit = Half ? 2 : 1, bytes = Half ? 2 : 4;
@@ -27,8 +28,17 @@ EL4NER_AVX512 inline void pack_units(const HeadCall &call, std::int64_t first, s
             }
             transpose_16(row);
             const std::int64_t count = std::min<std::int64_t>(16, units - u);
-            for (std::int64_t i = 0; i < count; ++i)
-                _mm512_store_si512(panel + (u + i) * kPanel + group, row[i]);
+            for (std::int64_t i = 0; i < count; ++i) {
+                if (!Widen) {
+                    _mm512_store_si512(panel + (u + i) * kPanel + group, row[i]);
+                    continue;
+                }
+                std::uint32_t *to = panel + 2 * (u + i) * kPanel + group;
+                _mm512_store_si512(to, _mm512_slli_epi32(row[i], 16));
+                if (2 * (u + i) + 1 == call.width) continue;
+                const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+                _mm512_store_si512(to + kPanel, _mm512_and_si512(row[i], upper));
+            }
         }
 }
 
@@ -92,28 +102,33 @@ EL4NER_AVX512 inline void tile_f32(const std::uint32_t *hidden, const std::uint3
     }
 }
 
-// R hidden states times one half of a panel: 2 R of 16 registers.
+// tile_f32 of a panel of bfloat16 pairs, which are widened here: the same sums in the same order.
 template <int R>
-EL4NER_AVX2 inline void tile_avx2(const std::uint32_t *hidden, const std::uint32_t *panel, std::int64_t units,
-                                  float *out, const Ahead &ahead) {
-    const auto *floats = reinterpret_cast<const float *>(panel), *states = reinterpret_cast<const float *>(hidden);
-    __m256 low[R], high[R];
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_ps();
+EL4NER_AVX512 inline void tile_widening(const std::uint32_t *hidden, const std::uint32_t *panel, std::int64_t units,
+                                        float *out, const Ahead &ahead) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    __m512 low[R], high[R];
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) low[r] = high[r] = _mm512_setzero_ps();
     for (std::int64_t u = 0; u < units; ++u) {
         prefetch(ahead, u);
-        const __m256 a = _mm256_loadu_ps(floats + u * kPanel), b = _mm256_loadu_ps(floats + u * kPanel + 8);
-#pragma GCC unroll 6
+        const std::uint32_t *pair = panel + u / 2 * kPanel;
+        const __m512i first = _mm512_load_si512(pair), second = _mm512_load_si512(pair + 16);
+        const bool even = u % 2 == 0;
+        const __m512i left = even ? _mm512_slli_epi32(first, 16) : _mm512_and_si512(first, upper);
+        const __m512i right = even ? _mm512_slli_epi32(second, 16) : _mm512_and_si512(second, upper);
+        const __m512 a = _mm512_castsi512_ps(left), b = _mm512_castsi512_ps(right);
+#pragma GCC unroll 14
         for (int r = 0; r < R; ++r) {
-            const __m256 h = _mm256_broadcast_ss(states + r * units + u);
-            low[r] = _mm256_fmadd_ps(h, a, low[r]);
-            high[r] = _mm256_fmadd_ps(h, b, high[r]);
+            const __m512 h = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(hidden[r * units + u])));
+            low[r] = _mm512_fmadd_ps(h, a, low[r]);
+            high[r] = _mm512_fmadd_ps(h, b, high[r]);
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
-        _mm256_storeu_ps(out + r * kChunk, low[r]);
-        _mm256_storeu_ps(out + r * kChunk + 8, high[r]);
+        _mm512_storeu_ps(out + r * kChunk, low[r]);
+        _mm512_storeu_ps(out + r * kChunk + 16, high[r]);
     }
 }
 
@@ -133,21 +148,48 @@ inline void in_groups(const Tile *tiles, std::int64_t most, const std::uint32_t 
     }
 }
 
+// exp for x <= 0, relative error below 3e-7 where it matters (x > -20), 0 far below.
+EL4NER_AVX512 inline __m512 exp_below_0_avx512(__m512 x) {
+    const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 n = _mm512_roundscale_ps(power, 0);  // the nearest whole number
+    const __m512 f = _mm512_fmsub_ps(x, _mm512_set1_ps(1.44269504f), n);
+    __m512 p = _mm512_set1_ps(kPowerOfTwo[6]);
+#pragma GCC unroll 6
+    for (int i = 5; i >= 0; --i) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kPowerOfTwo[i]));
+    return _mm512_scalef_ps(p, n);
+}
+
+// reduce_chunk with its lanes in a register.
 EL4NER_AVX512 inline PartialSum reduce_avx512(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
-    return reduce_chunk(call, logit, n, first);
-}
-EL4NER_AVX2 inline PartialSum reduce_avx2(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
-    return reduce_chunk(call, logit, n, first);
-}
-EL4NER_AVX2 inline void pack_avx2(const HeadCall &call, std::int64_t first, float *panel) {
-    pack_floats(call, first, panel);
+    const std::int64_t padded = finish_chunk(call, logit, n, first);
+    const float infinity = std::numeric_limits<float>::infinity();
+    __m512 most = _mm512_set1_ps(-infinity);
+    __mmask16 broken = 0;
+    for (std::int64_t i = 0; i < padded; i += 16) {
+        const __m512 x = _mm512_loadu_ps(logit + i);
+        most = _mm512_max_ps(most, x);
+        broken |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    }
+    const float top = _mm512_reduce_max_ps(most);
+    if (broken != 0 || top == infinity) return {std::numeric_limits<float>::quiet_NaN(), 1.0f};
+    if (top == -infinity) return {top, 0.0f};
+    // at least -1000: minus infinity would become NaN
+    __m512 sum = _mm512_setzero_ps();
+    for (std::int64_t i = 0; i < padded; i += 16) {
+        const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(logit + i), _mm512_set1_ps(top));
+        sum = _mm512_add_ps(sum, exp_below_0_avx512(_mm512_max_ps(x, _mm512_set1_ps(-1000.0f))));
+    }
+    float lane[16], total = 0.0f;
+    _mm512_storeu_ps(lane, sum);
+    for (const float one : lane) total += one;
+    return {top, total};
 }
 
 struct Avx512Head {
     static constexpr bool pairs = false;
     static void pack(const HeadCall &call, std::int64_t first, std::int64_t units, std::uint32_t *panel) {
         if (call.bf16)
-            pack_avx2(call, first, reinterpret_cast<float *>(panel));
+            pack_units<true, true>(call, first, (units + 1) / 2, panel);
         else
             pack_units<false>(call, first, units, panel);
     }
@@ -160,6 +202,22 @@ struct Avx512Head {
     }
     static PartialSum reduce(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
         return reduce_avx512(call, logit, n, first);
+    }
+};
+
+// For as many rows as one tile takes, which reads a panel once: a head in bfloat16 is packed as it is.
+struct FewRowsHead : Avx512Head {
+    static constexpr std::int64_t most = 14;
+    static void pack(const HeadCall &call, std::int64_t first, std::int64_t units, std::uint32_t *panel) {
+        pack_units<true>(call, first, (units + 1) / 2, panel);
+    }
+    static void multiply(const std::uint32_t *hidden, const std::uint32_t *panel, std::int64_t units,
+                         std::int64_t rows, float *out, const char *next, std::int64_t bytes) {
+        static constexpr Tile tiles[] = {tile_widening<1>,  tile_widening<2>,  tile_widening<3>,  tile_widening<4>,
+                                         tile_widening<5>,  tile_widening<6>,  tile_widening<7>,  tile_widening<8>,
+                                         tile_widening<9>,  tile_widening<10>, tile_widening<11>, tile_widening<12>,
+                                         tile_widening<13>, tile_widening<14>};
+        in_groups(tiles, most, hidden, panel, units, rows, out, next, bytes);
     }
 };
 
@@ -177,21 +235,6 @@ struct Bf16Head : Avx512Head {
     }
 };
 
-struct Avx2Head {
-    static constexpr bool pairs = false;
-    static void pack(const HeadCall &call, std::int64_t first, std::int64_t, std::uint32_t *panel) {
-        pack_avx2(call, first, reinterpret_cast<float *>(panel));
-    }
-    static void multiply(const std::uint32_t *hidden, const std::uint32_t *panel, std::int64_t units,
-                         std::int64_t rows, float *out, const char *next, std::int64_t bytes) {
-        static constexpr Tile tiles[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>,
-                                         tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
-        for (std::int64_t half = 0; half < kPanel; half += 16)
-            in_groups(tiles, 6, hidden, panel + half, units, rows, out + half, next, half == 0 ? bytes : 0);
-    }
-    static PartialSum reduce(const HeadCall &call, float *logit, std::int64_t n, std::int64_t first) {
-        return reduce_avx2(call, logit, n, first);
-    }
-};
-
 }  // namespace el4ner
+
+#include "choice_logprobs_avx2.hpp"

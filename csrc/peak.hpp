@@ -67,7 +67,8 @@ inline double peak_flops(bool bf16, int rounds) {
 #if EL4NER_AMX
         if (bf16 && set >= InstructionSet::amx) work = peak_round_amx();
 #endif
-        if (work == 0.0) work = bf16 ? peak_round_bf16(&out) : peak_round_f32(&out);
+        // numbers in bfloat16 may be multiplied as float32 too, where that is faster
+        if (work == 0.0) work = bf16 && round % 2 == 0 ? peak_round_bf16(&out) : peak_round_f32(&out);
         const double speed = work / (seconds_now() - start);
         kept = out;
         best = speed > best ? speed : best;

@@ -128,8 +128,11 @@ inline bool vote(const VoteCall &call, std::int64_t threads) {
     in_parallel(call.spans, grain, threads, [&](std::int64_t begin, std::int64_t end) {
         bool fine = false;
 #if EL4NER_X86
-        if (set >= InstructionSet::avx512 && call.members <= 8 && call.labels >= 1 && call.labels <= 16)
+        const bool screened = call.members <= 8 && call.labels >= 1 && call.labels <= 16;
+        if (set >= InstructionSet::avx512 && screened)
             fine = vote_spans_screened(call, begin, end);
+        else if (set >= InstructionSet::avx2 && screened)
+            fine = vote_spans_screened_avx2(call, begin, end);
         else if (set >= InstructionSet::avx512 && !call.hard)
             fine = vote_spans_avx512(call, begin, end);
         else if (set >= InstructionSet::avx2 && !call.hard)

@@ -1,4 +1,4 @@
-// vote on x86: float64 exponentials in AVX2 and AVX-512, and a screened path for up to 8 members and 16 labels.
+// vote on x86: float64 exponentials in AVX2 and AVX-512, and screened paths for up to 8 members and 16 labels.
 #pragma once
 
 #include "vote.hpp"
@@ -28,7 +28,12 @@ EL4NER_AVX512 inline __m512d take_16(const double *from, __m512i index) {
     return _mm512_permutex2var_pd(_mm512_loadu_pd(from), index, _mm512_loadu_pd(from + 8));
 }
 
-// The same for -700 <= x <= 700 with fewer terms, since 2 to a sixteenth comes from a table in two registers:
+// The same for some lanes, 0 in the others.
+EL4NER_AVX512 inline __m512d take_16(__mmask8 lanes, const double *from, __m512i index) {
+    return _mm512_maskz_permutex2var_pd(lanes, _mm512_loadu_pd(from), index, _mm512_loadu_pd(from + 8));
+}
+
+// exp for -700 <= x <= 700 with fewer terms, since 2 to a sixteenth comes from a table in two registers:
 // x = n ln2 + r, n in sixteenths, |r| <= ln2 / 32; best polynomial of the 6th degree, off by 1.3e-17.
 EL4NER_AVX512 inline __m512d exp_avx512(__m512d x) {
     using C = ExpConstants;
@@ -147,3 +152,4 @@ EL4NER_AVX2 inline bool vote_spans_avx2(const VoteCall &call, std::int64_t begin
 }  // namespace el4ner
 
 #include "vote_screened.hpp"
+#include "vote_screened_avx2.hpp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -100,6 +101,60 @@ def test_vote_where_most_spans_hear_everybody(instruction_set: str, kind: str, h
                 same_votes(
                     vote(logp, weights, hard=hard, backend="native"), vote(logp, weights, hard=hard, backend="ref")
                 )
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("spans", [0, 1, 7, 31, 33, 80])
+def test_vote_where_members_abstain(instruction_set: str, spans: int, hard: bool) -> None:
+    """Any share of abstentions, any NaN: 0x7fc00000 is numpy's, 0xffc00000 is 0 / 0 on x86, others carry bits."""
+    random = np.random.default_rng(spans)
+    for members in (1, 2, 5, 8):
+        for labels in (1, 3, 8, 9, 16):
+            heavy = random.integers(0, 3, (members, labels)) / 2
+            for share in (0.02, 0.5, 0.9, 1.0):
+                logp = votes(random, "distributions", members, spans, labels)
+                logp[random.random((members, spans)) < share] = np.nan
+                logp[:, 5:9] = np.nan  # nobody
+                silent = np.isnan(logp)
+                kinds = np.array([0x7FC00000, 0xFFC00000, 0x7FC00001, 0xFFFFFFFF], np.uint32)
+                logp.view(np.uint32)[silent] = random.choice(kinds, int(silent.sum()))
+                for weights in (np.ones(members), random.random(members), heavy):
+                    got = vote(logp, weights, hard=hard, backend="native")
+                    same_votes(got, vote(logp, weights, hard=hard, backend="ref"))
+                    assert (got[0][5:9] == -1).all()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_vote_refuses_a_bad_number_wherever_it_stands(instruction_set: str, hard: bool) -> None:
+    """In whole blocks and in what is left over; in the first label, which tells who abstains, and in others."""
+    random = np.random.default_rng(3)
+    for labels in (2, 8, 9, 16):
+        for abstain in (False, True):
+            logp = votes(random, "distributions", 3, 41, labels)
+            logp[np.isnan(logp)] = -1.0
+            if abstain:
+                logp[0, ::3] = np.nan
+            for member, span, label in itertools.product((0, 2), (0, 6, 20, 40), (0, labels // 2, labels - 1)):
+                wrong = logp.copy()
+                # a number in a row of NaN, or NaN in a row of numbers: the row is partly NaN
+                wrong[member, span, label] = -np.inf if np.isnan(wrong[member, span, 0]) else np.nan
+                with pytest.raises(ShapeError, match="partly NaN"):
+                    vote(wrong, np.ones(3), hard=hard, backend="native")
+                wrong[member, span] = -1.0
+                wrong[member, span, label] = np.inf
+                with pytest.raises(ShapeError, match="inf"):
+                    vote(wrong, np.ones(3), hard=hard, backend="native")
+
+
+def test_vote_large_numbers_of_no_weight_change_nothing(instruction_set: str) -> None:
+    """exp(200) is infinite in float32, infinity times 0 no number; the label's score is its other member's."""
+    logp = np.full((2, 20, 3), -9.0, np.float32)
+    logp[1, :, 1] = -0.1
+    logp[0, 4, 1] = 200.0
+    weights = np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    got = vote(logp, weights, backend="native")
+    same_votes(got, vote(logp, weights, backend="ref"))
+    assert got[0].tolist() == [1] * 20
 
 
 def test_vote_refuses_a_score_above_one_amid_others(instruction_set: str) -> None:
@@ -218,7 +273,7 @@ def test_choice_logprobs_equals_the_reference(instruction_set: str, dtype: str, 
     import torch
 
     random = torch.Generator().manual_seed(rows)
-    for width, vocabulary in ((1, 1), (5, 33), (33, 511), (64, 513), (70, 1100)):
+    for width, vocabulary in ((1, 1), (5, 33), (33, 511), (64, 513), (70, 1100), (300, 97), (515, 64)):
         hidden = torch.randn(rows, width, generator=random).to(getattr(torch, dtype))
         head = (torch.randn(vocabulary, width, generator=random) * 3 / width**0.5).to(getattr(torch, dtype))
         ids = torch.randint(-1, vocabulary, (rows, 4), generator=random)
@@ -228,7 +283,7 @@ def test_choice_logprobs_equals_the_reference(instruction_set: str, dtype: str, 
             kept = ids.clamp(max=extra.get("n_vocab", vocabulary) - 1)
             got = choice_logprobs(hidden, head, kept, backend="native", **extra)  # type: ignore[arg-type]
             expected = choice_logprobs(hidden, head, kept, backend="ref", **extra)  # type: ignore[arg-type]
-            # Float32 sums of up to 70 products of size up to 10 and of 1,100 exponentials, against float64.
+            # Float32 sums of up to 515 products, together up to about 12, and of 1,100 exponentials, against float64.
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
@@ -243,6 +298,41 @@ def test_choice_logprobs_rows_do_not_depend_on_each_other(instruction_set: str) 
             # `choices` columns come from torch, whose product may round otherwise: 1e-5; the sum itself has equal bits.
             alone = choice_logprobs(hidden[r : r + 1].to(dtype), head.to(dtype), torch.arange(3), backend="native")
             np.testing.assert_allclose(alone[0], together[r], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_choice_log_totals_have_the_same_bits_in_any_batch(instruction_set: str, dtype: str) -> None:
+    """Some paths are for few rows."""
+    import torch
+
+    from el4ner import _native
+
+    random = torch.Generator().manual_seed(2)
+    for width in (64, 97, 300):
+        hidden, head = (torch.randn(n, width, generator=random).to(getattr(torch, dtype)) for n in (33, 1100))
+        run = _native.choice_log_totals_f32
+        if dtype == "bfloat16":
+            hidden, head, run = hidden.view(torch.uint16), head.view(torch.uint16), _native.choice_log_totals_bf16
+        together = np.empty(33)
+        run(hidden.numpy(), head.numpy(), None, 1.0, 0.0, together, 1)
+        for rows in (1, 6, 7, 14, 15, 31):
+            few = np.empty(rows)
+            run(hidden[-rows:].numpy(), head.numpy(), None, 1.0, 0.0, few, 1)
+            assert few.tobytes() == together[-rows:].tobytes()
+
+
+def test_choice_logprobs_bfloat16_is_the_same_on_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs of bfloat16, or widened to float32: the products are exact either way, only sums round."""
+    import torch
+
+    random = torch.Generator().manual_seed(5)
+    hidden = torch.randn(17, 301, generator=random).to(torch.bfloat16)
+    head = (torch.randn(777, 301, generator=random) * 3 / 301**0.5).to(torch.bfloat16)
+    expected = choice_logprobs(hidden, head, torch.arange(9), backend="ref")
+    for name in ("", *INSTRUCTION_SETS[:-1]):  # where this processor has less, its widest
+        monkeypatch.setenv("EL4NER_ISA", name)
+        got = choice_logprobs(hidden, head, torch.arange(9), backend="native")
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
 def test_choice_logprobs_extremes(instruction_set: str) -> None:
