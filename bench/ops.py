@@ -167,6 +167,38 @@ def _span_topk_rows(
         yield row | same | {"roofline": roof}
 
 
+def _checked(
+    case: Case, same: Mapping[str, Any], backends: tuple[str, ...]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Run]]:
+    """By name: the row of each backend and rival, with whether its answer was right, and the calls to be timed.
+
+    same: what all rows say; backends: only these.
+    """
+    judge = _Judge(case, same["seed"])
+    rows: dict[str, dict[str, Any]] = {}
+    runs: dict[str, Run] = {}
+    for backend, unavailable in available_backends(case.op).items():
+        if backends and backend not in backends:
+            continue
+        row = rows[backend] = {**same, "backend": backend, "rival": False, "status": "unavailable", "difference": None}
+        row["reason"] = reason = _skipped(backend, unavailable, judge, case)
+        if reason is None:
+            row["difference"], row["reason"] = judge.check(partial(case.run, backend), case.tolerance, case.why)
+            row["status"] = "wrong" if row["reason"] else "ok"
+            runs[backend] = partial(case.run, backend)
+    for rival in rivals(case.op, case, same["device"]):
+        row = rows[rival.name] = {**same, "backend": rival.name, "rival": True, "status": "unavailable"}
+        row |= {"difference": None, "reason": rival.unavailable, "note": rival.why}
+        if rival.unavailable is None:
+            if rival.tolerance is not None:
+                row["difference"], row["reason"] = judge.check(rival.run, rival.tolerance, rival.why, rival.mismatches)
+            else:
+                row["reason"] = _attempt(rival.run)[1]
+            row["status"] = "wrong" if row["reason"] else "ok"
+            runs[rival.name] = rival.run
+    return rows, runs
+
+
 def measure(
     op: str,
     *,
@@ -194,29 +226,8 @@ def measure(
         return
     case = make_case(op, size, seed, device)
     facts, ceilings = machine(), ceilings or measure_ceilings(device)
-    judge = _Judge(case, seed)
-    rows: dict[str, dict[str, Any]] = {}
-    runs: dict[str, Run] = {}
     same = {"op": op, "size": size, "shape": case.shape, "device": device, "seed": seed}
-    for backend, unavailable in available_backends(op).items():
-        if backends and backend not in backends:
-            continue
-        row = rows[backend] = same | {"backend": backend, "rival": False, "status": "unavailable", "difference": None}
-        row["reason"] = reason = _skipped(backend, unavailable, judge, case)
-        if reason is None:
-            row["difference"], row["reason"] = judge.check(partial(case.run, backend), case.tolerance, case.why)
-            row["status"] = "wrong" if row["reason"] else "ok"
-            runs[backend] = partial(case.run, backend)
-    for rival in rivals(op, case, device):
-        row = rows[rival.name] = same | {"backend": rival.name, "rival": True, "status": "unavailable"}
-        row |= {"difference": None, "reason": rival.unavailable, "note": rival.why}
-        if rival.unavailable is None:
-            if rival.tolerance is not None:
-                row["difference"], row["reason"] = judge.check(rival.run, rival.tolerance, rival.why, rival.mismatches)
-            else:
-                row["reason"] = _attempt(rival.run)[1]
-            row["status"] = "wrong" if row["reason"] else "ok"
-            runs[rival.name] = rival.run
+    rows, runs = _checked(case, same, backends)
     timings = interleave({name: run for name, run in runs.items() if rows[name]["status"] == "ok"}, repeats)
     own = [timing for name, timing in timings.items() if not rows[name]["rival"]]
     fastest = min(own, key=lambda timing: timing.median_s, default=None)
