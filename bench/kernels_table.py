@@ -13,14 +13,14 @@ from el4ner.errors import InputError
 
 BEGIN, END = "<!-- kernels -->", "<!-- /kernels -->"
 
-_COLUMNS = ("what", "against", "theirs, s (least..most)", "ours", "ours, s (least..most)", "ratio", "where")
+_COLUMNS = ("what", "ours", "s (least..most)", "times as fast as", "where")
 
 
 def kernels_section(path: Path) -> str:
-    """The table of a file of rows: in every run the fastest of ours against every rival.
+    """The table of a file of rows: a line a run, the fastest of ours against every rival.
 
-    What FAISS's candidates give stands against ours. A run is an operation on an input of a size, on one machine and
-    commit. Raises InputError for a line that is no such row.
+    What FAISS's candidates give has a line of its own, against ours. A run is an operation on an input of a size, on
+    one machine and commit. Raises InputError for a line that is no such row.
     """
     runs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     lines: list[list[str]] = []
@@ -35,8 +35,8 @@ def kernels_section(path: Path) -> str:
         lines += _lines(what, where, rows)
     return (
         "\nAnswers checked first, then timed in turns: CPU seconds of one thread, median and in parentheses least and\n"
-        "most (of wall time where CPU time has no spread). Ours is the fastest of our backends in that run. All rows:\n"
-        f"`bench/results/kernels.jsonl`.\n\n{render_table(Table(_COLUMNS, lines, names=2))}"
+        "most (of wall time where CPU time has no spread). Ours is the fastest of our backends in that run. All rows,\n"
+        f"with the rivals' times: `bench/results/kernels.jsonl`.\n\n{render_table(Table(_COLUMNS, lines, names=2))}"
     )
 
 
@@ -45,14 +45,12 @@ def _lines(what: str, where: str, rows: Sequence[Mapping[str, Any]]) -> list[lis
     if not own:
         return []
     ours = min(own, key=_seconds)
-    found = []
+    rivals = [f"{_side(row)} {_seconds(row) / _seconds(ours):.1f}" for row in rows if _is_rival(row)]
+    found = [[what, _side(ours), _time(ours), "; ".join(rivals) or "–", where]]
     for row in (row for row in rows if "recall" in row):  # answers less: no match for rivals that answer exactly
-        side, ratio = f"{_side(row)} (recall {row['recall']:.3f})", f"{_seconds(ours) / _seconds(row):.1f}"
-        found.append([what, f"{_side(ours)}, ours", _time(ours), side, _time(row), ratio, where])
-    for theirs in (row for row in rows if _is_rival(row)):
-        ratio = f"{_seconds(theirs) / _seconds(ours):.1f}"
-        found.append([what, _side(theirs), _time(theirs), _side(ours), _time(ours), ratio, where])
-    return found or [[what, "–", "–", _side(ours), _time(ours), "–", where]]
+        side = f"{_side(row)} (recall {row['recall']:.3f})"
+        found.append([what, side, _time(row), f"{_side(ours)}, ours {_seconds(ours) / _seconds(row):.1f}", where])
+    return found
 
 
 def _what(row: Mapping[str, Any]) -> str:
