@@ -126,7 +126,7 @@ class OnePrompt(Asking):
         return [[] for _ in sentences]
 
     def predict(self, sentences: Sequence[Sentence]) -> list[Prediction]:
-        """One prediction per sentence; one that the model cannot read whole fails, and says so."""
+        """One prediction per sentence; one that the model cannot read whole is `truncated`, and says so."""
         found, usage, errors = self.ask(sentences, self.demonstrations(sentences))
         overlap = self.bench.config.overlap
         return [

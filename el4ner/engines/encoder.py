@@ -182,8 +182,8 @@ class SentenceEncoder:
         return rows, frames
 
 
-def _checked_folder(resolved: ResolvedModel) -> Path | None:
-    """The local folder, None for a hub id that is not in the local cache under its files yet."""
+def _checked_folder(resolved: ResolvedModel) -> Path:
+    """The local folder; a hub id's files are fetched where they are not in the local cache."""
     if resolved.kind == "folder":
         return Path(local_folder(resolved))
     from huggingface_hub import snapshot_download
@@ -193,10 +193,8 @@ def _checked_folder(resolved: ResolvedModel) -> Path | None:
         return Path(snapshot_download(resolved.location, revision=resolved.identity, allow_patterns=patterns))
 
 
-def _standard_layout(folder: Path | None) -> int | None:
+def _standard_layout(folder: Path) -> int | None:
     """The token limit of a folder laid out as Transformer, mean Pooling [, Normalize]; None for anything else."""
-    if folder is None:
-        return None
     try:
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
