@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from el4ner.bench.pipeline import compare, compare_answers, pipeline_table
 from el4ner.bench.plain_pipeline import PlainModel
 from el4ner.bench.random_models import bench_engine
 from el4ner.engines import Choose, Completion, Engine, Generate, SubstringList
-from el4ner.records import Entity, Prediction
+from el4ner.records import Entity, Prediction, Sentence
 
 pytestmark = pytest.mark.usefixtures("embedded")
 
@@ -117,36 +119,46 @@ def test_both_sides_find_the_same_and_are_timed(tmp_path: Path, root: Path, monk
     assert "nothing was timed" in pipeline_table(found)
 
 
-def test_parts_of_the_sentences_are_checked_and_timed_in_one(tmp_path: Path, root: Path) -> None:
-    folder = _folder(tmp_path, root)
-    settings = {"members": [{"name": "a", "source": "random:tiny"}], "device": "cpu", "dtype": "float32",
-                "extract": {"max_new_tokens": 6}}  # fmt: skip
+class _FakeSide:
+    """A side whose model finds `entity` everywhere, answers one request a sentence and counts one token for it."""
 
-    def rows(**options: Any) -> dict[str, dict[str, Any]]:
-        found = pipeline_bench.measure_pipeline(
-            folder, split="test", count=2, seed=0, settings=settings, blocks=2, **options
-        )
-        return {row["side"]: row for row in found}
+    def __init__(self, entity: Entity) -> None:
+        self.entity = entity
+        self.tokens = 0
+        self.parts: list[list[str]] = []
+        report = {"threshold": 0.3, "asked": ["a"], "notes": [], "tokens by stage": {}}
+        self.model = SimpleNamespace(report=lambda: report)
 
-    parts, whole = rows(once=True), rows()
-    for side in ("engine", "plain"):
-        assert parts[side]["status"] == "ok"
-        assert len(parts[side]["timing"]["samples_s"]) == 2
-        assert parts[side]["answers"] == whole[side]["answers"]
-        total = sum(parts[side]["timing"]["samples_s"])
-        assert parts[side]["sentences_per_s"] == pytest.approx(2 / total, rel=1e-2)
-    assert parts["plain"]["tokens_run"] == whole["plain"]["tokens_run"]  # both parts are counted
-    assert "2 sentences" in pipeline_table(list(parts.values()))
+    def heard(self, sentences: Sequence[Sentence]) -> tuple[list[Prediction], dict[str, dict[Any, Any]]]:
+        self.tokens = len(sentences)
+        self.parts.append([one.id for one in sentences])
+        answers = {Generate((one.text,)): Completion("x", 1, 1) for one in sentences}
+        return [_prediction(self.entity) for _ in sentences], {"a": answers}
 
 
-def test_parts_that_differ_have_no_time(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = PlainModel.choose
-    monkeypatch.setattr(PlainModel, "choose", lambda self, requests: [row[::-1] for row in wrong(self, requests)])
-    settings = {"members": [{"name": "a", "source": "random:tiny"}], "device": "cpu", "dtype": "float32",
-                "extract": {"max_new_tokens": 6}}  # fmt: skip
-    found = list(
-        pipeline_bench.measure_pipeline(
-            _folder(tmp_path, root), split="test", count=2, seed=0, settings=settings, blocks=2, once=True
-        )
+def _rows_of(engine: _FakeSide, plain: _FakeSide, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    sentences = [Sentence(name, f"text {name}") for name in "abcde"]
+    monkeypatch.setattr(pipeline_bench, "sides", lambda *_: {"engine": engine, "plain": plain})
+    monkeypatch.setattr(
+        pipeline_bench, "_material", lambda *_: (SimpleNamespace(), SimpleNamespace(sentences=()), sentences)
     )
-    assert [(row["status"], row["timing"]) for row in found] == [("wrong", None)] * 2
+    found = pipeline_bench.measure_pipeline(None, split="test", count=5, seed=0, settings={}, blocks=3, once=True)
+    return {row["side"]: row for row in found}
+
+
+def test_parts_of_the_sentences_are_checked_and_timed_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, plain = _FakeSide(ANN), _FakeSide(ANN)
+    rows = _rows_of(engine, plain, monkeypatch)
+    assert engine.parts == plain.parts == [["a", "b"], ["c", "d"], ["e"]]  # each once
+    for row in rows.values():
+        assert (row["status"], row["entities"], row["answers"], row["tokens_run"]) == ("ok", 5, 5, 5)
+        samples = row["timing"]["samples_s"]
+        assert len(samples) == 3
+        assert row["sentences_per_s"] == pytest.approx(5 / sum(samples), rel=1e-3)
+    assert rows["plain"]["speedup"]["min"] > 0
+    assert "5 sentences" in pipeline_table(list(rows.values()))
+
+
+def test_parts_that_differ_have_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _rows_of(_FakeSide(ANN), _FakeSide(replace(ANN, label="place")), monkeypatch)
+    assert [(row["status"], row["timing"]) for row in rows.values()] == [("wrong", None)] * 2
