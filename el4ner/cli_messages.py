@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """What a command ends with that Ctrl-C ended."""
+SILENT_S = 10.0
+"""Seconds for which a run without a progress bar says nothing about what it is at."""
 
 
 def say_warning(message: str) -> None:
@@ -54,6 +57,7 @@ class Messages:
 
     def __init__(self, quiet: bool, results_on_stdout: bool) -> None:
         self._quiet = quiet
+        self._began = time.monotonic()
         on_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: closed, as by 2>&-
         self._bar_wanted = not quiet and on_terminal and not (results_on_stdout and sys.stdout.isatty())
         self._progress: Progress | None = None
@@ -75,8 +79,13 @@ class Messages:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def note(self, message: str) -> None:
-        """What is going on, above the bar; nothing where there is none."""
-        if self._progress is not None:
+        """What is going on, above the bar; without one, once a run has lasted so long that silence would puzzle."""
+        if self._quiet:
+            return
+        if self._progress is None:
+            if time.monotonic() - self._began >= SILENT_S:
+                click.echo(f"el4ner: {message}", err=True)
+        else:
             self._progress.console.print(f"el4ner: {message}", markup=False, highlight=False, soft_wrap=True)
 
     def bar(self, total: int | None) -> AbstractContextManager[object]:

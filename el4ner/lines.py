@@ -236,7 +236,9 @@ def parse_object(line: str) -> dict[str, Any]:
     try:
         value = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
     except json.JSONDecodeError as error:
-        raise LineError(f"not JSON: {excerpt(line)} ({error.msg} at column {error.colno}); {remedy}") from None
+        raise LineError(
+            f"not JSON: {excerpt(line)} ({error.msg.removesuffix(' at')} at column {error.colno}); {remedy}"
+        ) from None
     except RecursionError:
         raise LineError(f"nested deeper than {MAX_DEPTH} levels; flatten the record") from None
     if line.count("[") + line.count("{") > MAX_DEPTH and _too_deep(value):

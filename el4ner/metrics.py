@@ -428,10 +428,8 @@ def iterate_predicted(path: str | Path) -> Iterator[dict[str, Any]]:
         try:
             record["id"] = id_of(record, line)
             if not isinstance(record.get("entities"), list):
-                raise LineError(
-                    f'"entities" is {kind(record.get("entities"))}; '
-                    "use a list of {start, end, label}, as el4ner predict writes it"
-                )
+                found = f'"entities" is {kind(record["entities"])}' if "entities" in record else 'no "entities"'
+                raise LineError(f"{found}; use a list of {{start, end, label}}, as el4ner predict writes it")
             _record(record, line)
             for entity in record["entities"]:
                 _check_score(entity)

@@ -13,6 +13,7 @@ from el4ner.config import Config, load_config, merge
 from el4ner.engines.base import Encoder, Engine
 from el4ner.errors import ConfigError, EngineError, KernelError, UsageError
 from el4ner.jsonl import make_sentence, record_sentence
+from el4ner.kernels._dispatch import check_environment
 from el4ner.plan import mib, peak_mib
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
@@ -66,8 +67,15 @@ class El4ner:
         return cls(load_config(None if config is None else os.fspath(config), overrides))
 
     def prepare(self, progress: Callable[[str], None] | None = None) -> None:
-        """Loads the models and computes everything that comes from the pool, or takes it from the cache."""
+        """Loads the models and computes everything that comes from the pool, or takes it from the cache.
+
+        Raises UsageError where a variable of the environment asks kernels for what is not there.
+        """
         if self._team is None:
+            try:
+                check_environment()
+            except KernelError as error:
+                raise UsageError(str(error)) from None
             began = time.perf_counter()
             self._preparation = Preparation(self.config, progress=progress or self.progress, **self._given)
             self._team = self._preparation.team()

@@ -146,6 +146,14 @@ def choose(op: str, backend: str = "auto", device: str = "cpu") -> Callable[...,
     return implementations[backend]
 
 
+def check_environment() -> None:
+    """Raises KernelError where EL4NER_BACKEND, EL4NER_ISA or EL4NER_THREADS hold what a kernel would refuse later."""
+    choose("vote")
+    importlib.import_module("el4ner.kernels._threads").thread_count()
+    if _native_reason() is None:
+        importlib.import_module("el4ner.kernels._span_native").choose_path("auto")
+
+
 def device_of(*arrays: Any) -> str:
     """ "cuda" if any array is a tensor on a GPU, else "cpu"."""
     return "cuda" if any(getattr(array, "is_cuda", False) for array in arrays) else "cpu"

@@ -28,6 +28,7 @@ class FakeEl4ner:
 
     configs: ClassVar[list[Config]] = []
     prepared = 0
+    progress: Any = None
 
     @classmethod
     def from_config(cls, config: Config) -> FakeEl4ner:
@@ -51,6 +52,8 @@ class FakeEl4ner:
                 raise ValueError("what is \x1b[2J here?")
             if sentence.text == "lose":
                 continue
+            if sentence.text == "fit":
+                self.progress("fitting, 5 folds")
             if sentence.text == "warn":
                 warnings.warn("something\nis odd: \x1b[2J", UserWarning, stacklevel=1)
             at = sentence.text.find("Berlin")
@@ -435,3 +438,12 @@ def test_version_and_help() -> None:
     for command in ([], ["predict"], ["evaluate"], ["show"], ["doctor"], ["download"], ["pool"], ["pool", "check"]):
         assert run(*command, "--help").exit_code == 0
     assert run("pridict").exit_code == 2
+
+
+def test_what_takes_long_is_said_on_stderr_without_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("predict", "--text", "fit").stderr == ""  # quick runs have nothing to say
+    monkeypatch.setattr("el4ner.cli_messages.SILENT_S", 0.0)
+    done = run("predict", "--text", "fit")
+    assert (done.exit_code, done.stderr) == (0, "el4ner: fitting, 5 folds\n")
+    assert len(done.stdout.splitlines()) == 1
+    assert run("predict", "--text", "fit", "-q").stderr == ""

@@ -260,7 +260,8 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.micro.correct, result.problems.lost_records) == (1, 1)
     assert json.loads(json.dumps(result.to_dict()))["micro"]["support"] == 2
     for line, message in [
-        ("{}", '"entities" is null; use a list of {start, end, label}, as el4ner predict writes it'),
+        ("{}", 'no "entities"; use a list of {start, end, label}, as el4ner predict writes it'),
+        ('{"entities": null}', '"entities" is null; use a list of {start, end, label}, as el4ner predict writes it'),
         ('{"entities": [{"start": null}]}', "record '2': an entity has the offset None; use integers"),
         ('{"entities": [3]}', "record '2': an entity is 3; use an object with start, end and label"),
         ('{"id": [], "entities": []}', '"id" is a list ([]); use a string or an integer'),

@@ -17,6 +17,7 @@ from el4ner.engines.base import Completion, Generate
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError, EngineError, UsageError
 from el4ner.jsonl import read_inputs
+from el4ner.kernels import available_backends
 from el4ner.pipeline import El4ner, _shortfall
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
@@ -82,6 +83,19 @@ def test_one_string_is_no_list_of_texts(make: Callable[..., El4ner]) -> None:
 def test_what_is_no_list_of_texts_at_all(make: Callable[..., El4ner]) -> None:
     with pytest.raises(UsageError, match=r"^texts is int; give a list of texts"):
         make({"a": member()}).predict(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("EL4NER_BACKEND", "fast"), ("EL4NER_ISA", "mmx"), ("EL4NER_THREADS", "-1")]
+)
+def test_what_kernels_would_refuse_is_a_usage_error_before_models_load(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable == "EL4NER_ISA" and available_backends("vote")["native"] is not None:
+        pytest.skip("no compiler built _native")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=f"^{variable}={value}; "):
+        El4ner.from_config(members=["a=nobody/nothing"], encoder="nobody/nothing").prepare()
 
 
 def test_records_of_files_and_of_python_are_read_alike(make: Callable[..., El4ner], tmp_path: Path) -> None:
