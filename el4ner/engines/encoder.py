@@ -61,7 +61,7 @@ class SentenceEncoder:
             raise EngineError(f"encoder {source!r} does not end in mean pooling; use implementation='auto'")
         self.implementation = implementation
         with load_errors(resolved), quiet_transformers():
-            self._load(str(folder or resolved.location), resolved)
+            self._load(str(folder), resolved)
         if layout is not None and implementation == "direct":
             self._limit = min(layout, self._positions)
         revision = resolved.identity or getattr(self.model.config, "_commit_hash", None)
