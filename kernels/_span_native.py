@@ -34,12 +34,13 @@ def choose_path(precision: str) -> tuple[str, str]:
     "auto" is int8 where the CPU multiplies bytes faster than floats, else fp32. A precision asked for by name runs on
     any CPU, on the portable loops if need be.
     """
-    forced = os.environ.get("EL4NER_ISA") or "auto"
+    asked = os.environ.get("EL4NER_ISA") or "auto"
+    forced = "avx512" if asked == "avx512_bf16" else asked  # a name of choice_logprobs; here avx512 includes it
     pairs = supported()
     if forced != "auto":
         present = list(dict.fromkeys(isa for _, isa in pairs))
         if forced not in present:
-            raise KernelError(f"EL4NER_ISA={forced}; this CPU allows: auto, {', '.join(present)}")
+            raise KernelError(f"EL4NER_ISA={asked}; this CPU allows: auto, {', '.join(present)}")
         pairs = [(p, isa) for p, isa in pairs if ISAS.index(isa) >= ISAS.index(forced)]
     if precision == "auto":
         precision = next((p for p, isa in pairs if p == "int8" and isa != "portable"), "fp32")

@@ -326,6 +326,9 @@ def test_switches_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EL4NER_ISA", "amx")
         assert choose_path("auto") == ("int8", "amx")
         assert choose_path("fp32") == ("fp32", "avx512")  # the next best that has it
+    if ("int8", "avx512") in supported():
+        monkeypatch.setenv("EL4NER_ISA", "avx512_bf16")  # a name that choice_logprobs has
+        assert choose_path("auto") == ("int8", "avx512")
     monkeypatch.setenv("EL4NER_ISA", "portable")
     assert choose_path("auto") == ("fp32", "portable")
     assert choose_path("int8") == ("int8", "portable")
