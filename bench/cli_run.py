@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-def _data_options(command: C) -> C:
-    """The options that say what is evaluated on, and where the answers go."""
+def _data_options(split: str) -> Callable[[C], C]:
+    """The options that say what is evaluated on, and where the answers go. split: the default of --split."""
+    return lambda command: _with_data_options(command, split)
+
+
+def _with_data_options(command: C, split: str) -> C:
     for option in reversed(
         (
             click.option("--data", required=True, help="Folder of splits, a file, or a Hugging Face dataset id."),
-            click.option("--split", default="test", show_default=True, help="The split that is predicted."),
+            click.option("--split", default=split, show_default=True, help="The split that is predicted."),
             click.option("--limit", type=click.IntRange(1), help="Only so many sentences, drawn by the seed."),
             click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of sample and fits."),
             click.option("--pool", help="A file to take the pool from instead of the train split."),
@@ -48,7 +52,7 @@ def _data_options(command: C) -> C:
 
 
 @click.command()
-@_data_options
+@_data_options("test")
 @click.option("--systems", default="default", show_default=True, help="Comma-separated names or configuration files.")
 @click.option(
     "--options",
@@ -84,7 +88,7 @@ def run(systems: str, tuned: Path | None, fixed: tuple[str, ...], **shared: Any)
 
 
 @click.command()
-@_data_options
+@_data_options("dev")
 @click.option("--systems", default="kate", show_default=True, help="Comma-separated names of baselines.")
 @click.option("--try", "tries", multiple=True, help="Values to try: --try 'kate.k=[1, 2, 4]'. Default: a grid.")
 @click.option("--option", "fixed", multiple=True, help="An option of one baseline that is not tried.")
@@ -112,7 +116,7 @@ def tune(systems: str, tries: tuple[str, ...], fixed: tuple[str, ...], **shared:
 
 
 @click.command()
-@_data_options
+@_data_options("test")
 @click.option("--groups", default="all", show_default=True, help="Comma-separated; which kinds of variants to run.")
 def ablate(groups: str, **shared: Any) -> None:
     """What each stage and improvement buys: settings switched off or varied in turn, one table.

@@ -36,7 +36,7 @@ def speed_section(path: Path) -> str:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path.name}:{number}: is no row of a speed ({error})") from error
         rivals = [] if row["what"] == "choose" else [row]
-    table = Table(_COLUMNS, rows, names=3)
+    table = Table(_COLUMNS, rows, names=3, words=("where",))
     return (
         "\nSame answers checked, timed in interleaved blocks, each a part of the sentences where a row says so: one\n"
         "thread, medians over blocks; work beside it disturbs the ratio of CPU times least. All numbers:\n"

@@ -33,10 +33,11 @@ def kernels_section(path: Path) -> str:
             raise InputError(f"{path.name}:{number}: is no row of a kernel ({error})") from error
     for (what, where), rows in sorted(runs.items(), key=lambda run: run[0]):
         lines += _lines(what, where, rows)
+    table = Table(_COLUMNS, lines, names=2, words=("times as fast as", "where"))
     return (
         "\nAnswers checked first, then timed in turns: CPU seconds of one thread, median and in parentheses least and\n"
         "most (of wall time where CPU time has no spread). Ours is the fastest of our backends in that run. All rows,\n"
-        f"with the rivals' times: `bench/results/kernels.jsonl`.\n\n{render_table(Table(_COLUMNS, lines, names=2))}"
+        f"with the rivals' times: `bench/results/kernels.jsonl`.\n\n{render_table(table)}"
     )
 
 

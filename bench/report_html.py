@@ -149,7 +149,7 @@ def _chart(chart: Chart) -> str:
 
 def _table(table: Table) -> str:
     def kind(column: int) -> str:
-        return ' class="n"' if column < table.names else ""
+        return ' class="n"' if table.holds_names(column) else ""
 
     head = "".join(f"<th{kind(i)}>{_escape(name)}</th>" for i, name in enumerate(table.columns))
     rows = ["".join(_cell(cell, kind(i)) for i, cell in enumerate(row)) for row in table.rows]

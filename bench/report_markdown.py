@@ -52,7 +52,7 @@ def render_table(table: Table) -> str:
     """A pipe table with its caption before and its note after."""
     caption = f"{escape(table.caption)}\n\n" if table.caption else ""
     head = "| " + " | ".join(_header(name) for name in table.columns) + " |\n"
-    rule = "| " + " | ".join("---" if i < table.names else "---:" for i in range(len(table.columns))) + " |\n"
+    rule = "| " + " | ".join("---" if table.holds_names(i) else "---:" for i in range(len(table.columns))) + " |\n"
     rows = "".join("| " + " | ".join(_cell(cell) for cell in row) + " |\n" for row in table.rows)
     note = f"\n{escape(table.note)}\n" if table.note else ""
     return f"{caption}{head}{rule}{rows}{note}\n"

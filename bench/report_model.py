@@ -31,13 +31,21 @@ Row = Sequence[Entry]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; cells that are plain strings have no emphasis. The first `names` columns hold names."""
+    """Rows under columns; cells that are plain strings have no emphasis.
+
+    The first `names` columns hold names, and so do those whose headings are in `words`; the others hold numbers.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Row]
     caption: str = ""
     note: str = ""
     names: int = 1
+    words: Sequence[str] = ()
+
+    def holds_names(self, column: int) -> bool:
+        """Whether a column is read as text, from the left, and not as numbers."""
+        return column < self.names or (column < len(self.columns) and self.columns[column] in self.words)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from el4ner.jsonl import json_text
 def plan(config: str | None, as_json: bool, **options: Any) -> None:
     """Predict the memory that the members' models take, and whether they stay in memory together or take turns.
 
-    Reads configurations and GGUF metadata, no weights. Members that share a source share its weights.
+    Reads configurations and GGUF metadata, no weights. Members that share a source share its weights. Ends with 1
+    where not even the largest model fits alone.
     """
     need_stdout()
     from el4ner.config import load_config
@@ -29,3 +30,5 @@ def plan(config: str | None, as_json: bool, **options: Any) -> None:
     check_device(settings.device)
     made = make_plan(settings)
     click.echo(json_text(made.to_dict()) if as_json else render_plan(made))
+    if made.mode == "too large":
+        raise click.exceptions.Exit(1)

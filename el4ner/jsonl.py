@@ -31,6 +31,7 @@ from el4ner.lines import (
     kind,
     numbered_lines,
     parse_object,
+    readable_part,
     text_of,
     visible,
 )
@@ -82,7 +83,9 @@ def _json_sentence(line_text: str, where: str, line: int) -> Sentence:
     try:
         return record_sentence(parse_object(line_text), where, line)
     except LineError as error:
-        return Sentence(str(line), "", {}, f"{where}: {error}")
+        part = readable_part(line_text)
+        kept = record_sentence(part, where, line) if part else Sentence(str(line), "")
+        return Sentence(kept.id, kept.text, kept.extra, f"{where}: {error}")
 
 
 def _line_sentence(raw: bytes, where: str, line: int, plain: bool) -> Sentence:

@@ -230,11 +230,25 @@ def _too_deep(value: Any) -> bool:
     return True
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise LineError(f"the key {excerpt(twice)} stands more than once in one object; keep one of them")
+    return found
+
+
 def parse_object(line: str) -> dict[str, Any]:
-    """The JSON object a line holds. Raises LineError if it holds anything else."""
+    """The JSON object a line holds. Raises LineError if it holds anything else, or a key twice."""
     remedy = f"write one JSON object a line, such as {EXAMPLE}"
     try:
-        value = json.loads(line, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
+        value = json.loads(
+            line,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_without_repeats,
+        )
     except json.JSONDecodeError as error:
         raise LineError(
             f"not JSON: {excerpt(line)} ({error.msg.removesuffix(' at')} at column {error.colno}); {remedy}"
@@ -246,6 +260,23 @@ def parse_object(line: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LineError(f"not a JSON object but {kind(value)}: {excerpt(value)}; {remedy}")
     return value
+
+
+def readable_part(line: str) -> dict[str, Any]:
+    """What can be kept of a line that `parse_object` refuses for a number or a repeated key, {} where nothing can.
+
+    null stands for such numbers, the last of several values for their key.
+    """
+    try:
+        value = json.loads(
+            line,
+            parse_constant=lambda _: None,
+            parse_float=lambda digits: float(digits) if math.isfinite(float(digits)) else None,
+            parse_int=lambda digits: int(digits) if len(digits) <= MAX_INTEGER_DIGITS else None,
+        )
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) and not _too_deep(value) else {}
 
 
 def check_encodable(text: str, name: str) -> None:

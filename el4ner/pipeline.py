@@ -66,6 +66,11 @@ class El4ner:
             raise ConfigError(f"config is {type(config).__name__}; give a path, a mapping of settings or a Config")
         return cls(load_config(None if config is None else os.fspath(config), overrides))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings and what was given: a copy in another process loads its own models."""
+        fresh = El4ner(self.config, **self._given)
+        return {**vars(fresh), "watch": self.watch, "progress": self.progress}
+
     def prepare(self, progress: Callable[[str], None] | None = None) -> None:
         """Loads the models and computes everything that comes from the pool, or takes it from the cache.
 

@@ -57,7 +57,7 @@ def test_the_best_value_of_each_option_stays(folder: Path, tmp_path: Path) -> No
 
 def test_what_was_chosen_is_what_runs(folder: Path, tmp_path: Path) -> None:
     tuned, out = tmp_path / "tuned", tmp_path / "out"
-    command = ["tune", "--data", str(folder), "--split", "dev", "--systems", "dictionary", "--out", str(tuned),
+    command = ["tune", "--data", str(folder), "--systems", "dictionary", "--out", str(tuned),
                "--try", "dictionary.folded=[false, true]"]  # fmt: skip
     done = CliRunner().invoke(group, command)
     assert done.exit_code == 0, done.output

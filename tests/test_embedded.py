@@ -7,6 +7,7 @@ borrowed from the user's cache, and the models are loaded once.
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +195,16 @@ ALL: dict[str, Any] = {
     "stack": {"sample": 6},
     "min_score": 0.02,
 }
+
+
+def test_a_pipeline_that_was_used_can_be_sent_to_another_process(embedded: None, cache: Path, small: Pool) -> None:
+    model = El4ner(make_config({"voters": ["retrieval"], "device": "cpu", "dtype": "float32"}), pool=small)
+    texts = [d.text for d in small.sentences[:3]]
+    found = model.predict(texts)
+    assert any(prediction.entities for prediction in found)
+    sent = pickle.loads(pickle.dumps(model))
+    assert sent.report()["records"] == {}
+    assert sent.predict(texts) == found
 
 
 def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:

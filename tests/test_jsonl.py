@@ -68,6 +68,11 @@ def test_ids_texts_and_extra(here: Path) -> None:
         ('{"tokens": ["a", 1]}', '"tokens" holds a number (1); use strings only'),
         ('{"text": "x", "id": 1.5}', '"id" is a number (1.5); use a string or an integer'),
         ('{"text": "x", "id": true}', '"id" is a boolean (true); use a string or an integer'),
+        ('{"text": "x", "text": "y"}', 'the key "text" stands more than once in one object; keep one of them'),
+        (
+            '{"text": "x", "n": {"a": 1, "b": 2, "a": 3}}',
+            'the key "a" stands more than once in one object; keep one of them',
+        ),
         ('{"text": "x", "n": NaN}', "NaN is no JSON number; use null or leave it out"),
         ('{"text": "x", "n": -Infinity}', "-Infinity is no JSON number; use null or leave it out"),
         ('{"text": "x", "n": 1e999}', "the number 1e999 is too large; write it as a string"),
@@ -104,6 +109,20 @@ def test_what_is_usable_of_a_bad_record_is_kept(here: Path) -> None:
     assert (surrogate.id, surrogate.text) == ("c", "a\ufffd")
     assert (bad_utf8.id, bad_utf8.text) == ("d", "caf\ufffd")
     assert bad_utf8.error == "x.jsonl:4: invalid UTF-8 (byte 0xe9 at byte 25 of the line); save the file as UTF-8"
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 5000])
+def test_a_record_with_a_number_that_json_has_not_keeps_its_id_and_text(here: Path, number: str) -> None:
+    (bad,) = read(Path("x.jsonl"), f'{{"id": "a", "text": "t", "n": {number}, "m": 1.5}}\n')
+    assert bad.error is not None
+    assert bad.error.startswith("x.jsonl:1: ")
+    assert (bad.id, bad.text, bad.extra) == ("a", "t", {"n": None, "m": 1.5})
+
+
+def test_of_a_record_with_a_repeated_key_the_last_value_is_kept(here: Path) -> None:
+    (bad,) = read(Path("x.jsonl"), '{"id": "a", "text": "t", "text": "u", "k": 2}\n')
+    assert bad.error is not None
+    assert (bad.id, bad.text, bad.extra) == ("a", "u", {"k": 2})
 
 
 def test_byte_order_mark_windows_lines_and_missing_last_newline(here: Path) -> None:

@@ -22,7 +22,7 @@ from el4ner.engines import Choose, Generate, load_engine  # noqa: E402
 from el4ner.engines.loading import load_model  # noqa: E402
 from el4ner.engines.residency import Residency  # noqa: E402
 from el4ner.engines.sizes import size_of  # noqa: E402
-from el4ner.errors import ConfigError, EngineError  # noqa: E402
+from el4ner.errors import ConfigError, EngineError, ModelNotFoundError  # noqa: E402
 from el4ner.models import embedded_file, local_folder, resolve  # noqa: E402
 from el4ner.plan import MIB, check_fits, make_plan, peak_mib, render_plan  # noqa: E402
 from el4ner.preparation import Preparation  # noqa: E402
@@ -190,6 +190,15 @@ def test_the_command_loads_no_weights(folders: list[str], monkeypatch: pytest.Mo
     done = CliRunner().invoke(main, ["plan", "--members", f"a={broken}"])
     assert done.exit_code == 1
     assert "configuration cannot be read" in done.stderr
+    done = CliRunner().invoke(main, [*options, "--memory-limit-mib", "1"])
+    assert (done.exit_code, "the largest model does not fit" in done.stdout) == (1, True)
+
+
+def test_a_hub_model_that_cannot_be_had_is_the_same_error_as_in_predict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = CliRunner().invoke(main, ["plan", "--members", "m=nobody/nothing"])
+    assert done.exit_code == ModelNotFoundError.exit_code == 2
+    assert "nobody/nothing" in done.stderr
 
 
 def test_libraries_that_are_not_loaded_yet_count_as_the_process() -> None:

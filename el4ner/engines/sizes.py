@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from el4ner.conversion import copy_folder, is_intact, quiet_transformers
 from el4ner.engines.quantization import BITS
-from el4ner.errors import EngineError
+from el4ner.errors import EngineError, ModelNotFoundError
 from el4ner.hub import loading_options
 from el4ner.models import ResolvedModel
 
@@ -49,7 +49,10 @@ def size_of(resolved: ResolvedModel) -> ModelSize:
 
 
 def model_config(resolved: ResolvedModel) -> Any:
-    """The transformers configuration of a folder, a hub model or a GGUF file, whose metadata are read."""
+    """The transformers configuration of a folder, a hub model or a GGUF file, whose metadata are read.
+
+    Raises EngineError where that fails, ModelNotFoundError for a hub model that is neither cached nor fetched.
+    """
     import transformers
 
     options = loading_options(resolved)
@@ -67,7 +70,8 @@ def model_config(resolved: ResolvedModel) -> Any:
             return transformers.AutoConfig.from_pretrained(location, **options)
     except Exception as error:  # a file or server can be wrong in many ways
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise EngineError(f"model {resolved.name!r}: its configuration cannot be read ({reason})") from error
+        failed = ModelNotFoundError if resolved.kind == "hub" and isinstance(error, OSError) else EngineError
+        raise failed(f"model {resolved.name!r}: its configuration cannot be read ({reason})") from error
 
 
 def encoder_parameters(resolved: ResolvedModel) -> int:
