@@ -63,7 +63,8 @@ sanitize:  ## address, undefined-behaviour and thread sanitizers over the C++ ke
 	build/sanitize_threads
 
 builtin: setup  ## fit the built-in pool anew and write el4ner/data/builtin.npz (minutes)
-	$(BIN)/python -m el4ner.shipped
+	@# Not from here: `python -m` would put the top folder `kernels` on the import path.
+	cd el4ner/data && $(CURDIR)/$(BIN)/python -m el4ner.shipped
 
 clean:  ## remove everything that was made
 	rm -rf .venv build dist el4ner.egg-info el4ner/_native*.so $(DEMO_OUTPUT)

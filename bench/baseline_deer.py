@@ -28,7 +28,7 @@ from el4ner.bench.system import Found, Workbench, with_options
 from el4ner.cache import ArrayCache, cache_root, content_key
 from el4ner.engines.base import Choose, FloatArray, Prompt
 from el4ner.pool import Pool
-from el4ner.prompts import classification_prompt, label_choices
+from el4ner.prompts import classification_question, label_choices, prefix
 from el4ner.records import Demonstration, Sentence, Span, Usage
 from el4ner.stages.ranking import best
 
@@ -163,8 +163,10 @@ class Deer(OnePrompt):
         return found, usage, errors
 
     def _question(self, text: str, span: Span, shown: Sequence[Demonstration]) -> Prompt | None:
+        question = classification_question(text[span.start : span.end])
+
         def build(demonstrations: Sequence[Demonstration]) -> Prompt:
-            return classification_prompt(text, demonstrations, self.labels, "list", span)
+            return *prefix(text, demonstrations, self.labels), question
 
         return self.fitted(build, shown, 16)
 

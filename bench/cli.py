@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from el4ner.bench.cli_options import (
 from el4ner.bench.cli_pipeline import pipeline
 from el4ner.bench.cli_report import compare, report
 from el4ner.bench.cli_run import ablate, run, tune
-from el4ner.cli_messages import INTERRUPTED, warnings_as_messages
+from el4ner.cli_messages import INTERRUPTED, unexpected, warnings_as_messages
 from el4ner.errors import El4nerError
 
 
@@ -52,7 +53,7 @@ def group() -> None:
 @click.option("--side", "sides", multiple=True, help="Of span_topk on the CPU: only names that hold this; repeatable.")
 @click.option("--budget", type=click.FloatRange(0, min_open=True), help="CPU seconds for all calls of a rival there.")
 @threads_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random inputs.")
 @json_option
 @click.pass_context
 def kernels(
@@ -149,7 +150,7 @@ def engine(
 @click.option("--systems", default="default", show_default=True, help="Comma-separated; member:NAME for one member.")
 @click.option("--split", default="test", show_default=True, help="The split that is predicted; train is the pool.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many sentences, drawn by the seed.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample and the bootstrap.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of sample and bootstrap.")
 @click.option("--pool-limit", type=click.IntRange(1), help="Only so many pool sentences, drawn by content.")
 @click.option("--set", "assignments", multiple=True, help="A setting for all systems, as YAML: --set overlap=nested.")
 @click.option("--predictions", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep predictions in.")
@@ -200,3 +201,8 @@ def main() -> None:
     except El4nerError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        if os.environ.get("EL4NER_DEBUG"):
+            raise
+        click.echo(f"error: {unexpected(error)}", err=True)
+        raise SystemExit(1) from None

@@ -48,7 +48,7 @@ def timing_options(command: C) -> C:
             click.option("--blocks", type=click.IntRange(1), default=3, show_default=True,
                          help="Timed blocks, interleaved."),
             threads_option,
-            click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample."),
+            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sample."),
             json_option,
         )
     ):  # fmt: skip

@@ -2,8 +2,8 @@
 
 First on a few sentences, where they vote on what the others propose: writing lists is the dearest thing that members
 do, and who labels no better than chance finds no spans that are worth it. Members whose votes do not make those
-sentences more probable are not asked (unless all are asked for). Those that pass list spans too and are stacked on a
-larger sample, beside what the cheap voters already have.
+sentences more probable are not asked (unless all are asked for): none of them, or not those that add nothing to the
+others. Those that pass list spans too and are stacked on a larger sample, beside what the cheap voters already have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from el4ner.stages.team import Team
 from el4ner.voters.conversations import together
 from el4ner.voters.features import FEATURE_VERSION
 from el4ner.voters.readout import READOUT_VERSION
-from el4ner.weighing import NEUTRAL, Weighed, ask_verifier, verified_scores, weigh_members, weigh_verifier
+from el4ner.weighing import (
+    NEUTRAL,
+    Weighed,
+    ask_verifier,
+    gain_of,
+    verified_scores,
+    weigh_members,
+    weigh_verifier,
+)
 
 if TYPE_CHECKING:
     from el4ner.preparation import Examined, Preparation
@@ -48,9 +56,11 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
     team.members = preparation.members(team.pool, wanted)
     team.retriever = preparation.retriever(team.pool)
     team.asked = (*cheap, *(member.name for member in team.members))
-    if config.voters == "auto" and cheap and not _passes(preparation, team, examined):
-        team.asked = cheap
-        return
+    if config.voters == "auto" and cheap:
+        passed = _passing(preparation, team, examined)
+        team.asked = (*cheap, *passed)
+        if not passed:
+            return
     sample = team.pool.sample(config.stack.sample)
     preparation.progress(f"stacking the prompted members on {len(sample)} pool sentences")
     asked = ask(preparation, team, examined, sample)
@@ -93,17 +103,16 @@ def _weigh_verdicts(
     return verified_scores(verdicts, weights, [len(own) for own in asked.candidates])
 
 
-def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
-    """Whether the members help on the audition's sentences. No gain on the first third of them ends it early."""
+def _passing(preparation: Preparation, team: Team, examined: Examined) -> tuple[str, ...]:
+    """The members that help on the audition's sentences. No gain on the first third of them ends it early."""
     size = preparation.config.stack.audition
     gain = error = 0.0
     trial: list[int] = []
     for number in sorted({max(4, size // 3), size}):
         trial = team.pool.sample(number)
         preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
-        weighed = weigh_members(
-            team, ask(preparation, team, examined, trial, listing=False), [team.pool.folds[s] for s in trial]
-        )
+        asked, folds = ask(preparation, team, examined, trial, listing=False), [team.pool.folds[s] for s in trial]
+        weighed = weigh_members(team, asked, folds)
         gain, error = weighed.gain, weighed.error
         if gain <= _LEAST_GAIN:
             break
@@ -112,12 +121,29 @@ def _passes(preparation: Preparation, team: Team, examined: Examined) -> bool:
         "standard error": round(error, 4),
     }  # fmt: skip
     if gain > max(_STANDARD_ERRORS * error, _LEAST_GAIN):
-        return True
+        return _helpful(preparation, team, asked, folds)
     preparation.notes.append(
         f"prompted members bring nothing on {len(trial)} pool sentences ({gain:+.3f} in log-probability a "
         f"sentence, standard error {error:.3f}) and are not asked; --voters all asks them"
     )
-    return False
+    return ()
+
+
+def _helpful(preparation: Preparation, team: Team, asked: Asked, folds: Sequence[int]) -> tuple[str, ...]:
+    """The members less those without whose votes the others do as well, the least helpful left out first."""
+    cheap = team.base.voters if team.base is not None else ()
+    names = [member.name for member in team.asked_members]
+    while len(names) > 1:
+        gains = {name: gain_of(team, (*cheap, *names), asked, folds, name) for name in names}
+        least = min(names, key=gains.__getitem__)
+        if gains[least] > _LEAST_GAIN:
+            break
+        names.remove(least)
+        preparation.notes.append(
+            f"member {least} adds {gains[least]:+.3f} in log-probability a sentence to the others on {len(folds)} pool "
+            "sentences and is not asked; --voters all asks it"
+        )
+    return tuple(names)
 
 
 class Asked:

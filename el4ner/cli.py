@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from el4ner.cli_messages import INTERRUPTED, need_stdout, say_warning, warnings_as_messages
+from el4ner.cli_messages import INTERRUPTED, need_stdout, say_warning, unexpected, warnings_as_messages
 from el4ner.cli_plan import plan
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
@@ -77,9 +77,7 @@ class _Commands(click.Group):
 
     @staticmethod
     def _unexpected(ctx: click.Context, error: Exception) -> NoReturn:
-        hint = "" if os.environ.get("EL4NER_DEBUG") else "; run with EL4NER_DEBUG=1 for the traceback"
-        detail = " ".join(str(error).split()) or "no message"
-        _say(f"error: unexpected {type(error).__name__}: {detail}{hint}")
+        _say(f"error: {unexpected(error)}")
         ctx.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -44,6 +45,12 @@ def warnings_as_messages(warn: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = before
+
+
+def unexpected(error: Exception) -> str:
+    """An error that nobody raised on purpose, in one line."""
+    hint = "" if os.environ.get("EL4NER_DEBUG") else "; run with EL4NER_DEBUG=1 for the traceback"
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{hint}"
 
 
 def need_stdout(remedy: str = "open it") -> None:

@@ -19,8 +19,8 @@ from el4ner.jsonl import json_text
 def plan(config: str | None, as_json: bool, **options: Any) -> None:
     """Predict the memory that the members' models take, and whether they stay in memory together or take turns.
 
-    Reads configurations and GGUF metadata, no weights. Members that share a source share its weights. Ends with 1
-    where not even the largest model fits alone.
+    Reads configurations and GGUF metadata; weights are not loaded, but of a GGUF file the checksum is computed. Members
+    that share a source share its weights. Ends with 1 where not even the largest model fits alone.
     """
     need_stdout()
     from el4ner.config import load_config

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
-from el4ner.cli_predict import check_device, given, model_options
+from el4ner.cli_predict import check_device, check_stdin, given, model_options, overlap_option
 from el4ner.corpora import scan_examples
 from el4ner.errors import PoolError
 from el4ner.lines import display_name, visible
@@ -25,6 +25,7 @@ def pool() -> None:
 
 @pool.command()
 @model_options
+@overlap_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it works.")
 def build(config: str | None, quiet: bool, **options: Any) -> None:
     """Compute and cache everything `el4ner predict` needs from a pool, with the same options."""
@@ -36,6 +37,7 @@ def build(config: str | None, quiet: bool, **options: Any) -> None:
             click.echo(f"el4ner: {message}", err=True)
 
     settings = load_config(config, overrides=given(options))
+    check_stdin((), config, settings)
     check_device(settings.device)
     with warnings_as_messages(Messages(quiet, results_on_stdout=False).warn):
         El4ner.from_config(settings).prepare(progress=say)

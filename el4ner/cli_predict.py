@@ -38,7 +38,9 @@ def _split_voters(_: click.Context, __: click.Parameter, value: str | None) -> s
 
 _MODEL_OPTIONS = (
     click.option(
-        "--examples", metavar="POOL", help="Labelled sentences (JSONL or .conll); default: builtin, el4ner's own."
+        "--examples",
+        metavar="POOL",
+        help="Labelled sentences (JSONL, .conll); default: builtin, but none beside --labels.",
     ),
     click.option("--labels", metavar="FILE", help="Label definitions (YAML or JSON); default: those of the pool."),
     click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to start from."),
@@ -53,6 +55,9 @@ _MODEL_OPTIONS = (
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of models."),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything that is sampled."),
 )
+
+
+overlap_option = click.option("--overlap", type=click.Choice(["flat", "nested"]), help="Whether entities may overlap.")
 
 
 def model_options(command: _Command) -> _Command:
@@ -116,6 +121,17 @@ def _files_read(inputs: Sequence[str], config_path: str | None, settings: Config
     read += [(what, path) for what, path in named.items() if path is not None]
     read += [("the settings file (--config)", config_path)] if config_path is not None else []
     return read + [(f"the model of member {member.name}", member.source) for member in settings.members]
+
+
+def check_stdin(inputs: Sequence[str], config_path: str | None, settings: Config) -> None:
+    """Raises click.UsageError where standard input is named for more than one thing: it can be read only once."""
+    named = {
+        "INPUT": STDIN in inputs, "--examples": settings.examples == STDIN, "--labels": settings.labels == STDIN,
+        "--config": config_path == STDIN,
+    }  # fmt: skip
+    readers = [what for what, reads in named.items() if reads]
+    if len(readers) > 1:
+        raise click.UsageError(f"- (stdin) is named for {' and '.join(readers)}; it can be read only once, name files")
 
 
 def _outputs(
@@ -207,7 +223,7 @@ def _promise(point: Mapping[str, Any]) -> str:
 @click.option(
     "--target-precision", type=float, metavar="P", help="Leave out entities so that a share of P of the rest is right."
 )
-@click.option("--overlap", type=click.Choice(["flat", "nested"]), help="Whether entities may overlap.")
+@overlap_option
 @click.option("--report", "report_path", metavar="FILE", help="Write what the run did and took, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no warnings.")
 def predict(
@@ -235,6 +251,7 @@ def predict(
     from el4ner.config import load_config
 
     settings = load_config(config, overrides=given(options))
+    check_stdin(inputs, config, settings)
     check_device(settings.device)
     messages = Messages(quiet, results_on_stdout=output is None or output == STDIN)
     target, report_file = _outputs(output, report_path, _files_read(inputs, config, settings))

@@ -24,7 +24,7 @@ _TAKEN = ("auto", "all", "reading", "retrieval", "noun-phrases", "pool-strings")
 
 class _Settings(BaseModel):
     # strict: "8" and true are no numbers; an integer may stand where a number is asked for
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -181,6 +181,13 @@ class ReadingConfig(_Settings):
             raise ValueError("every depth is a share between 0 and 1")
         return value
 
+    @field_validator("depths")
+    @classmethod
+    def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("no layer is read; name one depth or more, or leave the voter `reading` out")
+        return value
+
 
 class RetrievalConfig(_Settings):
     """The retrieval voter: labels of the nearest pool strings, weighted exp(sharpness * cosine)."""
@@ -293,6 +300,9 @@ class Config(_Settings):
                 raise ValueError(f"voters: {', '.join(twice)} named twice; name every voter once")
         if self.min_score is not None and self.target_precision is not None:
             raise ValueError("min_score and target_precision both say what is left out; give one of them")
+        who = self.extract
+        if not (who.members or who.noun_phrases or who.pool_strings or who.reading):
+            raise ValueError("extract: nobody proposes spans; leave members, noun_phrases, pool_strings or reading on")
         if self.verify.member is not None and self.verify.member not in names:
             raise ValueError(f"verify.member: {self.verify.member!r} is no member; choose from {', '.join(names)}")
         if self.preset == "paper":

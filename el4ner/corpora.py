@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 from el4ner.errors import PoolError, UsageError
 from el4ner.jsonl import read_pool, scan_pool
 from el4ner.lines import LineError, decode_line, display_name, excerpt, numbered_lines
-from el4ner.records import Demonstration, LabelledSpan, Span
+from el4ner.records import Demonstration, LabelledSpan
 
 Scheme = Literal["iob1", "iob2", "bioes", "bilou"]
 Repair = Literal["error", "begin", "drop"]
@@ -40,25 +40,6 @@ class TokenSpan(NamedTuple):
     label: str
 
 
-def locate_tokens(text: str, tokens: Sequence[str]) -> list[Span]:
-    """Where each token stands in the text: the first place after the token before it.
-
-    Raises ValueError if a token is empty or cannot be found there.
-    """
-    spans = []
-    position = 0
-    for number, token in enumerate(tokens):
-        start = text.find(token, position) if token else -1
-        if start < 0:
-            raise ValueError(
-                f"token {number} ({excerpt(token)}) is not in the text after character {position} "
-                f"({excerpt(text[position:])}); tokens must be substrings of the text, in order"
-            )
-        position = start + len(token)
-        spans.append(Span(start, position))
-    return spans
-
-
 def split_tag(tag: str) -> tuple[str, str]:
     """A tag's prefix and label; ("O", "") for O. Raises ValueError if it is neither O nor PREFIX-LABEL."""
     if tag == OUTSIDE:
@@ -67,26 +48,6 @@ def split_tag(tag: str) -> tuple[str, str]:
     if not hyphen or not label or len(prefix) != 1 or prefix not in "BIESLU":
         raise ValueError(f"tag {excerpt(tag)} is neither O nor one of B- I- E- S- L- U- with a label")
     return prefix, label
-
-
-def spans_to_tags(offsets: Sequence[Span], entities: Iterable[LabelledSpan]) -> list[str]:
-    """IOB2 tags of tokens that stand at `offsets`, for entities given by character offsets.
-
-    Raises ValueError if entities overlap, which tags cannot express, or if one begins or ends inside a token.
-    """
-    firsts = {span.start: index for index, span in enumerate(offsets)}
-    stops = {span.end: index + 1 for index, span in enumerate(offsets)}
-    tags = [OUTSIDE] * len(offsets)
-    for entity in entities:
-        first, stop = firsts.get(entity.start), stops.get(entity.end)
-        if first is None or stop is None:
-            raise ValueError(f"entity [{entity.start}:{entity.end}] {entity.label} does not begin and end with a token")
-        if any(tag != OUTSIDE for tag in tags[first:stop]):
-            raise ValueError(
-                f"entity [{entity.start}:{entity.end}] {entity.label} overlaps another; tags hold flat data"
-            )
-        tags[first:stop] = [f"B-{entity.label}"] + [f"I-{entity.label}"] * (stop - first - 1)
-    return tags
 
 
 def guess_scheme(sentences: Iterable[Sequence[str]]) -> Scheme:

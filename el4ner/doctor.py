@@ -86,7 +86,6 @@ class Diagnosis:
     cuda_reason: str | None
     backends: tuple[BackendState, ...]
     models: tuple[ModelState, ...]
-    models_reason: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -162,16 +161,13 @@ def _backends() -> tuple[BackendState, ...]:
     return tuple(states)
 
 
-def _models() -> tuple[tuple[ModelState, ...], str | None]:
-    """The embedded models, or why their state is unknown."""
-    try:
-        models = importlib.import_module("el4ner.models")
-    except ImportError as error:
-        return (), f"el4ner.models cannot be imported: {error}"
+def _models() -> tuple[ModelState, ...]:
+    """The embedded models."""
+    from el4ner.models import installed
+
     return tuple(
-        ModelState(model.name, None if model.path is None else str(model.path), model.status)
-        for model in models.installed()
-    ), None
+        ModelState(model.name, None if model.path is None else str(model.path), model.status) for model in installed()
+    )
 
 
 def diagnose_hardware() -> dict[str, Any]:
@@ -187,7 +183,7 @@ def diagnose() -> Diagnosis:
     """Look at this machine. Takes seconds: kernels are run, and model files are read to check their sums."""
     cpu, instruction_sets = _cpu()
     cuda, cuda_reason = _cuda()
-    models, models_reason = _models()
+    models = _models()
     return Diagnosis(
         python=sys.version.split()[0],
         system=platform.platform(),
@@ -199,7 +195,6 @@ def diagnose() -> Diagnosis:
         cuda_reason=cuda_reason,
         backends=_backends(),
         models=models,
-        models_reason=models_reason,
     )
 
 
@@ -218,8 +213,6 @@ def render(diagnosis: Diagnosis) -> str:
     for state in diagnosis.backends:
         lines.append(f"  {state.op:<24}{state.backend:<8}{'works' if state.works else f'no: {state.reason}'}")
     lines += ["", "models"]
-    if diagnosis.models_reason:
-        lines.append(f"  unknown: {diagnosis.models_reason}")
     for model in diagnosis.models:
         lines.append(f"  {model.name:<24}{model.status}{f' ({model.path})' if model.path else ''}")
     if any(model.status in ("missing", "damaged") for model in diagnosis.models):

@@ -62,11 +62,17 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
         raise DocumentError(f"holds a value YAML cannot read ({error}); put it in quotes") from None
 
 
-def read_json(text: str) -> Any:
-    """The value of a JSON text. Raises DocumentError."""
+def read_json(text: str) -> tuple[Any, yaml.Node | None]:
+    """The value of a JSON text, and a node that knows its lines (None: it is no YAML). Raises DocumentError."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
-    except DocumentError:
+        return json.loads(text, object_pairs_hook=_once), _json_node(text)
+    except DocumentError as error:
+        try:
+            yaml.compose(text, Loader=_Loader)
+        except DocumentError as located:
+            error.line = located.line
+        except (yaml.YAMLError, ValueError, RecursionError):
+            pass
         raise
     except json.JSONDecodeError as error:
         raise DocumentError(f"not JSON ({error.msg}); correct it, or use YAML", error.lineno) from None
@@ -74,6 +80,15 @@ def read_json(text: str) -> Any:
         raise DocumentError(_TOO_DEEP) from None
     except ValueError as error:
         raise DocumentError(f"not usable JSON ({error}); correct it") from None
+
+
+def _json_node(text: str) -> yaml.Node | None:
+    """Most JSON is YAML; not what has tabs between its values, or characters as pairs of surrogates."""
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return node
 
 
 def lines_of(node: yaml.Node | None) -> Callable[[Sequence[int | str]], int | None]:

@@ -22,15 +22,21 @@ _EXPECTED = "write a list of labels, such as - {name: person, definition: A huma
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One label as read: its data and the lines (from 1) it and its keys stand on, None where JSON has no lines."""
+    """One label as read: its data, which one it is ("" where its line says so), and the lines of it and of its keys.
+
+    line: from 1, None where it is unknown.
+    """
 
     data: Any
-    where: str
+    number: str
+    line: int | None
     key_lines: Mapping[str, int]
 
-    def at(self, name: str, key: str) -> str:
-        line = self.key_lines.get(key)
-        return self.where if line is None else f"{name}:{line}"
+    def at(self, name: str, key: str | None = None) -> str:
+        """The place of the label, or of one of its keys, for messages."""
+        line = self.line if key is None else self.key_lines.get(key, self.line)
+        place = name if line is None else f"{name}:{line}"
+        return f"{place}: {self.number}" if self.number else place
 
 
 def read_labels(path: str | Path) -> tuple[Label, ...]:
@@ -44,7 +50,7 @@ def read_labels(path: str | Path) -> tuple[Label, ...]:
     text = read_text(path)
     if not text.strip():
         raise LabelsError(f"{name}: is empty; {_EXPECTED}")
-    items = _json_items(text, name) if name.endswith(".json") else _yaml_items(text, name)
+    items = _items(text, name)
     if not items:
         raise LabelsError(f"{name}: defines no label; {_EXPECTED}")
     labels: dict[str, Label] = {}
@@ -74,45 +80,41 @@ def _list_of(data: Any, name: str) -> list[Any]:
     return data
 
 
-def _json_items(text: str, name: str) -> list[_Item]:
+def _items(text: str, name: str) -> list[_Item]:
+    is_json = name.endswith(".json")
     try:
-        data = read_json(text)
-    except DocumentError as error:
-        raise LabelsError(error.at(name)) from None
-    return [_Item(item, f"{name}: label {number}", {}) for number, item in enumerate(_list_of(data, name), start=1)]
-
-
-def _yaml_items(text: str, name: str) -> list[_Item]:
-    try:
-        data, node = read_yaml(text)
+        data, node = read_json(text) if is_json else read_yaml(text)
     except DocumentError as error:
         raise LabelsError(error.at(name)) from None
     items = _list_of(data, name)
     if isinstance(node, yaml.MappingNode):
         node = next((value for key, value in node.value if key.value == "labels"), None)
-    if node is None:  # `labels` came in through a YAML merge key, whose lines are elsewhere
-        return [_Item(item, f"{name}: label {number}", {}) for number, item in enumerate(items, start=1)]
-    return [_yaml_item(item, item_node, name) for item, item_node in zip(items, node.value, strict=True)]
+    if node is None:  # JSON that is no YAML, or `labels` came in through a YAML merge key, whose lines are elsewhere
+        return [_Item(item, f"label {number}", None, {}) for number, item in enumerate(items, start=1)]
+    return [
+        _located(item, item_node, f"label {number}" if is_json else "")  # JSON may stand on one line
+        for number, (item, item_node) in enumerate(zip(items, node.value, strict=True), start=1)
+    ]
 
 
-def _yaml_item(data: Any, node: yaml.Node, name: str) -> _Item:
+def _located(data: Any, node: yaml.Node, number: str) -> _Item:
     """Adds the lines of a label and its keys."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     key_lines = {str(key.value): key.start_mark.line + 1 for key, _ in pairs}
-    return _Item(data, f"{name}:{node.start_mark.line + 1}", key_lines)
+    return _Item(data, number, node.start_mark.line + 1, key_lines)
 
 
 def _label(item: _Item, name: str) -> Label:
     data = item.data
     if not isinstance(data, dict):
         hint = f"write '- name: {data}'" if isinstance(data, str) and "\n" not in data else _EXPECTED
-        raise LabelsError(f"{item.where}: a label is {_kind(data)} ({excerpt(data)}), not a mapping; {hint}")
+        raise LabelsError(f"{item.at(name)}: a label is {_kind(data)} ({excerpt(data)}), not a mapping; {hint}")
     for key in data:
         if key not in KEYS:
             place = item.at(name, str(key))
             raise LabelsError(f"{place}: unknown key {excerpt(key)}; {_suggestion(key, KEYS)}")
     if "name" not in data:
-        raise LabelsError(f'{item.where}: a label has no "name" ({excerpt(data)}); add one')
+        raise LabelsError(f'{item.at(name)}: a label has no "name" ({excerpt(data)}); add one')
     try:
         label_name = check_label(data["name"])
     except LineError as error:
@@ -134,7 +136,7 @@ def _label(item: _Item, name: str) -> Label:
     try:
         check_encodable(" ".join((label.definition, *label.examples, *label.counter_examples)), "its wording")
     except LineError as error:
-        raise LabelsError(f"{item.where}: label {excerpt(label_name)}: {error}") from None
+        raise LabelsError(f"{item.at(name)}: label {excerpt(label_name)}: {error}") from None
     return label
 
 

@@ -231,10 +231,11 @@ def _too_deep(value: Any) -> bool:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
-        raise LineError(f"the key {excerpt(twice)} stands more than once in one object; keep one of them")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise LineError(f"the key {excerpt(key)} stands more than once in one object; keep one of them")
+        found[key] = value
     return found
 
 

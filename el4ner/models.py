@@ -392,14 +392,18 @@ def _fetch(hub_id: str) -> Path:
 def local_folder(model: ResolvedModel) -> str:
     """A folder, or hub id, that transformers can load: for a GGUF file the converted copy.
 
-    Raises EngineError if an embedded file does not have its pinned checksum and no converted copy is at hand.
+    Raises EngineError if an embedded file does not have its pinned checksum, unless a copy converted from the right
+    one is at hand.
     """
+    embedded = _BY_NAME.get(model.name)
     if model.kind != "gguf":
+        if embedded is not None:
+            _checked_file(embedded)
         return model.location
     assert model.identity is not None  # resolve() computes it for every GGUF file
     folder = copy_folder(model.identity)
     if is_intact(folder):
         return str(folder)
-    if model.name in _BY_NAME:
-        _checked_file(_BY_NAME[model.name])
+    if embedded is not None:
+        _checked_file(embedded)
     return str(converted_copy(Path(model.location), model.identity))

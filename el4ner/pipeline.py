@@ -17,9 +17,30 @@ from el4ner.kernels._dispatch import check_environment
 from el4ner.plan import mib, peak_mib
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
-from el4ner.records import Prediction, Sentence
+from el4ner.records import Prediction, Sentence, Span
 from el4ner.stages import Classified, Extracted, classify, extract, retrieve, verify
 from el4ner.stages.team import Team
+
+_NAMED = 10_000
+
+
+class _CloseDecisions:
+    """Spans whose fate rounding might turn: how many there are, and which the first of them are."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._named: list[dict[str, Any]] = []
+
+    def add(self, record: str, spans: Sequence[Span]) -> None:
+        """Counts the spans of one record."""
+        room = max(0, _NAMED - self._count)
+        self._named += [{"id": record, "start": span.start, "end": span.end} for span in spans[:room]]
+        self._count += len(spans)
+
+    def to_dict(self, tolerance: float) -> dict[str, Any]:
+        """As the report has it; the tolerance is 0 in float32, where there are none."""
+        return {"tolerance": tolerance, "count": self._count, "spans": list(self._named)}
+
 
 Text = str | Mapping[str, Any] | Sentence
 Watch = Callable[[Sequence[Sentence], Extracted, Classified], None]
@@ -47,6 +68,7 @@ class El4ner:
         self._seconds: dict[str, float] = defaultdict(float)
         self._statuses: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
+        self._close = _CloseDecisions()
 
     @classmethod
     def from_config(
@@ -85,7 +107,7 @@ class El4ner:
             self._preparation = Preparation(self.config, progress=progress or self.progress, **self._given)
             self._team = self._preparation.team()
             self._team.tokens.clear()  # the report counts what predictions cost
-            self._team.close.clear()
+            self._team.counts.clear()
             self._at_once = self._preparation.at_once(self._team)
             self._seconds["preparation"] += time.perf_counter() - began
 
@@ -161,6 +183,7 @@ class El4ner:
         for i, (sentence, own, cost) in enumerate(zip(sentences, verified.entities, verified.usage, strict=True)):
             self._tokens["prompt"] += cost.prompt_tokens
             self._tokens["generated"] += cost.generated_tokens
+            self._close.add(sentence.id, verified.close[i])
             unread = list(classified.unread[i])
             if team.verifier is not None and verified.unread[i]:
                 unread.append(team.verifier.name)
@@ -185,7 +208,8 @@ class El4ner:
     def report(self) -> dict[str, Any]:
         """What the run was and did: settings, who was asked and why, counts, tokens, seconds, peak memory.
 
-        close decisions: those that rounding in reduced precision might turn, by record and span.
+        close decisions: those that rounding in reduced precision might turn, by record and span (the
+        first 10,000).
         tokens by stage: per member those of prompts, those of them that were not computed because another prompt
         had them already, and those of replies.
         """
@@ -200,7 +224,7 @@ class El4ner:
             "fitted": {} if preparation is None else preparation.facts,
             "notes": [] if preparation is None else preparation.notes + preparation.engine_notes(),
             "replies": {} if team is None else dict(team.counts),
-            "close decisions": _close(team),
+            "close decisions": self._close.to_dict(0.0 if team is None else team.tie_tolerance),
             "records": dict(self._statuses),
             "tokens": dict(self._tokens),
             "tokens by stage": {}
@@ -211,15 +235,6 @@ class El4ner:
             "seconds": {name: round(value, 2) for name, value in self._seconds.items()},
             "peak memory, MiB": peak_mib("cpu"),
         }
-
-
-def _close(team: Team | None) -> dict[str, Any]:
-    """Decisions within the tolerance of ties, each once; the tolerance is 0 in float32, where there are none."""
-    marked = [] if team is None else list(dict.fromkeys(team.close))
-    return {
-        "tolerance": 0.0 if team is None else team.tie_tolerance, "count": len(marked),
-        "spans": [{"id": name, "start": start, "end": end} for name, start, end in marked],
-    }  # fmt: skip
 
 
 def _weights(team: Team | None) -> dict[str, Any] | None:

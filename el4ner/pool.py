@@ -15,6 +15,7 @@ from pathlib import Path
 
 from el4ner.errors import LabelsError, PoolError
 from el4ner.grouping import FOLDS_VERSION, folds_of
+from el4ner.lines import excerpt
 from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span
 from el4ner.text import occurrences, words
 
@@ -34,6 +35,7 @@ class Pool:
     labels: tuple[Label, ...]
     n_folds: int = 5
     name: str = BUILTIN
+    labels_name: str = "the labels file"
     digests: tuple[str, ...] = field(init=False)
     second_labels: int = field(init=False)
 
@@ -49,8 +51,9 @@ class Pool:
             for entity in demonstration.entities:
                 if entity.label not in known:
                     raise PoolError(
-                        f"pool {self.name}: sentence {demonstration.id!r} uses label {entity.label!r}, which the "
-                        f"labels file does not define; add it there or choose from {', '.join(sorted(known))}"
+                        f"pool {self.name}: sentence {demonstration.id!r} ({excerpt(demonstration.text)}) uses label "
+                        f"{entity.label!r}, which {self.labels_name} does not define; add it there or choose from "
+                        f"{', '.join(sorted(known))}"
                     )
 
     @property
@@ -173,7 +176,7 @@ def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -
     labels = read_labels(labels_path) if labels_path is not None else labels_of(sentences)
     if not labels:
         raise LabelsError(f"{examples}: no sentence has an entity, so there are no labels; give --labels FILE")
-    pool = Pool(sentences, labels, n_folds, name=examples)
+    pool = Pool(sentences, labels, n_folds, name=examples, labels_name=labels_path or examples)
     if pool.second_labels:
         warnings.warn(
             f"{examples}: {pool.second_labels} spans have two labels, of which only the first counts; "

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -66,15 +67,9 @@ class Examined:
 
 def style_of(config: Config) -> MemberSettings:
     """How the settings ask their members."""
-    if config.preset == "paper":
-        base = PAPER_SETTINGS
-        return MemberSettings(
-            grounded=config.extract.grounded, classify_by=config.classify.by, verify_by=config.verify.by,
-            calibrate=config.classify.calibrate, nearest=base.nearest, list_labels=config.classify.list_labels,
-            max_new_tokens=config.extract.max_new_tokens, max_prompt_tokens=config.max_prompt_tokens,
-        )  # fmt: skip
-    return MemberSettings(
-        grounded=config.extract.grounded, classify_by=config.classify.by, verify_by=config.verify.by,
+    base = PAPER_SETTINGS if config.preset == "paper" else MemberSettings()
+    return replace(
+        base, grounded=config.extract.grounded, classify_by=config.classify.by, verify_by=config.verify.by,
         calibrate=config.classify.calibrate, list_labels=config.classify.list_labels,
         max_new_tokens=config.extract.max_new_tokens, max_prompt_tokens=config.max_prompt_tokens,
     )  # fmt: skip
@@ -94,6 +89,7 @@ class Preparation:
         self.progress: Progress = progress or (lambda _: None)
         self.cache = ArrayCache(cache_root() / "pools")
         self.notes: list[str] = []
+        self._memory_notes: list[str] = []
         self.facts: dict[str, object] = {}
         self.threshold = 0.0
         self.points: NDArray[np.float64] | None = None
@@ -164,7 +160,7 @@ class Preparation:
         plan = make_plan(config, members, self._process)
         check_fits(plan)
         if plan.mode != "resident":
-            self.notes.append(
+            self._memory_notes.append(
                 f"the models take about {mib(plan.resident)} MiB together, {mib(plan.available or 0)} MiB are there: "
                 "they take turns"
             )
@@ -190,9 +186,10 @@ class Preparation:
         return max(1, min(config.batch_size, min(room) // config.max_prompt_tokens))
 
     def engine_notes(self) -> list[str]:
-        """What the engines note about how they ran, each note once."""
+        """How models and engines run here, whatever was fitted when; each note once."""
         engines = [*self._engines.values(), *self._loaded.values()]
-        return list(dict.fromkeys(note for engine in engines for note in getattr(engine, "notes", ())))
+        own = [note for engine in engines for note in getattr(engine, "notes", ())]
+        return list(dict.fromkeys(self._memory_notes + own))
 
     def encoder(self) -> Encoder:
         """The sentence encoder, loaded once."""
@@ -420,8 +417,8 @@ class Preparation:
         options: dict[tuple[str, ...], tuple[float, float, Stack]] = {}
         decided: dict[tuple[str, ...], Decided] = {}
         names = tuple(examined.votes)
-        subsets = [names] if self.config.voters != "auto" or len(names) == 1 else [names, *((n,) for n in names)]
-        for voters in subsets:
+        sizes = range(len(names), 0, -1) if self.config.voters == "auto" else (len(names),)
+        for voters in (subset for size in sizes for subset in combinations(names, size)):
             self.progress(f"stacking {', '.join(voters)}")
             stack, shares = cross_fit(team, examined, voters)
             decided[voters] = Decided(examined.candidates, shares, examined.truth, examined.gold, self.config.overlap)

@@ -19,7 +19,7 @@ from el4ner.engines.base import Prompt
 from el4ner.errors import ConfigError
 from el4ner.escaping import escape_code, escape_line
 from el4ner.parsing import ARROW, CLS, SEP
-from el4ner.records import Demonstration, Label, Span
+from el4ner.records import Demonstration, Label
 
 PROMPT_VERSION = 2
 """Part of every cache key whose value depends on a prompt; raised whenever a rendered prompt changes."""
@@ -210,44 +210,3 @@ def verification_question(surface: str, label: str, variant: Variant = "list") -
         "ask": f"Is {quoted(surface)} a {name} in this text?\nAnswer:",
         "define": f'Does {quoted(surface)} fit the type "{name}" as described above?\nAnswer:',
     }[variant]
-
-
-def extraction_prompt(
-    text: str,
-    demonstrations: Sequence[Demonstration],
-    labels: Sequence[Label],
-    variant: Variant = "list",
-    *,
-    nearest: Nearest = "last",
-) -> Prompt:
-    """Asks for the entities of a text; without demonstrations it is the zero-shot prompt."""
-    return *prefix(text, demonstrations, labels, nearest), extraction_question(variant)
-
-
-def classification_prompt(
-    text: str,
-    demonstrations: Sequence[Demonstration],
-    labels: Sequence[Label],
-    variant: Variant,
-    span: Span | None,
-    *,
-    nearest: Nearest = "last",
-) -> Prompt:
-    """Asks for the label of one span. span None: the content-free prompt, which shows what the labels weigh unasked."""
-    surface = CONTENT_FREE if span is None else text[span.start : span.end]
-    return *prefix(text, demonstrations, labels, nearest), classification_question(surface, variant)
-
-
-def verification_prompt(
-    text: str,
-    demonstrations: Sequence[Demonstration],
-    labels: Sequence[Label],
-    variant: Variant,
-    span: Span,
-    label: str,
-    *,
-    nearest: Nearest = "last",
-) -> Prompt:
-    """Asks whether a span has a label; the answers are VERDICT_CHOICES."""
-    question = verification_question(text[span.start : span.end], label, variant)
-    return *prefix(text, demonstrations, labels, nearest), question

@@ -161,12 +161,12 @@ def span_weight(span: Span, units: Sequence[Span], tags: Sequence[str], pos_of: 
 
 def occurrences(text: str, surface: str, units: Sequence[Span]) -> list[Span]:
     """Every place, overlapping ones included, where `surface` stands in `text` from a unit's start to a unit's end."""
-    if not surface:
+    at = text.find(surface)
+    if not surface or at < 0:
         return []
     starts = {unit.start for unit in units}
     ends = {unit.end for unit in units}
     found: list[Span] = []
-    at = text.find(surface)
     while at >= 0:
         if at in starts and at + len(surface) in ends:
             found.append(Span(at, at + len(surface)))

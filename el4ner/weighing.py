@@ -60,6 +60,15 @@ def weigh_members(team: Team, asked: Asked, folds: Sequence[int]) -> Weighed:
     return Weighed(stack, penalty, shares, *_mean_and_error(said - without))
 
 
+def gain_of(team: Team, voters: Sequence[str], asked: Asked, folds: Sequence[int], name: str) -> float:
+    """Log-probability a sentence that one member's votes add out of fold to those of the other voters."""
+    start = start_stack(voters, len(team.labels) + 1, len(EVIDENCE), team.base)
+    held = team.base.voters if team.base is not None else ()
+    _, _, said = _chosen(start, asked, folds, held)
+    _, _, without = _chosen(start, asked.averaged([name]), folds, held)
+    return float((said - without).mean())
+
+
 def _chosen(
     start: Stack, asked: Asked, folds: Sequence[int], held: Sequence[str]
 ) -> tuple[float, list[FloatArray], NDArray[np.float64]]:

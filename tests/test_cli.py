@@ -195,6 +195,8 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
     ("arguments", "message"),
     [
         ([], "Error: no input; name a file, - for stdin, or give --text"),
+        (["-", "--examples", "-"], "Error: - (stdin) is named for INPUT and --examples; it can be read only once"),
+        (["-", "--labels", "-"], "Error: - (stdin) is named for INPUT and --labels"),
         (["--text", "x", "x.jsonl"], "Error: INPUT and --text exclude each other; give one of them"),
         (["missing.jsonl"], "el4ner: error: missing.jsonl: no such file; check the path"),
         (["empty.jsonl"], "el4ner: error: empty.jsonl: is empty; expected one record a line"),

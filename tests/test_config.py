@@ -40,6 +40,13 @@ from el4ner.pipeline import El4ner
         ({"min_score": 1.5}, ["min_score=1.5", "use a value less than or equal to 1"]),
         ({"extract": {"reading_floor": 0}}, ["extract.reading_floor=0"]),
         ({"reading": {"depths": [1.5]}}, ["reading.depths", "between 0 and 1"]),
+        ({"reading": {"depths": []}}, ["reading.depths", "no layer is read; name one depth"]),
+        ({"reading": {"decay": float("inf")}}, ["reading.decay=inf", "finite number"]),
+        ({"retrieval": {"sharpness": float("nan")}}, ["retrieval.sharpness=nan", "finite number"]),
+        (
+            {"extract": dict.fromkeys(("members", "noun_phrases", "pool_strings", "reading"), False)},
+            ["extract: nobody proposes spans", "leave members"],
+        ),
         ({"voters": "auto, reading"}, ["voters", "'auto' is unknown"]),
         ({"voters": ["readng"]}, ["'readng' is unknown", "auto, all or from reading, retrieval, smollm2-list"]),
         ({"voters": ""}, ["voters: none named"]),

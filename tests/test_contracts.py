@@ -284,6 +284,33 @@ def test_every_package_is_listed_in_setup(root: Path) -> None:
     assert packages - {""} <= listed
 
 
+def test_pins_can_be_installed_on_every_python_that_is_promised(root: Path) -> None:
+    """A pin whose package wants a later Python than the oldest one promised is for that Python only."""
+    import importlib.metadata
+
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert oldest is not None
+    checked, wrong = 0, []
+    for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        try:
+            installed = importlib.metadata.distribution(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        checked += 1
+        wants = installed.metadata.get("Requires-Python") or ""
+        applies = pin.marker is None or pin.marker.evaluate({"python_version": oldest[1]})
+        if applies and not SpecifierSet(wants).contains(f"{oldest[1]}.99"):
+            wrong.append(f"{line}: wants Python {wants}")
+    assert checked > 50
+    assert wrong == []
+
+
 def test_imports_are_declared_dependencies(root: Path) -> None:
     """What the package imports from elsewhere is named in pyproject.toml, not just pulled in by something else."""
     text = (root / "pyproject.toml").read_text(encoding="utf-8")

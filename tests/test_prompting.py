@@ -72,6 +72,14 @@ def member(engine: FakeEngine, **settings: Any) -> PromptedMember:
     return PromptedMember("m", engine, variant, LABELS, style, MemberSettings(**settings) if settings else None)
 
 
+def votes_of(asked: PromptedMember, *question: Any) -> list[FloatArray]:
+    return [found.votes for found in asked.classify(*question)]
+
+
+def verdicts_of(asked: PromptedMember, *question: Any) -> list[list[float]]:
+    return [list(found.probabilities) for found in asked.judge(*question)]
+
+
 def answered(**replies: str) -> Callable[[str], str]:
     """Replies by a word of the prompt's last text line."""
 
@@ -124,8 +132,8 @@ def test_stages_share_their_prefix(variant: str) -> None:
     asked = member(engine, variant=variant)
     texts = sentences("Ada met Bob")
     asked.extract(texts, [[SHOWN]])
-    asked.vote(texts, [[SHOWN]], [[Span(0, 3)]])
-    asked.verify(texts, [[SHOWN]], [[(Span(0, 3), "person")]])
+    votes_of(asked, texts, [[SHOWN]], [[Span(0, 3)]])
+    verdicts_of(asked, texts, [[SHOWN]], [[(Span(0, 3), "person")]])
     prompts = [request.prompt for request in engine.generated[0]]
     prompts += [request.prompt for batch in engine.chosen for request in batch]
     assert len(prompts) == 4  # one of them is content-free
@@ -139,7 +147,7 @@ def test_vote_scores_labels_and_none() -> None:
     engine = FakeEngine(score=score)
     asked = member(engine, calibrate=False)
     spans = [[Span(0, 3), Span(8, 11), Span(16, 19)], [], [Span(0, 3)]]
-    votes = asked.vote(sentences("Ada met Bob and Ada", "x", "Bob"), [[SHOWN], [], []], spans)
+    votes = votes_of(asked, sentences("Ada met Bob and Ada", "x", "Bob"), [[SHOWN], [], []], spans)
     assert [vote.shape for vote in votes] == [(3, 4), (0, 4), (1, 4)]
     assert all(vote.dtype == np.float32 for vote in votes)
     np.testing.assert_allclose(votes[0][0], 0.25)
@@ -158,9 +166,9 @@ def test_calibration_removes_what_the_prompt_says_about_nothing() -> None:
         return 3.0 * (choice == " person") + 0.5 * ('"Up"' in prompt and choice == " creative work")
 
     texts, spans = sentences("Up"), [[Span(0, 2)]]
-    [biased] = member(FakeEngine(score=score), calibrate=False).vote(texts, [[]], spans)
+    [biased] = votes_of(member(FakeEngine(score=score), calibrate=False), texts, [[]], spans)
     engine = FakeEngine(score=score)
-    [calibrated] = member(engine).vote(texts, [[]], spans)
+    [calibrated] = votes_of(member(engine), texts, [[]], spans)
     assert biased.argmax() == 0
     odds = np.exp([0.0, 0.5, 0.0, 0.0])
     np.testing.assert_allclose(calibrated[0], odds / odds.sum(), rtol=1e-5)
@@ -170,7 +178,8 @@ def test_calibration_removes_what_the_prompt_says_about_nothing() -> None:
 def test_verify_is_the_probability_of_yes() -> None:
     engine = FakeEngine(score=lambda prompt, choice: 2.0 * (choice == " yes") if "a place" in prompt else 0.0)
     span = Span(0, 4)
-    probabilities = member(engine).verify(sentences("Rome", "x"), [[], []], [[(span, "place"), (span, "person")], []])
+    claims = [[(span, "place"), (span, "person")], []]
+    probabilities = verdicts_of(member(engine), sentences("Rome", "x"), [[], []], claims)
     assert probabilities[0] == pytest.approx([np.exp(2) / (1 + np.exp(2)), 0.5])
     assert probabilities[1] == []
     assert engine.chosen[0][0].choices == VERDICT_CHOICES
@@ -217,8 +226,8 @@ def test_budget_drops_the_least_similar_demonstrations_alike_in_all_stages() -> 
     asked = member(engine, max_prompt_tokens=1000)
     texts = sentences("Ada")
     [found] = asked.extract(texts, [shown])
-    asked.vote(texts, [shown], [[Span(0, 3)]])
-    asked.verify(texts, [shown], [[(Span(0, 3), "person")]])
+    votes_of(asked, texts, [shown], [[Span(0, 3)]])
+    verdicts_of(asked, texts, [shown], [[(Span(0, 3), "person")]])
     assert 0 < found.dropped_demonstrations < 5
     body = engine.generated[0][0].prompt[1]
     kept = [f"number {i} " in body for i in range(5)]
@@ -236,8 +245,8 @@ def test_a_sentence_that_does_not_fit_is_not_asked(style: str) -> None:
     assert long.too_long
     assert long.spans == ()
     spans = [[Span(0, 1)], [Span(0, 1)]]
-    assert np.isnan(asked.vote(texts, [[SHOWN], [SHOWN]], spans)[1]).all()
-    assert np.isnan(asked.verify(texts, [[SHOWN], [SHOWN]], [[(Span(0, 1), "person")]] * 2)[1]).all()
+    assert np.isnan(votes_of(asked, texts, [[SHOWN], [SHOWN]], spans)[1]).all()
+    assert np.isnan(verdicts_of(asked, texts, [[SHOWN], [SHOWN]], [[(Span(0, 1), "person")]] * 2)[1]).all()
 
 
 @pytest.mark.parametrize("style", ["default", "paper"])
@@ -318,9 +327,9 @@ def test_real_grounded_extraction_is_verbatim(embedded_member: PromptedMember) -
 @pytest.mark.embedded
 def test_real_verdicts_are_probabilities(embedded_member: PromptedMember) -> None:
     claims = [[(span, "person") for span in spans] for spans in REAL_SPANS]
-    together = embedded_member.verify(REAL, REAL_SHOWN, claims)
+    together = verdicts_of(embedded_member, REAL, REAL_SHOWN, claims)
     assert all(0 < probability < 1 for own in together for probability in own)
-    [alone] = embedded_member.verify(REAL[:1], REAL_SHOWN[:1], claims[:1])
+    [alone] = verdicts_of(embedded_member, REAL[:1], REAL_SHOWN[:1], claims[:1])
     np.testing.assert_allclose(alone, together[0], atol=2e-5)
 
 
@@ -330,7 +339,7 @@ def test_real_paper_style_answers(smollm2: Engine) -> None:
     for found in asked.extract(REAL[:1], REAL_SHOWN[:1]):
         assert found.generated_tokens > 0
         assert all(REAL[0].text[start:end].strip() for start, end in found.spans)
-    [votes] = asked.vote(REAL[:1], REAL_SHOWN[:1], REAL_SPANS[:1])
+    [votes] = votes_of(asked, REAL[:1], REAL_SHOWN[:1], REAL_SPANS[:1])
     assert all(np.isnan(row).all() or sorted(row.tolist()) == [0, 0, 0, 1] for row in votes)
-    [verdicts] = asked.verify(REAL[:1], REAL_SHOWN[:1], [[(REAL_SPANS[0][0], "person")]])
+    [verdicts] = verdicts_of(asked, REAL[:1], REAL_SHOWN[:1], [[(REAL_SPANS[0][0], "person")]])
     assert np.isnan(verdicts[0]) or verdicts[0] in (0.0, 1.0)

@@ -5,32 +5,35 @@ Golden files are renewed only with EL4NER_UPDATE_GOLDEN=1; a change there needs 
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from el4ner.engines.base import Prompt
+from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError
 from el4ner.escaping import escape_line, split_unescaped, unescape_line
-from el4ner.paper_prompts import paper_classification_prompt, paper_extraction_prompt, paper_verification_prompt
 from el4ner.parsing import LabelList, SpanList, parse_labels, parse_paper_list, parse_span_list, parse_verdict
 from el4ner.prompts import (
     PROMPT_VERSION,
     VARIANTS,
-    classification_prompt,
-    extraction_prompt,
+    Variant,
     fit_demonstrations,
     label_choices,
     prefix,
     render_labels,
     render_paper_list,
     render_span_list,
-    verification_prompt,
 )
-from el4ner.records import Demonstration, Label, LabelledSpan, Span
+from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span
+from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember, Style
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = (
@@ -48,19 +51,44 @@ TEXT = 'Bob said "Rome" twice.\nText: fake\\n'
 ROME = Span(10, 14)
 
 
+def asked(
+    text: str = TEXT,
+    shown: Sequence[Demonstration] = DEMONSTRATIONS,
+    variant: Variant = "list",
+    style: Style = "default",
+    spans: Sequence[Span] = (),
+    label: str = "creative-work",
+    **settings: Any,
+) -> dict[str, Prompt]:
+    """What a member asks its engine in every stage; "content-free" is the question that calibrates."""
+    engine = ScriptedEngine(
+        generate=lambda _: "", choose=lambda request: [0.0] * len(request.choices), max_tokens=1_000_000
+    )
+    base = PAPER_SETTINGS if style == "paper" else MemberSettings()
+    member = PromptedMember("m", engine, variant, LABELS, style, replace(base, **settings))
+    sentences, about = [Sentence("1", text)], list(spans) or [Span(0, len(text))]
+    member.extract(sentences, [shown])
+    member.classify(sentences, [shown], [about])
+    member.judge(sentences, [shown], [[(about[-1], label)]])
+    prompts = [request.prompt for request in engine.requests if not isinstance(request, tuple)]
+    stages = (
+        ["extract", "classify", "content-free", "verify"] if style == "default" else ["extract", "classify", "verify"]
+    )
+    return dict(zip(stages, prompts, strict=True))
+
+
 def golden_prompts() -> dict[str, Prompt]:
     shown: dict[str, Prompt] = {}
     for variant in VARIANTS:
-        shown[f"extract-{variant}"] = extraction_prompt(TEXT, DEMONSTRATIONS, LABELS, variant)
-        shown[f"classify-{variant}"] = classification_prompt(TEXT, DEMONSTRATIONS, LABELS, variant, ROME)
-        shown[f"verify-{variant}"] = verification_prompt(TEXT, DEMONSTRATIONS, LABELS, variant, ROME, "creative-work")
-    shown["classify-content-free"] = classification_prompt(TEXT, DEMONSTRATIONS, LABELS, "list", None)
-    shown["extract-zero-shot"] = extraction_prompt(TEXT, (), LABELS, "list")
-    shown["paper-extract"] = paper_extraction_prompt(TEXT, DEMONSTRATIONS)
-    shown["paper-extract-zero-shot"] = paper_extraction_prompt(TEXT, ())
-    shown["paper-classify"] = paper_classification_prompt(TEXT, DEMONSTRATIONS, [Span(0, 3), ROME], LABELS)
-    shown["paper-classify-with-labels"] = paper_classification_prompt(TEXT, (), [ROME], LABELS, list_labels=True)
-    shown["paper-verify"] = paper_verification_prompt(TEXT, ROME, "creative-work")
+        own = asked(variant=variant, spans=[ROME])
+        shown |= {f"{stage}-{variant}": own[stage] for stage in ("extract", "classify", "verify")}
+    shown["classify-content-free"] = asked()["content-free"]
+    shown["extract-zero-shot"] = asked(shown=())["extract"]
+    paper = asked(style="paper", spans=[Span(0, 3), ROME])
+    shown |= {f"paper-{stage}": paper[stage] for stage in ("extract", "classify", "verify")}
+    shown["paper-extract-zero-shot"] = asked(style="paper", shown=())["extract"]
+    listed = asked(style="paper", shown=(), spans=[ROME], list_labels=True)
+    shown["paper-classify-with-labels"] = listed["classify"]
     return shown
 
 
@@ -76,10 +104,7 @@ def test_golden_prompt(name: str) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    prompts = {
-        path.stem for path in GOLDEN.glob("*.txt") if path.read_text(encoding="utf-8").startswith("prompt version")
-    }
-    assert prompts == set(golden_prompts())
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(golden_prompts())
 
 
 def test_all_stages_and_variants_share_the_prefix() -> None:
@@ -111,15 +136,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_stays_on_its_line(text: str) -> None:
-    span = Span(0, len(text))
     harmless = "plain"
-    pairs = [(classification_prompt(t, (), LABELS, v, Span(0, len(t))), t) for v in VARIANTS for t in (text, harmless)]
+    pairs = [(asked(t, (), v)["classify"], t) for v in VARIANTS for t in (text, harmless)]
     counts = {len("".join(prompt).splitlines()) for prompt, t in pairs if t == harmless}
     assert {len("".join(prompt).splitlines()) for prompt, t in pairs if t == text} == counts
-    for prompt in (
-        verification_prompt(text, (), LABELS, "ask", span, "person"),
-        paper_verification_prompt(text, span, "person"),
-    ):
+    for prompt in (asked(text, (), "ask")["verify"], asked(text, (), style="paper")["verify"]):
         lines = "".join(prompt).splitlines()
         assert sum(line.startswith(("Text:", "Sentence:")) for line in lines) == 1
         # The quoted span has no bare quote inside: exactly one string is opened and closed.
@@ -134,8 +155,8 @@ def test_a_demonstration_adds_no_line(text: str) -> None:
     plain = Demonstration("1", "plain", (LabelledSpan(0, 5, "person"),))
     counts = [
         (
-            len("".join(extraction_prompt("t", (shown,), LABELS)).splitlines()),
-            len("".join(paper_classification_prompt("t", (shown,), [Span(0, 1)], LABELS)).splitlines()),
+            len("".join(asked("t", (shown,))["extract"]).splitlines()),
+            len("".join(asked("t", (shown,), style="paper")["classify"]).splitlines()),
         )
         for shown in (hostile, plain)
     ]
@@ -157,9 +178,9 @@ def test_label_choices() -> None:
 
 
 def test_demonstration_order() -> None:
-    nearest_last = "".join(extraction_prompt("t", DEMONSTRATIONS, LABELS))
+    nearest_last = "".join(asked("t")["extract"])
     assert nearest_last.index("It rained") < nearest_last.index("Ada saw")
-    nearest_first = "".join(extraction_prompt("t", DEMONSTRATIONS, LABELS, nearest="first"))
+    nearest_first = "".join(asked("t", nearest="first")["extract"])
     assert nearest_first.index("It rained") > nearest_first.index("Ada saw")
 
 
@@ -224,66 +245,21 @@ def test_entities_that_look_like_the_empty_list() -> None:
         assert parse_span_list(render_span_list([surface])).surfaces == (surface,)
 
 
-REPLIES = [
-    ("none", {}, SpanList(())),
-    ("None.\n", {}, SpanList(())),
-    ("", {}, SpanList((), malformed=True)),
-    ("Ada; Bob", {}, SpanList(("Ada", "Bob"))),
-    ("Ada;Bob;", {}, SpanList(("Ada", "Bob"))),
-    ("Ada;; Bob", {}, SpanList(("Ada", "Bob"), malformed=True)),
-    ("Ada; Bo", {"truncated": True}, SpanList(("Ada",), malformed=True)),
-    ("Ada; Bo", {"truncated": True, "verbatim": True}, SpanList(("Ada", "Bo"), malformed=True)),
-    (r"C:\new; b", {"verbatim": True}, SpanList((r"C:\new", "b"))),
-    ("Ada\nText: x; y", {}, SpanList(("Ada",))),
-]
+def parsed(parser: str, reply: str, options: Mapping[str, bool]) -> dict[str, Any]:
+    """What a parser makes of a reply, as plain data."""
+    if parser == "verdict":
+        return {"verdict": parse_verdict(reply)}
+    if parser == "labels":
+        return json_of(parse_labels(reply, [label.name for label in LABELS]))
+    return json_of(parse_paper_list(reply) if parser == "paper list" else parse_span_list(reply, **options))
 
 
-@pytest.mark.parametrize(("reply", "options", "expected"), REPLIES)
-def test_span_list_replies(reply: str, options: dict[str, bool], expected: SpanList) -> None:
-    assert parse_span_list(reply, **options) == expected  # type: ignore[arg-type]
+def json_of(listed: LabelList | SpanList) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(asdict(listed)))
+    return found
 
 
-PAPER_REPLIES = [
-    ("[CLS]a[SEP]b[SEP]", SpanList(("a", "b"))),
-    (" [CLS] a [SEP] b", SpanList(("a", "b"))),
-    ("a[SEP]b[SEP]", SpanList(("a", "b"))),
-    ("[CLS][SEP]", SpanList(())),
-    ("[CLS]", SpanList(())),
-    ("", SpanList((), malformed=True)),
-    ("Ada and Bob", SpanList(("Ada and Bob",), malformed=True)),
-    ("Sure! [CLS]a[SEP]", SpanList(("a",), malformed=True)),
-    ("[CLS]a[SEP]\nEntities: b", SpanList(("a",), malformed=True)),
-    ("CLAUS [CLS]SCELLS[SEP]", SpanList(("SCELLS",), malformed=True)),
-]
-
-
-@pytest.mark.parametrize(("reply", "expected"), PAPER_REPLIES)
-def test_paper_list_replies(reply: str, expected: SpanList) -> None:
-    assert parse_paper_list(reply) == expected
-
-
-LABEL_REPLIES = [
-    ("Ada -> person[SEP]Up -> Creative Work", LabelList((("Ada", "person"), ("Up", "creative-work")))),
-    ("a -> b -> place", LabelList((("a -> b", "place"),))),
-    ("Ada -> hero", LabelList((), (("Ada", "hero"),))),
-    ("Ada is a person", LabelList((), malformed=True)),
-    ("", LabelList((), malformed=True)),
-    ("[CLS]Ada -> person.[SEP]", LabelList((("Ada", "person"),))),
-]
-
-
-@pytest.mark.parametrize(("reply", "expected"), LABEL_REPLIES)
-def test_label_replies(reply: str, expected: LabelList) -> None:
-    assert parse_labels(reply, [label.name for label in LABELS]) == expected
-
-
-VERDICTS = [
-    ("true", True), (" True.", True), ("Yes, it is", True), ("false", False), ("No!", False), ("", None),
-    ("maybe", None), ("true or false", None), ("not true", None), ("untrue", None), ("it is known", None),
-    ("true\nfalse", True),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("reply", "verdict"), VERDICTS)
-def test_verdict_replies(reply: str, verdict: bool | None) -> None:
-    assert parse_verdict(reply) is verdict
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "replies.json").read_text(encoding="utf-8")), ids=repr)
+def test_golden_replies(case: dict[str, Any]) -> None:
+    expected = {key: value for key, value in case.items() if key not in ("parser", "reply", "options")}
+    assert parsed(case["parser"], case["reply"], case.get("options", {})) == expected

@@ -15,6 +15,7 @@ from el4ner.engines.scripted import ScriptedEngine
 from el4ner.pool import Pool
 from el4ner.records import Demonstration, Label, LabelledSpan, Sentence, Span
 from el4ner.text import words
+from el4ner.voters import reading
 from el4ner.voters.features import SHAPE_NAMES, FeatureReader, pool_tokens, shapes
 from el4ner.voters.reading import ReadingVoter, SpanTable
 from el4ner.voters.retrieval import RetrievalVoter
@@ -146,7 +147,9 @@ def pool_of(*rows: tuple[str, dict[str, str]]) -> Pool:
     return Pool(tuple(sentences), LABELS)
 
 
-def test_a_reading_voter_reads_its_pool_once_and_says_what_it_cannot_align(tmp_path: Path) -> None:
+def test_a_reading_voter_reads_its_pool_once_and_says_what_it_cannot_align(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [(f"word{i} Ada went to Rome {i}", {"Ada": "person", "Rome": "place"}) for i in range(24)]
     pool = pool_of(*rows, ("half words: Romeward", {"Rome": "place"}))
     cache = ArrayCache(tmp_path)
@@ -164,6 +167,14 @@ def test_a_reading_voter_reads_its_pool_once_and_says_what_it_cannot_align(tmp_p
     assert votes.argmax(axis=1).tolist() == [0, 1, 2]
     voter.vote([sentence, sentence], [spans, spans])
     assert len(engine.requests) == len(pool.sentences) + 1  # a text is read once
+    monkeypatch.setattr(reading, "_REMEMBERED_BYTES", 1)
+    both = [sentence, Sentence("2", "word8 Ada")]
+    voter.tables(both)
+    voter.tables(both)
+    assert len(engine.requests) == len(pool.sentences) + 2  # the texts of the last call are known still
+    voter.tables(both[1:])
+    voter.tables(both[:1])
+    assert len(engine.requests) == len(pool.sentences) + 3  # older ones are not, beyond the room there is
 
     silent = ScriptedEngine(n_layers=10)  # would raise if it were read
     again = ReadingVoter("reading", FeatureReader(silent, None, config), NAMES, config, cache)

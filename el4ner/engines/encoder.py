@@ -51,7 +51,7 @@ class SentenceEncoder:
         self.name = source
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        folder = _checked_folder(resolved)
+        folder = _local_folder_of(resolved)
         layout = _standard_layout(folder)
         if implementation == "auto":
             implementation = "sentence-transformers" if layout is None else "direct"
@@ -182,7 +182,7 @@ class SentenceEncoder:
         return rows, frames
 
 
-def _checked_folder(resolved: ResolvedModel) -> Path:
+def _local_folder_of(resolved: ResolvedModel) -> Path:
     """The local folder; a hub id's files are fetched where they are not in the local cache."""
     if resolved.kind == "folder":
         return Path(local_folder(resolved))

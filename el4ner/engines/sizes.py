@@ -98,8 +98,9 @@ def size_of_config(config: Any) -> ModelSize:
     blocks = find_blocks(model.base_model)
     linear = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, torch.nn.Linear))
     widths = [m.weight.shape[0] for m in blocks.modules() if isinstance(m, torch.nn.Linear)]
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None)  # None: a recurrent model, whose state does not grow
+    heads = getattr(text, "num_key_value_heads", None) or queries or 0
+    width = getattr(text, "head_dim", None) or (text.hidden_size // queries if queries else 0)
     return ModelSize(
         # parameters() lists a matrix that embedding and head share once
         parameters=sum(p.numel() for p in model.parameters()),

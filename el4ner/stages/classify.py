@@ -14,6 +14,7 @@ from el4ner.records import NONE_LABEL, Candidate, Sentence, Span, Usage
 from el4ner.stages.extract import NOUN_PHRASES, POOL_STRINGS, Extracted
 from el4ner.stages.retrieve import Retrieved
 from el4ner.stages.team import Team
+from el4ner.voters import Voter
 from el4ner.voters.conversations import together
 
 EVIDENCE = ("noun phrase", "pool string", "words beyond the first", "share of members that listed it")
@@ -32,11 +33,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Classified:
-    """Per sentence: the spans that are kept, by span, what it cost, and members whose question was too long to ask."""
+    """Per sentence: the spans that are kept, by span, what it cost, and members whose question was too long to ask.
+
+    close: the spans that rounding might decide otherwise.
+    """
 
     kept: tuple[tuple[Scored, ...], ...]
     usage: tuple[Usage, ...]
     unread: tuple[tuple[str, ...], ...]
+    close: tuple[tuple[Span, ...], ...]
 
 
 def evidence_of(sentence: Sentence, candidates: Sequence[Candidate], members: Sequence[str]) -> FloatArray:
@@ -58,10 +63,10 @@ def cheap_votes(
     sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]], team: Team
 ) -> dict[str, list[FloatArray]]:
     """Votes of the reading and retrieval voters that are asked: voter -> per sentence (n_spans, L + 1)."""
-    votes = {voter.name: voter.vote(sentences, spans) for voter in team.asked_readers}
+    voters: list[Voter] = [*team.asked_readers]
     if team.asks_retrieval and team.retrieval is not None:
-        votes[team.retrieval.name] = team.retrieval.vote(sentences, spans)
-    return votes
+        voters.append(team.retrieval)
+    return {voter.name: voter.vote(sentences, spans) for voter in voters}
 
 
 def member_votes(
@@ -94,6 +99,7 @@ def member_votes(
             full[np.array(worth[i], dtype=bool)] = found.votes
             rows.append(full)
             usage[i] = usage[i] + found.usage
+            team.counts[f"{member.name}: malformed labels"] += found.malformed
             unread[i] += (member.name,) if found.too_long else ()
         votes[member.name] = rows
     return votes, usage, unread
@@ -140,17 +146,14 @@ def classify(sentences: Sequence[Sentence], retrieved: Retrieved, extracted: Ext
         prompted, cost, unread = member_votes(sentences, retrieved, extracted, worth, team)
         votes |= prompted
         usage = [a + b for a, b in zip(usage, cost, strict=True)]
-    kept = []
+    kept, close = [], []
     for i, own in enumerate(extracted.candidates):
         cast = {name: votes[name][i] for name in team.asked}
         found = combine(list(cast.values()), evidence[i], team) if own else np.zeros((0, 1), np.float32)
         kept.append(_keep(own, found, cast, team))
-        if team.tie_tolerance and own:
-            spans_close = close_calls(
-                [c.span for c in own], found, [scored.candidate.span for scored in kept[-1]], team
-            )
-            team.close += [(sentences[i].id, *span) for span in spans_close]
-    return Classified(tuple(kept), tuple(usage), tuple(unread))
+        spans_kept = [scored.candidate.span for scored in kept[-1]]
+        close.append(tuple(close_calls(spans[i], found, spans_kept, team)) if team.tie_tolerance and own else ())
+    return Classified(tuple(kept), tuple(usage), tuple(unread), tuple(close))
 
 
 def close_calls(spans: Sequence[Span], found: FloatArray, kept: Sequence[Span], team: Team) -> list[Span]:

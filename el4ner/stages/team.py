@@ -26,8 +26,7 @@ class Team:
     asked: names of the voters that are asked, in the order of the stack. stack: None where voters count alike.
     base: the stack of the voters that cost no prompts, which decides what members are asked about. threshold: least
     score that is kept. verifier_weights: fitted weights of score and verdict, None for a plain 0.5.
-    tie_tolerance: how far rounding of the models may move a probability: 0 in float32. close: decisions within it, as
-    record, start and end of the span.
+    tie_tolerance: how far rounding of the models may move a probability: 0 in float32.
     counts: what members' replies were like, tokens: what each stage cost each member; both for the run's report.
     """
 
@@ -45,7 +44,6 @@ class Team:
     verifier: PromptedMember | None = None
     verifier_weights: tuple[float, float, float] | None = None
     tie_tolerance: float = 0.0
-    close: list[tuple[str, int, int]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     tokens: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
 
@@ -82,5 +80,6 @@ class Team:
         """Add one reply to the counts."""
         self.counts[f"{member}: replies"] += 1
         self.counts[f"{member}: malformed"] += listed.malformed
+        self.counts[f"{member}: cut off at the token limit"] += listed.truncated
         self.counts[f"{member}: surfaces not in the text"] += len(listed.absent)
         self.counts[f"{member}: demonstrations dropped for length"] += listed.dropped_demonstrations

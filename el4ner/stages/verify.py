@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from el4ner.decoding import log_odds
-from el4ner.records import Entity, Sentence, Usage
+from el4ner.records import Entity, Sentence, Span, Usage
 from el4ner.stages.classify import Classified, Scored
 from el4ner.stages.retrieve import Retrieved
 from el4ner.stages.team import Team
@@ -18,11 +18,15 @@ from el4ner.voters.conversations import together
 
 @dataclass(frozen=True)
 class Verified:
-    """Per sentence: its entities, what the four stages cost, and whether a question was too long for the verifier."""
+    """Per sentence: its entities, what the four stages cost, and whether a question was too long for the verifier.
+
+    close: the spans that rounding might decide otherwise, here or in classification.
+    """
 
     entities: tuple[tuple[Entity, ...], ...]
     usage: tuple[Usage, ...]
     unread: tuple[bool, ...]
+    close: tuple[tuple[Span, ...], ...]
 
 
 def verified_score(score: float, p: float, weights: tuple[float, float, float]) -> float:
@@ -41,23 +45,26 @@ def verify(sentences: Sequence[Sentence], retrieved: Retrieved, classified: Clas
             tuple(_entity(sentence, scored, None) for scored in own)
             for sentence, own in zip(sentences, classified.kept, strict=True)
         )
-        return Verified(unjudged, classified.usage, (False,) * len(sentences))
+        return Verified(unjudged, classified.usage, (False,) * len(sentences), classified.close)
     claims = [[(scored.candidate.span, scored.label) for scored in own] for own in classified.kept]
-    entities = []
+    entities, close = [], []
     computed: list[int] = []
     (judged,) = together([verifier.verification(sentences, retrieved.demonstrations, claims)], computed)
     team.spend("verify", verifier.name, (found.usage for found in judged), computed[0])
     for i, (sentence, own, found) in enumerate(zip(sentences, classified.kept, judged, strict=True)):
         usage[i] = usage[i] + found.usage
+        team.counts[f"{verifier.name}: malformed verdicts"] += found.malformed
         kept = []
+        turning = list(classified.close[i])
         for scored, p in zip(own, found.probabilities, strict=True):
             if _is_close(scored, p, team):
-                team.close.append((sentence.id, *scored.candidate.span))
+                turning.append(scored.candidate.span)
             entity = _judge(sentence, scored, p, team)
             if entity is not None:
                 kept.append(entity)
         entities.append(tuple(kept))
-    return Verified(tuple(entities), tuple(usage), tuple(found.too_long for found in judged))
+        close.append(tuple(dict.fromkeys(turning)))
+    return Verified(tuple(entities), tuple(usage), tuple(found.too_long for found in judged), tuple(close))
 
 
 def _judge(sentence: Sentence, scored: Scored, p: float, team: Team) -> Entity | None:

@@ -28,7 +28,6 @@ from el4ner.prompts import (
     FittedDemonstrations,
     Nearest,
     Variant,
-    classification_prompt,
     classification_question,
     extraction_question,
     fit_demonstrations,
@@ -233,12 +232,6 @@ class PromptedMember:
 
     # Stage 3
 
-    def vote(
-        self, sentences: Sequence[Sentence], demonstrations: Demonstrations, spans: Sequence[Sequence[Span]]
-    ) -> list[FloatArray]:
-        """Label distributions (n_spans, L + 1) f32 of N sentences, "none" last; rows of NaN abstain."""
-        return [voted.votes for voted in self.classify(sentences, demonstrations, spans)]
-
     def classify(
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations, spans: Sequence[Sequence[Span]]
     ) -> list[MemberVotes]:
@@ -327,12 +320,6 @@ class PromptedMember:
         return MemberVotes(votes, usage, malformed=listed.malformed or bool(listed.unknown))
 
     # Stage 4
-
-    def verify(
-        self, sentences: Sequence[Sentence], demonstrations: Demonstrations, claims: Sequence[Sequence[Claim]]
-    ) -> list[list[float]]:
-        """Probability that each (span, label) of N sentences holds; NaN where the member gave no usable answer."""
-        return [list(judged.probabilities) for judged in self.judge(sentences, demonstrations, claims)]
 
     def judge(
         self, sentences: Sequence[Sentence], demonstrations: Demonstrations, claims: Sequence[Sequence[Claim]]
@@ -440,10 +427,7 @@ class PromptedMember:
         return self._fitted(demonstrations, builders, [limit] * len(sentences))
 
     def _longest_question(self, text: str) -> Callable[[Sequence[Demonstration]], Prompt]:
-        whole = Span(0, len(text))
-        return lambda shown: classification_prompt(
-            text, shown, self.definitions, self.variant, whole, nearest=self.settings.nearest
-        )
+        return lambda shown: (*self._prefix(text, shown), classification_question(text, self.variant))
 
     def _fit_paper(
         self,

@@ -29,7 +29,8 @@ from el4ner.voters.swapping import copies_within, swapped
 Progress = Callable[[str], None]
 
 _CHUNK = 512
-_REMEMBERED = 4096
+_REMEMBERED_BYTES = 64 << 20
+"""Tables kept of the texts read last: the stages of one chunk ask for the same ones."""
 _KEPT_BYTES = 4 << 30
 """Features of larger pools are not written to the cache; what was fitted on them is."""
 
@@ -218,17 +219,20 @@ class ReadingVoter:
         self.unaligned = int(arrays["unaligned"])
 
     def tables(self, sentences: Sequence[Sentence]) -> list[SpanTable]:
-        """A table per sentence. A text is read once while it stays among the last few thousand."""
+        """A table per sentence. A text is read once while it is among the last ones, as those of the last call are."""
         if self._projection is None:
             raise RuntimeError("ReadingVoter.tables before fit()")
         missing = list(dict.fromkeys(s.text for s in sentences if s.text not in self._known))
         for text, features in zip(missing, self._reader.read(missing), strict=True):
             logp = mean_log_probabilities(self._heads, self._projection(features.values))
             self._known[text] = SpanTable(features.units, logp, features.truncated_at)
-        tables = [self._known[s.text] for s in sentences]
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return tables
+        for sentence in sentences:
+            self._known.move_to_end(sentence.text)
+        size = sum(table.logp.nbytes for table in self._known.values())
+        while size > _REMEMBERED_BYTES and len(self._known) > len({s.text for s in sentences}):
+            _, oldest = self._known.popitem(last=False)
+            size -= oldest.logp.nbytes
+        return [self._known[s.text] for s in sentences]
 
     def vote(self, sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]]) -> list[FloatArray]:
         """Label distributions (n_spans, L + 1), "none" last."""
