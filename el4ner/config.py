@@ -204,7 +204,8 @@ class StackConfig(_Settings):
     audition: pool sentences on which prompted voters are tried first; those that do not help there, or on the first
     third of them, are not asked.
     sample: pool sentences on which prompted voters are stacked once they are asked.
-    shipped: for the built-in pool and the default settings, take the fit that comes with the package.
+    shipped: for the built-in pool and the default settings, take the fit that comes with the package; on other pools
+    begin the fit of the reading voter there, instead of fitting the built-in pool beside them.
     """
 
     min_sentences: int = Field(default=20, ge=1)

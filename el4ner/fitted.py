@@ -47,10 +47,14 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
     if portable:
         settings.pop("dtype")
         models, encoder = [without_numbers(source) for source in models], without_numbers(encoder)
-    beside = preparation.beside(team.pool) if preparation.wants("reading") else None
+    others = []  # what the reading voters are fitted with, besides the pool
+    if preparation.wants("reading"):
+        beside = preparation.beside(team.pool)
+        starts = [preparation.start(team.pool, voter) for voter in preparation.readers(team.pool)]
+        others = [start.key if start else beside.content if beside else "" for start in starts]
     versions = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION]
     return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,
-                       beside.content if beside is not None else "", encoder)  # fmt: skip
+                       others, encoder)  # fmt: skip
 
 
 def _pack(data: Any) -> NDArray[np.uint8]:

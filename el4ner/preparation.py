@@ -29,14 +29,14 @@ from el4ner.operating import Decided, best_threshold, fewest, threshold_for
 from el4ner.plan import Plan, check_fits, make_plan, mib, process_bytes
 from el4ner.pool import Pool, load_pool
 from el4ner.records import Candidate
-from el4ner.shipped import shipped_fit
+from el4ner.shipped import shipped_fit, shipped_start
 from el4ner.stages.classify import EVIDENCE, evidence_of
 from el4ner.stages.extract import free_proposals, pursued, unite
 from el4ner.stages.retrieve import Retriever
 from el4ner.stages.team import Team
 from el4ner.voters.features import FeatureReader
 from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember, Style
-from el4ner.voters.reading import ReadingVoter, SpanTable
+from el4ner.voters.reading import ReadingVoter, SpanTable, Start
 from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack, fit_stack, start_stack
 
@@ -348,6 +348,19 @@ class Preparation:
         others = tuple(d for d in (builtin.sentences[i] for i in builtin.sample(most)) if d.text not in known)
         return replace(builtin, sentences=others) if others else None
 
+    def start(self, pool: Pool, voter: ReadingVoter) -> Start | None:
+        """The read-outs of the built-in pool to begin at, instead of fitting that pool beside; None where they do not
+        fit, and for a pool that has sentences of it.
+
+        A fit takes half the time then, the built-in pool need not be read, and read-outs are no worse: strict F1 on dev
+        (two seeds, best threshold), begun there 0.648 and 0.653 on CrossNER AI (350 sentences), 0.719 and 0.716 on
+        politics (300, half as many steps); beside 0.649 and 0.641, 0.710 and 0.715.
+        """
+        if not self.config.stack.shipped or not self.config.reading.hidden or self.beside(pool) is None:
+            return None
+        builtin = {d.text for d in load_pool(None, None).sentences}
+        return None if any(d.text in builtin for d in pool.sentences) else shipped_start(voter)
+
     def readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
         """One reading voter per distinct model among the members, without their adapters."""
         config = self.config
@@ -358,7 +371,8 @@ class Preparation:
             name = "reading" if len(sources) == 1 else f"reading.{first}"
             engine = self.engine(source)
             if not engine.n_layers:
-                self.notes.append(f"{source}: hidden states cannot be read there, so it has no reading voter")
+                note = f"{source}: hidden states cannot be read there, so it has no reading voter"
+                self.notes += [note] if note not in self.notes else []
                 continue
             encoder = self.encoder() if config.reading.encoder_depths else None
             reader = FeatureReader(engine, encoder, config.reading)
@@ -374,7 +388,10 @@ class Preparation:
             team.readers = self.readers(pool)
             beside = self.beside(pool)
             for voter in team.readers:
-                tables[voter.name] = voter.fit(pool, self.progress, beside)
+                start = self.start(pool, voter)
+                apart = f"{len(beside.sentences)} sentences fitted beside" if beside else "not used"
+                self.facts["built-in pool"] = "begun at its read-outs" if start else apart
+                tables[voter.name] = voter.fit(pool, self.progress, None if start else beside, start)
                 if voter.unaligned:
                     self.notes.append(
                         f"{voter.unaligned} pool entities do not fall on word borders; reading skips them"

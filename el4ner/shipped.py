@@ -1,5 +1,7 @@
 """The fit of the built-in pool under the default settings comes with the package, so that a first run takes seconds.
 
+Fits on other pools begin at its read-outs (`shipped_start`), where the same features are read.
+
 `make builtin` (`python -m el4ner.shipped`) fits anew, as any run with `stack.shipped: false` does, and writes the file.
 What is in it was fitted in float32 on a CPU and is used for other devices and precisions too: states differ there in
 the third digit, far less than the noise under which a read-out is fitted. Where the pool, a setting, a model or the
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from el4ner.cache import read_arrays, write_arrays
+from el4ner.cache import content_key, read_arrays, write_arrays
 from el4ner.pool import BUILTIN
+from el4ner.voters.reading import ReadingVoter, Start, unpack
 
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
@@ -25,6 +28,23 @@ if TYPE_CHECKING:
 
 NAME = "builtin.npz"
 _KEY = "key"
+_LAYOUT = "layout"
+_READER = "reader 0 "
+"""Before the names of the arrays of the only reading voter."""
+
+
+def _stored() -> dict[str, NDArray[Any]] | None:
+    with resources.as_file(resources.files("el4ner.data") / NAME) as path:
+        return read_arrays(path) if path.is_file() else None
+
+
+def shipped_start(voter: ReadingVoter) -> Start | None:
+    """The shipped read-outs of the built-in pool to begin a fit at; None where the voter reads something else."""
+    stored = _stored()
+    if stored is None or _LAYOUT not in stored or _text(stored[_LAYOUT]) != voter.layout:
+        return None
+    own = {name.removeprefix(_READER): array for name, array in stored.items() if name.startswith(_READER)}
+    return Start(*unpack(own), content_key("start", *(own[name] for name in sorted(own))))
 
 
 def shipped_fit(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]] | None:
@@ -33,11 +53,8 @@ def shipped_fit(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]]
 
     if preparation.config.examples not in (None, BUILTIN) or not preparation.config.stack.shipped:
         return None
-    with resources.as_file(resources.files("el4ner.data") / NAME) as path:
-        if not path.is_file():
-            return None
-        stored = read_arrays(path)
-    if stored.pop(_KEY).tobytes().decode() != fitted_key(preparation, team, portable=True):
+    stored = _stored()
+    if stored is None or _text(stored.pop(_KEY)) != fitted_key(preparation, team, portable=True):
         return None
     preparation.facts["shipped"] = True
     return stored
@@ -56,9 +73,17 @@ def write_shipped(path: Path, say: Callable[[str], None] = print) -> None:
         name: array.astype(np.float16) if array.dtype == np.float32 else array
         for name, array in fitted_arrays(preparation, team).items()
     }
-    key = np.frombuffer(fitted_key(preparation, team, portable=True).encode(), dtype=np.uint8)
-    write_arrays(path, {_KEY: key, **arrays})
+    keys = {_KEY: fitted_key(preparation, team, portable=True), _LAYOUT: team.asked_readers[0].layout}
+    write_arrays(path, {**{name: _bytes(key) for name, key in keys.items()}, **arrays})
     path.chmod(0o644)  # written for its owner alone, like what is cached
+
+
+def _bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _text(array: NDArray[Any]) -> str:
+    return array.tobytes().decode()
 
 
 if __name__ == "__main__":

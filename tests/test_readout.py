@@ -232,15 +232,45 @@ def test_what_is_fitted_beside_a_corpus_helps_it_and_leaves_no_columns() -> None
     (alone,) = fit_readouts(few, 3, settings)
     (beside,) = fit_readouts(few, 3, settings, beside=Material(flipped, range(120), 2))
     assert {k: v.shape for k, v in beside.to_arrays().items()} == {k: v.shape for k, v in alone.to_arrays().items()}
+    assert log_likelihood(beside, corpus) > log_likelihood(alone, corpus) + 5
 
-    def log_likelihood(readout: Readout) -> float:
-        total = 0.0
-        for s in range(100, 120):
-            ((first, last, label),) = corpus.targets[s]
-            total += float(readout.log_probabilities(corpus.values[8 * s : 8 * s + 8])[first, last - first, label])
-        return total
 
-    assert log_likelihood(beside) > log_likelihood(alone) + 5
+def log_likelihood(readout: Readout, corpus: Corpus) -> float:
+    """Of the entities planted in the last 20 sentences."""
+    total = 0.0
+    for s in range(100, 120):
+        ((first, last, label),) = corpus.targets[s]
+        total += float(readout.log_probabilities(corpus.values[8 * s : 8 * s + 8])[first, last - first, label])
+    return total
+
+
+def test_a_fit_that_begins_at_another_one_knows_what_an_entity_looks_like() -> None:
+    """The same concept, fitted before under one label: a few sentences with two are read better from there."""
+    corpus, other = planted(0), planted(1)
+    merged = Corpus(other.values, other.starts, [[(f, last, 0)] for ((f, last, _),) in other.targets])
+    settings = FitSettings(hidden=16)
+    start = fit_readouts(Material(merged, range(120), 1), 3, settings, heads=2)
+    few = Material(corpus, range(6), 2)
+    (cold,), (warm,) = fit_readouts(few, 3, settings), fit_readouts(few, 3, settings, start=start)
+    assert log_likelihood(warm, corpus) > log_likelihood(cold, corpus) + 5
+
+
+def test_a_fit_begins_where_it_is_told_to() -> None:
+    corpus, settings = planted(0), FitSettings(hidden=16)
+    start = fit_readouts(Material(corpus, range(30), 2), 3, settings, heads=2)
+    heads = fit_readouts(Material(corpus, [], 4), 5, settings, heads=3, start=start)  # no sentences: nothing moves
+    for head, given in zip(heads, (*start, start[0]), strict=True):  # in turn
+        for name in ("word", "word_bias", "mix", "mix_bias", "parts"):
+            np.testing.assert_array_equal(getattr(head, name), getattr(given, name))
+        np.testing.assert_array_equal(head.hidden, given.hidden[[0, 1, 2, 2, 2]])
+        np.testing.assert_array_equal(head.output[:, -1], given.output[:, -1])
+        np.testing.assert_array_equal(head.bias[:, -1], given.bias[[0, 1, 2, 2, 2], -1])
+        assert np.abs(head.output[:, :-1]).max() < 0.3 * 16**-0.5
+    (short,) = fit_readouts(Material(corpus, [], 2), 2, settings, start=start)
+    np.testing.assert_array_equal(short.hidden, start[0].hidden[:2])
+    for units in (8, 0):
+        with pytest.raises(ShapeError, match="cannot begin at"):
+            fit_readouts(Material(corpus, range(6), 2), 3, FitSettings(hidden=units), start=start)
 
 
 def test_fitting_on_some_of_the_negatives_keeps_their_weight() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from el4ner.cache import cache_root, read_arrays
@@ -16,6 +17,7 @@ from el4ner.pool import load_pool
 from el4ner.preparation import Preparation
 from el4ner.shipped import NAME, shipped_fit
 from el4ner.stages.team import Team
+from el4ner.voters.reading import Start
 
 pytestmark = pytest.mark.embedded
 
@@ -82,3 +84,49 @@ def test_a_first_run_fits_nothing_and_finds_what_the_pool_marks(root: Path) -> N
     # as it was out of fold when it was fitted
     assert report["fitted"]["cross-validated F1"] == json.loads(stored["rest"].tobytes())["facts"]["cross-validated F1"]
     assert report["fitted"]["cross-validated F1"] > 0.75
+
+
+def start_for(root: Path, **settings: Any) -> Start | None:
+    config = make_config({"examples": str(root / "examples/pools/jobs.jsonl"), "dtype": "float32", **settings})
+    pool = load_pool(config.examples, config.labels, config.stack.folds)
+    preparation = Preparation(config)
+    (voter,) = preparation.readers(pool)
+    return preparation.start(pool, voter)
+
+
+def test_fits_on_other_pools_begin_at_it(root: Path) -> None:
+    stored = read_arrays(root / "el4ner" / "data" / NAME)
+    start = start_for(root)
+    assert start is not None
+    assert len(start.heads) == make_config({}).reading.heads
+    np.testing.assert_array_equal(start.heads[0].word, stored["reader 0 0 word"].astype(np.float32))
+    np.testing.assert_array_equal(start.projection.mean, stored["reader 0 mean"].astype(np.float32))
+    other = start_for(root, seed=1, reading={"heads": 2, "decay": 0.1}, dtype="bfloat16")
+    assert other is not None
+    assert other.key == start.key
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reading": {"builtin": False}},
+        {"reading": {"hidden": 64}},
+        {"reading": {"hidden": 0}},
+        {"reading": {"depths": [0.2]}},
+        {"reading": {"directions": 0}},
+        {"stack": {"shipped": False}},
+    ],
+)
+def test_nothing_begins_at_it_where_other_features_are_read_or_it_is_not_wanted(
+    root: Path, settings: dict[str, Any]
+) -> None:
+    assert start_for(root, **settings) is None
+
+
+def test_a_pool_with_a_sentence_of_the_builtin_one_does_not_begin_at_it(root: Path, tmp_path: Path) -> None:
+    """Its read-outs have seen the sentence, in whatever fold it lies."""
+    own = (root / "examples/pools/jobs.jsonl").read_text(encoding="utf-8")
+    shared = (root / "el4ner" / "data" / "pool.jsonl").read_text(encoding="utf-8").splitlines()[7]
+    labels = {"entities": [], **{k: v for k, v in json.loads(shared).items() if k in ("id", "text")}}
+    (tmp_path / "mixed.jsonl").write_text(own + json.dumps(labels) + "\n", encoding="utf-8")
+    assert start_for(root, examples=str(tmp_path / "mixed.jsonl")) is None

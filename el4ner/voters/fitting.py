@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.engines.base import IntArray
+from el4ner.errors import ShapeError
 from el4ner.voters.readout import PARTS, Readout
 
 if TYPE_CHECKING:
@@ -73,13 +74,15 @@ class Material:
 
 def fit_readouts(
     material: Material, max_words: int, settings: FitSettings, seed: int = 0, heads: int = 1,
-    beside: Material | None = None,
+    beside: Material | None = None, start: Sequence[Readout] = (),
 ) -> tuple[Readout, ...]:  # fmt: skip
     """Fits read-outs on some sentences of a corpus from different starts, by AdamW with a one-cycle schedule.
 
     The heads see the same batches, each with dropout of its own. beside: sentences with other labels, which share the
-    hidden layers and have an output of their own; that output is not kept. Deterministic for the same material,
-    settings, seed and number of heads, and for the same machine.
+    hidden layers and have an output of their own; that output is not kept. start: read-outs of the same features that
+    were fitted before, for whatever labels; the hidden layers begin there, head by head in turn. Deterministic for
+    the same material, settings, seed and number of heads, and for the same machine. Raises ShapeError where a read-out
+    of `start` has other features or hidden layers.
     """
     import torch
 
@@ -87,6 +90,8 @@ def fit_readouts(
     generator = torch.Generator().manual_seed(seed)
     columns = [task.n_labels + 1 for task in tasks]
     net = _Net(heads, material.corpus.values.shape[1], columns, max_words, settings, generator)
+    if start:
+        net.begin_at(start)
     if tasks[0].sentences:
         _descend(net, _gather(tasks, max_words), settings, np.random.default_rng(seed), generator)
     return net.readouts()
@@ -148,6 +153,7 @@ _RATE = 2e-3
 _STEPS = 800
 """Steps of a fit, within 6 to 40 passes over the sentences: on WNUT17 twice as many changed nothing on dev."""
 _N_DRAWS = 1 << 22
+_SHARE_OF_OUTPUT = 0.3
 
 
 class _Draws:
@@ -211,6 +217,32 @@ class _Net:
         share = settings.dropout
         kept = (torch.rand(_N_DRAWS, generator=generator) >= share).float() / (1 - share) if share else torch.ones(1)
         self._masks = _Draws(kept, generator)
+
+    def begin_at(self, start: Sequence[Readout]) -> None:
+        """Takes over hidden layers that were fitted before, and what they say of spans that are no entity.
+
+        What says which label it is begins small: it has nothing to go by yet.
+        """
+        import torch
+
+        for e in range(self.n_heads):
+            own, given = {name: tensor[e] for name, tensor in self.weights.items()}, start[e % len(start)]
+            parts = np.concatenate(list(given.parts), axis=1)
+            if own["word"].shape != given.word.shape or own["parts"].shape != parts.shape:
+                raise ShapeError(
+                    f"a fit of {tuple(own['word'].shape)} features by units cannot begin at {given.word.shape}"
+                )
+            # a longer span than those known before begins as the longest of them
+            lengths = np.minimum(np.arange(len(own["bias"])), given.max_words - 1)
+            none = self._kept - 1
+            with torch.no_grad():
+                for name in ("word", "word_bias", "mix", "mix_bias"):
+                    own[name].copy_(torch.from_numpy(getattr(given, name)))
+                own["parts"].copy_(torch.from_numpy(parts))
+                own["hidden"].copy_(torch.from_numpy(given.hidden[lengths]))
+                own["output"].mul_(_SHARE_OF_OUTPUT)
+                own["output"][:, none].copy_(torch.from_numpy(given.output[:, -1]))
+                own["bias"][:, none].copy_(torch.from_numpy(given.bias[lengths, -1]))
 
     def scores(self, values: Tensor, left: Tensor, first: Tensor, length: Tensor) -> Tensor:
         """Scores (E, n, C) of the spans of words first to first + length.

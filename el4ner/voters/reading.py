@@ -17,7 +17,7 @@ import numpy as np
 
 from el4ner.cache import ArrayCache, content_key
 from el4ner.config import ReadingConfig
-from el4ner.engines.base import FloatArray, IntArray
+from el4ner.engines.base import FloatArray, IntArray, without_numbers
 from el4ner.pool import Pool
 from el4ner.records import Demonstration, Sentence, Span
 from el4ner.voters.features import FeatureReader, WordFeatures
@@ -69,6 +69,15 @@ class SpanTable:
         return sorted(Span(self.units[i].start, self.units[j].end) for i, j in inside)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Read-outs of another pool to begin a fit at, the directions that they read, and a key for what they are."""
+
+    projection: Projection
+    heads: tuple[Readout, ...]
+    key: str
+
+
 class ReadingVoter:
     """Votes with the hidden states of one model (implements `Voter`)."""
 
@@ -92,17 +101,28 @@ class ReadingVoter:
         self._known: OrderedDict[str, SpanTable] = OrderedDict()
         self.unaligned = 0
 
-    def fit(self, pool: Pool, progress: Progress, beside: Pool | None = None) -> list[SpanTable]:
+    @property
+    def layout(self) -> str:
+        """A key for what a read-out of this voter reads, whatever the device and the precision, and for its layers."""
+        features = [without_numbers(part) if isinstance(part, str) else part for part in self._reader.key]
+        return content_key("layout", READOUT_VERSION, features, self._config.directions, self._config.hidden,
+                           self._config.context)  # fmt: skip
+
+    def fit(
+        self, pool: Pool, progress: Progress, beside: Pool | None = None, start: Start | None = None
+    ) -> list[SpanTable]:
         """Fits on the pool; returns a table per pool sentence from the fold that did not see it.
 
-        beside: a pool with labels of its own, from which the hidden layers learn too what an entity looks like.
+        beside: a pool with labels of its own, from which the hidden layers learn too what an entity looks like; or
+        start: what was fitted on such a pool before. Neither may hold a text of the pool, which would give folds away.
         What was fitted is cached by content of the pool, the models and the settings.
         """
         key = content_key("reading", READOUT_VERSION, self._reader.key, pool.content, pool.n_folds, self._seed,
-                          self._config.model_dump(mode="json"), beside.content if beside else "")  # fmt: skip
+                          self._config.model_dump(mode="json"), beside.content if beside else "",
+                          start.key if start else "")  # fmt: skip
         stored = self._cache.get(key)
         if stored is None:
-            stored = self._fit(pool, progress, beside)
+            stored = self._fit(pool, progress, beside, start)
             self._cache.put(key, stored)
         self.restore(stored)
         tables = []
@@ -112,11 +132,11 @@ class ReadingVoter:
             tables.append(SpanTable(units, stored["out_of_fold"][low:high]))
         return tables
 
-    def _fit(self, pool: Pool, progress: Progress, beside: Pool | None) -> dict[str, np.ndarray]:
+    def _fit(self, pool: Pool, progress: Progress, beside: Pool | None, start: Start | None) -> dict[str, np.ndarray]:
         read = self._read_pool([d.text for d in pool.sentences], progress)
         units = [features.units for features in read]
         values = np.concatenate([features.values for features in read])
-        projection = fit_projection(values, read[0].widths, self._config.directions)
+        projection = start.projection if start else fit_projection(values, read[0].widths, self._config.directions)
         corpus, unaligned = _corpus(pool.sentences, pool.label_names, read, projection)
         n_read = len(read)
         del read, values  # the features of a pool take more memory than anything that is made of them
@@ -135,7 +155,8 @@ class ReadingVoter:
         used = [f for f in range(pool.n_folds) if (folds == f).any() and not (folds == f).all()]
         progress(f"{self.name}: fitting, {len(used)} folds and the whole pool")
         without = [[s for s in everyone if folds[s] != fold] for fold in used]
-        *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words, other)
+        heads = start.heads if start else ()
+        *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words, other, heads)
         starts = corpus.starts[: n_read + 1]
         out_of_fold = np.zeros((starts[-1], max_words, len(self.labels) + 1), dtype=np.float32)
         for fold, heads in zip(used, crossed, strict=True):
@@ -163,7 +184,12 @@ class ReadingVoter:
         return Corpus(values, starts, [*corpus.targets, *behind.targets]), np.concatenate([itself, origins])
 
     def _fit_sets(
-        self, corpus: Corpus, sets: Sequence[Sequence[int]], max_words: int, beside: Material | None
+        self,
+        corpus: Corpus,
+        sets: Sequence[Sequence[int]],
+        max_words: int,
+        beside: Material | None,
+        start: Sequence[Readout],
     ) -> list[tuple[Readout, ...]]:
         """The heads fitted on every set of sentences, as many fits at a time as there are processors."""
         config = self._config
@@ -174,7 +200,7 @@ class ReadingVoter:
 
         def fit(sentences: Sequence[int]) -> tuple[Readout, ...]:
             own = Material(corpus, sentences, len(self.labels))
-            return fit_readouts(own, max_words, settings, self._seed, config.heads, beside)
+            return fit_readouts(own, max_words, settings, self._seed, config.heads, beside, start)
 
         with one_thread_each() as keep_to_one, ThreadPoolExecutor(os.cpu_count(), initializer=keep_to_one) as workers:
             return list(workers.map(fit, sets))
@@ -215,7 +241,7 @@ class ReadingVoter:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state`."""
-        self._projection, self._heads = _unpack(arrays)
+        self._projection, self._heads = unpack(arrays)
         self.unaligned = int(arrays["unaligned"])
 
     def tables(self, sentences: Sequence[Sentence]) -> list[SpanTable]:
@@ -277,7 +303,7 @@ def _pack(projection: Projection, heads: Sequence[Readout]) -> dict[str, np.ndar
     return {**projection.to_arrays(), **numbered}
 
 
-def _unpack(arrays: Mapping[str, np.ndarray]) -> tuple[Projection, tuple[Readout, ...]]:
+def unpack(arrays: Mapping[str, np.ndarray]) -> tuple[Projection, tuple[Readout, ...]]:
     """The inverse of `_pack`; other arrays are passed over."""
     n_heads = 1 + max(int(name.split()[0]) for name in arrays if name.partition(" ")[0].isdigit())
     heads = (
