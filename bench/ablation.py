@@ -68,9 +68,12 @@ def _reading(_: Config, __: int) -> Iterator[Variant]:
         ("one-depth", "one layer read", {"depths": [0.53]}),
         ("all-features", "all features, no principal directions", {"directions": 0}),
         ("no-swaps", "no copies with mentions swapped", {"swaps": 0}),
-        ("no-builtin", "built-in pool not fitted beside", {"builtin": False}),
+        ("no-builtin", "built-in pool not used", {"builtin": False}),
     ):
         yield Variant(name, what, settings={"reading": settings})
+    # what to compare the variants above with that read other features or have other layers: nothing is shipped for them
+    yield Variant("beside", "built-in pool fitted beside, its shipped read-outs not begun at",
+                  settings={"stack": {"shipped": False}})  # fmt: skip
 
 
 def _stack(_: Config, __: int) -> Iterator[Variant]:

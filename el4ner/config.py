@@ -146,9 +146,10 @@ class ReadingConfig(_Settings):
     directions: principal directions kept of each layer that is read, 0 for all features as they are. 128 of them fit
     about twice as fast and lose nothing (dev, three heads, two seeds, best threshold: 0.636 for 0.625 on 200 sentences
     of CrossNER AI, 0.608 for 0.600 on 400 of WNUT17 with 1,000 pool sentences). negatives: share of the non-entities
-    that a fitting step looks at. builtin: the built-in pool, with its own labels, is fitted beside another pool: what
-    an entity looks like carries over (dev, two heads: 0.644 to 0.657 on WNUT17, 0.619 to 0.638 on CrossNER AI). heads:
-    read-outs fitted from different starts, whose probabilities are averaged (WNUT17 dev, all features: 0.643 with
+    that a fitting step looks at. builtin: a fit on another pool begins at the read-outs of the built-in pool, or that
+    pool is fitted beside it under its own labels (see `stack.shipped`): what an entity looks like carries over (beside,
+    dev, two heads: 0.644 to 0.657 on WNUT17, 0.619 to 0.638 on CrossNER AI). heads: read-outs fitted from different
+    starts, whose probabilities are averaged (WNUT17 dev, all features: 0.643 with
     three, 0.650 with five). swaps: copies with mentions swapped
     (`voters.swapping`) that a small pool gets to be fitted on too, 2 to 4 a sentence; a pool with more sentences with
     entities than half of it gets none. Dev, three heads, best threshold, with 0, 2, 4 and 8 copies a sentence: 0.639,

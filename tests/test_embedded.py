@@ -142,6 +142,21 @@ def test_the_builtin_pool_helps_beside_a_pool_of_ones_own(
     assert {e.label for p in beside.values() for e in p.entities} <= {"person", "organization", "location"}
 
 
+def test_a_pool_of_ones_own_begins_at_what_was_fitted_on_the_builtin_one(build: Build, root: Path) -> None:
+    pool = load_pool(str(root / "examples/pools/jobs.jsonl"), None)
+    own: dict[str, Any] = {"voters": ["reading"], "reading": {"heads": 1, "swaps": 0}}
+    begun = build(pool, **own)
+    alone = build(pool, **{**own, "reading": {**own["reading"], "builtin": False}})
+    text = "Hollis & Webb seeks a payroll clerk who knows Excel and can keep a secret."
+    ((found,), _) = (model.predict([text]) for model in (begun, alone))
+    assert begun.report()["fitted"]["built-in pool"] == "begun at its read-outs"
+    assert alone.report()["fitted"]["built-in pool"] == "not used"
+    assert {"Hollis & Webb": "employer", "Excel": "skill"}.items() <= {e.text: e.label for e in found.entities}.items()
+    # 28 sentences say little; what was known before is worth a lot
+    f1 = [model.report()["fitted"]["cross-validated F1"] for model in (begun, alone)]
+    assert f1[0] > f1[1] + 0.03, f1
+
+
 def test_a_record_does_not_depend_on_its_neighbours(build: Build, root: Path, part: Pool) -> None:
     records = examples(root)
     together = as_bytes(build(part, **CHEAP, batch_size=8).predict(records))
