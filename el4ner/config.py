@@ -146,7 +146,7 @@ class ReadingConfig(_Settings):
     directions: principal directions kept of each layer that is read, 0 for all features as they are. 128 of them fit
     about twice as fast and lose nothing (dev, three heads, two seeds, best threshold: 0.636 for 0.625 on 200 sentences
     of CrossNER AI, 0.608 for 0.600 on 400 of WNUT17 with 1,000 pool sentences). negatives: share of the non-entities
-    that a fitting step looks at. builtin: a fit on another pool begins at the read-outs of the built-in pool, or that
+    that a fitting step looks at. builtin: a fit on a small pool begins at the read-outs of the built-in pool, or that
     pool is fitted beside it under its own labels (see `stack.shipped`): what an entity looks like carries over (beside,
     dev, two heads: 0.644 to 0.657 on WNUT17, 0.619 to 0.638 on CrossNER AI). heads: read-outs fitted from different
     starts, whose probabilities are averaged (WNUT17 dev, all features: 0.643 with
