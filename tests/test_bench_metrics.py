@@ -289,7 +289,8 @@ def disturbed(gold: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("name", ["wnut17", "crossner_ai"])
 def test_equals_nervaluate_and_seqeval_on_real_data(data_dir: Path, name: str) -> None:
-    from el4ner.corpora import spans_to_tags
+    from iob_tags import spans_to_tags
+
     from el4ner.records import LabelledSpan, Span
 
     lines = (data_dir / name / "test.jsonl").read_text(encoding="utf-8").splitlines()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from iob_tags import locate_tokens, spans_to_tags
 
 from el4ner.corpora import (
     TokenSpan,
@@ -63,17 +63,6 @@ def convert(tags: list[str], scheme: str) -> list[str]:
             letter = (single if last else "B") if prefix == "B" else (end if last else "I")
             result.append(f"{letter}-{label}")
     return result
-
-
-def spans_to_tags(offsets: Sequence[Span], entities: Iterable[LabelledSpan]) -> list[str]:
-    """IOB2 tags of tokens that stand at `offsets`; every entity begins and ends with a token, and none overlap."""
-    tags = ["O"] * len(offsets)
-    for entity in entities:
-        first = next(i for i, span in enumerate(offsets) if span.start == entity.start)
-        stop = next(i for i, span in enumerate(offsets) if span.end == entity.end) + 1
-        assert tags[first:stop] == ["O"] * (stop - first)
-        tags[first:stop] = [f"B-{entity.label}"] + [f"I-{entity.label}"] * (stop - first - 1)
-    return tags
 
 
 @given(flat_spans())
@@ -190,11 +179,7 @@ def test_real_entities_survive_the_way_over_tags(data_dir: Path) -> None:
 
     path = data_dir / "wnut17" / "test.jsonl"
     for line, demonstration in zip(path.read_bytes().strip().split(b"\n"), read_pool(path), strict=True):
-        offsets, at = [], 0
-        for token in json.loads(line)["tokens"]:
-            at = demonstration.text.index(token, at)
-            offsets.append(Span(at, at + len(token)))
-            at += len(token)
+        offsets = locate_tokens(demonstration.text, json.loads(line)["tokens"])
         tags = spans_to_tags(offsets, demonstration.entities)
         found = [LabelledSpan(offsets[s.first].start, offsets[s.stop - 1].end, s.label) for s in tags_to_spans(tags)]
         assert tuple(found) == demonstration.entities

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from iob_tags import locate_tokens, spans_to_tags
 
-from el4ner.corpora import locate_tokens, spans_to_tags
 from el4ner.errors import InputError, UsageError
 from el4ner.metrics import MAX_BOOTSTRAP, bootstrap, evaluate, read_gold, read_predicted
 from el4ner.records import Demonstration, Entity, LabelledSpan, Prediction, Span
