@@ -117,12 +117,12 @@ def test_samples_are_nested_and_ascending() -> None:
 
 
 def test_a_label_that_the_labels_file_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"sentence .\d. uses label 'person'.*choose from place"):
+    with pytest.raises(PoolError, match=r"sentence .\d. .*uses label 'person'.*choose from place"):
         Pool(SENTENCES, (Label("place"),), name="p.jsonl")
     pool_path, labels_path = tmp_path / "pool.jsonl", tmp_path / "labels.yaml"
     pool_path.write_text(json.dumps({"text": "Rome", "entities": [{"start": 0, "end": 4, "label": "place"}]}) + "\n")
     labels_path.write_text("- {name: person, definition: A human.}\n")
-    with pytest.raises(PoolError, match=r"'place', which .*l\.yaml does not define"):
+    with pytest.raises(PoolError, match=r"'place', which .*labels\.yaml does not define"):
         load_pool(str(pool_path), str(labels_path))
 
 
