@@ -32,7 +32,7 @@ from el4ner.weighing import (
     NEUTRAL,
     Weighed,
     ask_verifier,
-    gain_of,
+    gains_of,
     verified_scores,
     weigh_members,
     weigh_verifier,
@@ -131,10 +131,9 @@ def _passing(preparation: Preparation, team: Team, examined: Examined) -> tuple[
 
 def _helpful(preparation: Preparation, team: Team, asked: Asked, folds: Sequence[int]) -> tuple[str, ...]:
     """The members less those without whose votes the others do as well, the least helpful left out first."""
-    cheap = team.base.voters if team.base is not None else ()
     names = [member.name for member in team.asked_members]
     while len(names) > 1:
-        gains = {name: gain_of(team, (*cheap, *names), asked, folds, name) for name in names}
+        gains = gains_of(team, names, asked, folds)
         least = min(names, key=gains.__getitem__)
         if gains[least] > _LEAST_GAIN:
             break

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from el4ner.lines import excerpt
+from el4ner.lines import excerpt, repeated_key
 
 _TOO_DEEP = "nested too deeply; flatten it"
 
@@ -63,7 +63,7 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
 
 
 def read_json(text: str) -> tuple[Any, yaml.Node | None]:
-    """The value of a JSON text, and a node that knows its lines (None: it is no YAML). Raises DocumentError."""
+    """The value of a JSON text, and a node that knows its lines (None: YAML cannot read it). Raises DocumentError."""
     try:
         return json.loads(text, object_pairs_hook=_once), _json_node(text)
     except DocumentError as error:
@@ -114,9 +114,7 @@ def lines_of(node: yaml.Node | None) -> Callable[[Sequence[int | str]], int | No
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise DocumentError(f"key {excerpt(key)} stands twice in one object; keep one")
-        found[key] = value
-    return found
+    repeated = repeated_key(pairs)
+    if repeated is not None:
+        raise DocumentError(f"key {excerpt(repeated)} stands twice in one object; keep one")
+    return dict(pairs)

@@ -14,7 +14,7 @@ import stat
 import sys
 import unicodedata
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -230,13 +230,21 @@ def _too_deep(value: Any) -> bool:
     return True
 
 
+def repeated_key(pairs: Sequence[tuple[str, Any]]) -> str | None:
+    """The first key of a JSON object's pairs that stands there again, None where each stands once."""
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise LineError(f"the key {excerpt(key)} stands more than once in one object; keep one of them")
-        found[key] = value
-    return found
+    repeated = repeated_key(pairs)
+    if repeated is not None:
+        raise LineError(f"the key {excerpt(repeated)} stands more than once in one object; keep one of them")
+    return dict(pairs)
 
 
 def parse_object(line: str) -> dict[str, Any]:

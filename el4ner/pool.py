@@ -29,6 +29,7 @@ class Pool:
 
     folds (N): the fold of each sentence, as of `grouping.folds_of`: copies of a text share one, neighbours mostly do.
     A span carries one label: of several that a sentence lists for it the first counts. second_labels: how many do not.
+    name, labels_name: what messages call the pool and the file that defines its labels.
     """
 
     sentences: tuple[Demonstration, ...]
@@ -170,7 +171,8 @@ def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -
         folder = Path(__file__).parent / "data"
         labels = read_labels(labels_path or str(folder / "labels.yaml"))
         builtin = tuple(read_examples(str(folder / "pool.jsonl")))
-        return Pool(builtin, labels, folds_for(len(builtin), n_folds))
+        named = {} if labels_path is None else {"labels_name": labels_path}
+        return Pool(builtin, labels, folds_for(len(builtin), n_folds), **named)
     sentences = tuple(read_examples(examples))
     n_folds = folds_for(len(sentences), n_folds)
     labels = read_labels(labels_path) if labels_path is not None else labels_of(sentences)

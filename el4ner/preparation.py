@@ -332,6 +332,10 @@ class Preparation:
 
     # With a fit
 
+    @cached_property
+    def _builtin(self) -> Pool:
+        return load_pool(None, None, self.config.stack.folds)
+
     def beside(self, pool: Pool) -> Pool | None:
         """The built-in pool to fit beside another one, without the texts they share: those would give folds away.
 
@@ -342,7 +346,7 @@ class Preparation:
         """
         if not self.config.reading.builtin:
             return None
-        builtin = load_pool(None, None, self.config.stack.folds)
+        builtin = self._builtin
         most = max(1, -(-len(pool.sentences) // _BESIDE)) * _BESIDE
         known = {d.text for d in pool.sentences}
         others = tuple(d for d in (builtin.sentences[i] for i in builtin.sample(most)) if d.text not in known)
@@ -359,7 +363,7 @@ class Preparation:
         """
         if len(pool.sentences) > _BESIDE or not self.config.stack.shipped or self.beside(pool) is None:
             return None
-        builtin = {d.text for d in load_pool(None, None).sentences}
+        builtin = {d.text for d in self._builtin.sentences}
         return None if any(d.text in builtin for d in pool.sentences) else shipped_start(voter)
 
     def readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
@@ -388,10 +392,11 @@ class Preparation:
         if self.wants("reading"):
             team.readers = self.readers(pool)
             beside = self.beside(pool)
+            apart = f"{len(beside.sentences)} sentences fitted beside" if beside else "not used"
+            used = self.facts["built-in pool"] = {}
             for voter in team.readers:
                 start = self.start(pool, voter)
-                apart = f"{len(beside.sentences)} sentences fitted beside" if beside else "not used"
-                self.facts["built-in pool"] = "begun at its read-outs" if start else apart
+                used[voter.name] = "begun at its read-outs" if start else apart
                 tables[voter.name] = voter.fit(pool, self.progress, None if start else beside, start)
                 if voter.unaligned:
                     self.notes.append(

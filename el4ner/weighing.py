@@ -60,13 +60,19 @@ def weigh_members(team: Team, asked: Asked, folds: Sequence[int]) -> Weighed:
     return Weighed(stack, penalty, shares, *_mean_and_error(said - without))
 
 
-def gain_of(team: Team, voters: Sequence[str], asked: Asked, folds: Sequence[int], name: str) -> float:
-    """Log-probability a sentence that one member's votes add out of fold to those of the other voters."""
-    start = start_stack(voters, len(team.labels) + 1, len(EVIDENCE), team.base)
+def gains_of(team: Team, members: Sequence[str], asked: Asked, folds: Sequence[int]) -> dict[str, float]:
+    """By member, the log-probability a sentence that its votes add out of fold to those of all the others.
+
+    Measured as the gain of `weigh_members`, with one member at a time that says what it says on average.
+    """
     held = team.base.voters if team.base is not None else ()
+    start = start_stack((*held, *members), len(team.labels) + 1, len(EVIDENCE), team.base)
     _, _, said = _chosen(start, asked, folds, held)
-    _, _, without = _chosen(start, asked.averaged([name]), folds, held)
-    return float((said - without).mean())
+    gains = {}
+    for name in members:
+        _, _, without = _chosen(start, asked.averaged([name]), folds, held)
+        gains[name] = float((said - without).mean())
+    return gains
 
 
 def _chosen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from el4ner.bench import ops
 from el4ner.bench._harness import commit, interleave
 from el4ner.bench.cli import group
+from el4ner.bench.cli import main as bench_main
 from el4ner.bench.cli_options import assigned
 from el4ner.kernels import _dispatch
 from el4ner.kernels.vote import vote_ref
@@ -45,6 +47,25 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "measure", interrupted)
     done = CliRunner().invoke(group, ["kernels", "--op", "vote"])
     assert (done.exit_code, done.stderr) == (130, "interrupted\n")
+
+
+def test_an_unexpected_error_is_one_line_unless_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setattr(ops, "measure", broken)
+    monkeypatch.setattr(sys, "argv", ["el4ner-bench", "kernels", "--op", "vote"])
+    monkeypatch.delenv("EL4NER_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        bench_main()
+    assert ended.value.code == 1
+    hint = "run with EL4NER_DEBUG=1 for the traceback"
+    assert capsys.readouterr().err == f"error: unexpected ZeroDivisionError: by nothing; {hint}\n"
+    monkeypatch.setenv("EL4NER_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        bench_main()
 
 
 def test_a_wrong_backend_is_not_timed_and_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

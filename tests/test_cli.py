@@ -379,6 +379,10 @@ def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner]) -
     assert pipeline.configs == [Config(examples="pool.jsonl", device="cpu")]
     assert result.stderr.splitlines() == ["el4ner: reading states of 3 sentences", "el4ner: the pool is ready"]
     assert run("pool", "build", "--quiet").stderr == ""
+    run("pool", "build", "--overlap", "nested")
+    assert pipeline.configs[-1].overlap == "nested"
+    twice = run("pool", "build", "--examples", "-", "--labels", "-", stdin="{}")
+    assert (twice.exit_code, "is named for --examples and --labels" in twice.stderr) == (2, True)
 
 
 def test_evaluate_tables_and_json() -> None:

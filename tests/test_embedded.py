@@ -149,8 +149,8 @@ def test_a_pool_of_ones_own_begins_at_what_was_fitted_on_the_builtin_one(build: 
     alone = build(pool, **{**own, "reading": {**own["reading"], "builtin": False}})
     text = "Hollis & Webb seeks a payroll clerk who knows Excel and can keep a secret."
     ((found,), _) = (model.predict([text]) for model in (begun, alone))
-    assert begun.report()["fitted"]["built-in pool"] == "begun at its read-outs"
-    assert alone.report()["fitted"]["built-in pool"] == "not used"
+    assert begun.report()["fitted"]["built-in pool"] == {"reading": "begun at its read-outs"}
+    assert alone.report()["fitted"]["built-in pool"] == {"reading": "not used"}
     assert {"Hollis & Webb": "employer", "Excel": "skill"}.items() <= {e.text: e.label for e in found.entities}.items()
     # 28 sentences say little; what was known before is worth a lot
     f1 = [model.report()["fitted"]["cross-validated F1"] for model in (begun, alone)]

@@ -417,3 +417,16 @@ def test_malformed_replies_are_counted_and_lose_nothing(make: Callable[..., El4n
     replies = model.report()["replies"]
     assert replies["wild: replies"] == replies["wild: malformed"] == 2
     assert (replies["good: malformed"], replies["good: surfaces not in the text"]) == (0, 2)
+    # in each of the two sentences what "wild" says of the types is none, and "maybe" no verdict
+    assert (replies["wild: malformed labels"], replies["good: malformed labels"]) == (2, 0)
+    assert replies["good: malformed verdicts"] == 2
+
+
+def test_lists_that_were_cut_off_are_counted(make: Callable[..., El4ner]) -> None:
+    cut = ScriptedEngine(
+        generate=lambda request: Completion("Ada; Bo", 5, 2, truncated=True),
+        choose=lambda request: [0.0] * len(request.choices),
+    )
+    model = make({"a": cut})
+    model.predict(["Ada met Bob."])
+    assert model.report()["replies"]["a: cut off at the token limit"] == 1

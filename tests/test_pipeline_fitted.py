@@ -236,6 +236,33 @@ def test_a_stack_is_judged_on_sentences_it_was_not_fitted_on() -> None:
     assert everyone[0] == pytest.approx(everyone[1], abs=0.1)
 
 
+def test_of_three_cheap_voters_the_pair_that_is_as_good_as_all_is_asked() -> None:
+    """One tells persons from places in half of the sentences, one in the other half, the third never."""
+    pool = Pool(
+        tuple(demonstration(f"Ab was here {i}", {"Ab": ("person", "place")[i // 2 % 2]}) for i in range(120)), LABELS
+    )
+    truth = tuple(np.array([pool.label_names.index(d.entities[0].label)]) for d in pool.sentences)
+    unsure = np.array([[0.45, 0.45, 0.1]], np.float32)
+
+    def told(label: int) -> np.ndarray:
+        return np.array([[0.9, 0.05, 0.05] if label == 0 else [0.05, 0.9, 0.05]], np.float32)
+
+    even = [int(d.text.split()[-1]) % 2 == 0 for d in pool.sentences]
+    votes = {
+        "a": [told(int(t[0])) if here else unsure for t, here in zip(truth, even, strict=True)],
+        "b": [unsure if here else told(int(t[0])) for t, here in zip(truth, even, strict=True)],
+        "c": [unsure for _ in even],
+    }
+    size = len(pool.sentences)
+    candidates = (((Candidate(Span(0, 2), ("x",))),),) * size
+    examined = Examined(candidates, truth, votes, (np.zeros((1, 4), np.float32),) * size, (1,) * size)
+    preparation = Preparation(make_config({}), pool=pool)
+    team = Team(preparation.config, pool)
+    preparation._stack_cheap(team, examined)
+    assert team.asked == ("a", "b")
+    assert "voter c brings nothing on the pool and is not asked" in preparation.notes
+
+
 def test_pool_sentences_are_shown_no_demonstration_of_their_own_fold(make: Callable[..., El4ner]) -> None:
     pool, engine = large_pool(), oracle(useful=True)
     make({"a": engine}, pool, **{**FIT, "voters": "all"}).prepare()

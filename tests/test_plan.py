@@ -106,6 +106,13 @@ def test_a_limit_makes_models_take_turns_or_is_refused(folders: list[str]) -> No
     assert plan.models_limit is not None
     takes = [model.weights + plan.largest_cache for model in plan.models]
     assert max(takes) <= plan.models_limit < sum(takes)
+    preparation = Preparation(_config(folders, batch_size=2, memory_limit_mib=limit))
+    preparation._process = free.process
+    assert preparation.plan is not None
+    assert preparation.plan.mode == "turns"
+    # of this run: not among the notes that are kept with what was fitted
+    assert [note.endswith("they take turns") for note in preparation.engine_notes()] == [True]
+    assert preparation.notes == []
     small = make_plan(_config(folders, memory_limit_mib=1))
     assert small.mode == "too large"
     with pytest.raises(ConfigError, match="memory_limit_mib=1"):
