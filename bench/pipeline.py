@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ import numpy as np
 from el4ner.bench._harness import Timing, interleave, machine, slower, where
 from el4ner.bench.accuracy import sample_sentences, split_file
 from el4ner.bench.evaluation_data import smaller
+from el4ner.bench.peak_memory import peak_mib, reset_peak
 from el4ner.bench.plain_pipeline import PlainModel
 from el4ner.bench.random_models import bench_engine
 from el4ner.config import Config, make_config
@@ -20,8 +21,8 @@ from el4ner.engines import Choose, Completion, FloatArray, Generate, load_encode
 from el4ner.errors import EngineError
 from el4ner.models import prefers_chat
 from el4ner.pipeline import El4ner
-from el4ner.plan import mib, peak_mib, resident_bytes
-from el4ner.pool import Pool, load_pool
+from el4ner.plan import mib, resident_bytes
+from el4ner.pool import Pool, folds_for, load_pool
 from el4ner.records import Prediction, Sentence
 
 SCORE_TOLERANCE = 2e-3
@@ -169,6 +170,8 @@ def sides(config: Config, pool: Pool, say: Callable[[str], None]) -> dict[str, S
         if member.source in engines:
             continue
         say(f"loading {member.source}")
+        if member.adapter is not None or member.quantization != "none":
+            raise EngineError(f"member {member.name!r}: the plain script has no adapters and no quantised weights")
         if prefers_chat(member.source) and not member.source.startswith("random:"):
             raise EngineError(f"model {member.source!r}: the plain script has no chat templates; set chat: false")
         engine = bench_engine(member.source, device=config.device, dtype=config.dtype, chat=False)
@@ -196,11 +199,13 @@ def _material(
     train = None if folder is None else str(split_file(folder, "train"))
     pool = smaller(load_pool(train, settings.get("labels")), pool_limit)
     base: dict[str, Any] = {"voters": "all"} if train is None else {"voters": "all", "examples": train}
+    config = make_config({**base, **settings})
+    pool = replace(pool, n_folds=folds_for(len(pool.sentences), config.stack.folds))
     if folder is None:
         sentences = pool.as_sentences(pool.sample(count))
     else:
         sentences = sample_sentences(split_file(folder, split), count, seed)
-    return make_config({**base, **settings}), pool, sentences
+    return config, pool, sentences
 
 
 def _agreement(found: Mapping[str, Any], threshold: float) -> tuple[bool, dict[str, Any]]:
@@ -236,8 +241,9 @@ def measure_pipeline(
         found, timings = {}, {}
         for name, way in ways.items():
             say(f"checking {name}: {len(sentences)} sentences")
+            reset_peak()
             found[name] = way.heard(sentences)
-            memory[name] = peak_mib("cuda" if config.device == "cuda" else "cpu")
+            memory[name] = peak_mib()
     report = ways["engine"].model.report()
     right, agreement = _agreement(found, report["threshold"])
     if check and not right:

@@ -85,9 +85,12 @@ def make_system(
 ) -> System:
     """The system of a name.
 
-    settings: for all of el4ner's own. options: system -> its own options. Raises ConfigError for an unknown name,
-    setting or option, InputError for a file that cannot be read.
+    settings: for all of el4ner's own. options: system -> its own options. All systems show as many demonstrations, and
+    draw by one seed, whatever their settings say. Raises ConfigError for an unknown name, setting or option,
+    InputError for a file that cannot be read.
     """
+    if "k" in settings.get("retrieve", {}):
+        raise ConfigError("--set retrieve.k: all systems show as many demonstrations; use --k")
     if name in BASELINES:
         return BASELINES[name](bench, options.get(name, {}))
     base, precision = operating_point(name)

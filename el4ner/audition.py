@@ -18,7 +18,7 @@ import numpy as np
 from el4ner.cache import content_key
 from el4ner.config import fingerprint
 from el4ner.engines.base import FloatArray
-from el4ner.operating import Decided, best_threshold
+from el4ner.operating import Decided
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.records import Candidate, Sentence, Span, Usage
 from el4ner.stages.classify import evidence_of, member_votes, worth_asking
@@ -30,9 +30,9 @@ from el4ner.voters.features import FEATURE_VERSION
 from el4ner.voters.readout import READOUT_VERSION
 from el4ner.weighing import (
     NEUTRAL,
-    Weighed,
     ask_verifier,
     gains_of,
+    passed_scores,
     verified_scores,
     weigh_members,
     weigh_verifier,
@@ -61,37 +61,36 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
         team.asked = (*cheap, *passed)
         if not passed:
             return
-    sample = team.pool.sample(config.stack.sample)
+    sample = team.pool.sample(config.stack.sample, config.seed)
     preparation.progress(f"stacking the prompted members on {len(sample)} pool sentences")
     asked = ask(preparation, team, examined, sample)
     folds = [team.pool.folds[s] for s in sample]
     weighed = weigh_members(team, asked, folds)
-    team.stack = weighed.stack
     gold = [examined.gold[s] for s in sample]
     decided = Decided(asked.candidates, weighed.shares, asked.truth, gold, config.overlap)
-    if not cheap:
-        _, threshold = best_threshold(decided)
-        preparation.threshold = team.threshold = threshold
-        preparation.facts |= {"calibrated": True, "threshold": threshold}
+    # beside cheap voters theirs stay, which were fitted on the whole pool
+    decided = preparation.calibration.decided(decided) if cheap else preparation.calibrate(team, decided)
+    team.stack = preparation.calibration.stack(weighed.stack)
     preparation.facts["members on the sample"] = {
         "sentences": len(sample), "penalty": weighed.penalty,
         "gain in log-probability per sentence": round(weighed.gain, 4), "standard error": round(weighed.error, 4),
     }  # fmt: skip
     team.verifier = preparation.verifier(team)
-    if team.verifier is not None and config.verify.by == "choice":
-        decided = replace(decided, verified=_weigh_verdicts(preparation, team, asked, weighed, folds))
-    preparation.points = decided.points()
+    if team.verifier is not None:
+        weigh = _weigh_verdicts if config.verify.by == "choice" else _weigh_written
+        decided = replace(decided, verified=weigh(preparation, team, asked, decided, folds))
+    preparation.points = decided.points(team.threshold)
 
 
 def _weigh_verdicts(
-    preparation: Preparation, team: Team, asked: Asked, weighed: Weighed, folds: Sequence[int]
+    preparation: Preparation, team: Team, asked: Asked, decided: Decided, folds: Sequence[int]
 ) -> list[np.ndarray] | None:
     """The scores after the verifier, whose weights are set here; None where it brings nothing and need not be asked."""
-    verdicts = ask_verifier(team, asked, weighed.shares)
+    verdicts = ask_verifier(team, asked, decided.shares).undecided()
     weights, gain, error = weigh_verifier(verdicts, folds)
     preparation.facts["verifier's weights"] = [round(weight, 4) for weight in weights]
     if weights == NEUTRAL:
-        unasked = preparation.config.voters == "auto" and preparation.config.verify.member is None
+        unasked = _may_be_left_out(preparation)
         preparation.notes.append(
             f"the verifier brings nothing on {len(folds)} pool sentences ({gain:+.3f} in log-probability a sentence, "
             f"standard error {error:.3f}): {'it is not asked' if unasked else 'its verdicts change no score'}"
@@ -103,13 +102,38 @@ def _weigh_verdicts(
     return verified_scores(verdicts, weights, [len(own) for own in asked.candidates])
 
 
+def _weigh_written(
+    preparation: Preparation, team: Team, asked: Asked, decided: Decided, folds: Sequence[int]
+) -> list[np.ndarray] | None:
+    """The scores of what written verdicts let pass, -inf for the others; None where that brings nothing, as above."""
+    passed = passed_scores(ask_verifier(team, asked, decided.shares), [len(own) for own in asked.candidates])
+    lead, error = replace(decided, verified=passed).lead(team.threshold, decided, team.threshold)
+    preparation.facts["written verdicts"] = {
+        "gain in F1": round(lead, 4),
+        "standard error": round(error, 4),
+    }
+    if lead > error or not _may_be_left_out(preparation):
+        return passed
+    preparation.notes.append(
+        f"the verifier brings nothing on {len(folds)} pool sentences ({lead:+.3f} in F1, standard error {error:.3f}): "
+        "it is not asked"
+    )
+    team.verifier = None
+    return None
+
+
+def _may_be_left_out(preparation: Preparation) -> bool:
+    """Whether a verifier that brings nothing need not be asked."""
+    return preparation.config.voters == "auto" and preparation.config.verify.member is None
+
+
 def _passing(preparation: Preparation, team: Team, examined: Examined) -> tuple[str, ...]:
     """The members that help on the audition's sentences. No gain on the first third of them ends it early."""
     size = preparation.config.stack.audition
     gain = error = 0.0
     trial: list[int] = []
     for number in sorted({max(4, size // 3), size}):
-        trial = team.pool.sample(number)
+        trial = team.pool.sample(number, team.config.seed)
         preparation.progress(f"trying the prompted members on {len(trial)} pool sentences")
         asked, folds = ask(preparation, team, examined, trial, listing=False), [team.pool.folds[s] for s in trial]
         weighed = weigh_members(team, asked, folds)
@@ -192,6 +216,7 @@ def ask(
         "audition", PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION,
         [(m.name, m.engine.source, m.variant) for m in members],
         [m.model_dump(mode="json") for m in config.members], pool.content, list(chosen),
+        preparation.encoder().source, config.server.context_tokens,
         fingerprint(config, "preset", "encoder", "retrieve", "extract", "classify", "reading", "retrieval", "stack",
                     "max_prompt_tokens", "seed", "dtype", "voters"), list(team.base.voters) if team.base else [],
         listing, [[tuple(c.span) for c in examined.candidates[s]] for s in chosen],
@@ -221,17 +246,8 @@ def ask(
     else:
         borders = np.cumsum([0, *(len(own) for own in candidates)])
         prompted = {name: [stored[f"{name} votes"][a:b] for a, b in pairwise(borders)] for name in names}
-    return Asked(sentences, shown, candidates, votes | prompted, evidence, _truth(team, chosen, candidates))
-
-
-def _truth(team: Team, chosen: Sequence[int], candidates: Sequence[Sequence[Candidate]]) -> list[np.ndarray]:
-    """Per sentence the label index of every candidate, or the number of labels for none."""
-    index = {label: position for position, label in enumerate(team.labels)}
-    truth = []
-    for s, own in zip(chosen, candidates, strict=True):
-        gold = {entity.span: index[entity.label] for entity in team.pool.sentences[s].entities}
-        truth.append(np.array([gold.get(c.span, len(index)) for c in own], dtype=np.int64))
-    return truth
+    truth = [pool.truth(s, [c.span for c in own]) for s, own in zip(chosen, candidates, strict=True)]
+    return Asked(sentences, shown, candidates, votes | prompted, evidence, truth)
 
 
 def _flatten(lists: Sequence[Sequence[Span]]) -> np.ndarray:

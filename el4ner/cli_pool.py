@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import click
@@ -44,17 +47,27 @@ def build(config: str | None, quiet: bool, **options: Any) -> None:
     say("the pool is ready")
 
 
-def _nested(entities: tuple[LabelledSpan, ...]) -> int:
+def _nested(entities: Sequence[LabelledSpan]) -> int:
     """How many entities lie inside another one."""
-    return sum(
-        any(outer != inner and outer.start <= inner.start and inner.end <= outer.end for outer in entities)
-        for inner in entities
-    )
+    twice = Counter(entity.span for entity in entities)
+    inside, furthest = 0, -1
+    for span in sorted(twice, key=lambda span: (span.start, -span.end)):
+        inside += twice[span] if span.end <= furthest or twice[span] > 1 else 0
+        furthest = max(furthest, span.end)
+    return inside
 
 
-def _crossing(entities: tuple[LabelledSpan, ...]) -> int:
+def _crossing(entities: Sequence[LabelledSpan]) -> int:
     """How many entities begin inside another one and end after it."""
-    return sum(any(first.start < second.start < first.end < second.end for first in entities) for second in entities)
+    crossing, ends = 0, [0]
+    for _, own in groupby(sorted(entities), key=lambda entity: entity.start):
+        beginning = list(own)
+        for start, end, _ in beginning:
+            at = bisect_right(ends, start)
+            crossing += at < len(ends) and ends[at] < end
+        for _, end, _ in beginning:
+            insort(ends, end)
+    return crossing
 
 
 def _overview(sentences: list[Demonstration]) -> list[str]:

@@ -349,6 +349,24 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def settings_of(config: Config, preset: str) -> dict[str, Any]:
+    """What was set in a Config, as plain data; without what came from its own preset where another is wanted."""
+    data = config.model_dump(exclude_unset=True)
+    return data if preset == config.preset or config.preset != "paper" else _less(data, PAPER)
+
+
+def _less(data: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` without the values that are those of `base`, mapping by mapping."""
+    left = {}
+    for key, value in data.items():
+        given = base.get(key)
+        if isinstance(value, Mapping) and isinstance(given, Mapping):
+            left[key] = _less(value, given)
+        elif key not in base or value != given:
+            left[key] = value
+    return left
+
+
 def parse_members(values: Sequence[str]) -> list[dict[str, str]]:
     """`NAME=SOURCE` or `NAME=SOURCE+ADAPTER` strings -> member settings. Raises ConfigError for anything else.
 

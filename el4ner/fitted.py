@@ -23,7 +23,7 @@ from el4ner.voters.stacking import Stack
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 14
+FITTED_VERSION = 15
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
 _UNFITTED = {

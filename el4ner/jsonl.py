@@ -279,7 +279,7 @@ def _demonstration(raw: bytes, line: int) -> Demonstration:
         raise LineError(f'no "entities" (keys: {keys}); add "entities", [] where the sentence has none')
     if not isinstance(record["entities"], list):
         raise LineError(f'"entities" is {kind(record["entities"])} ({excerpt(record["entities"])}); use a list')
-    entities: list[LabelledSpan] = []
+    entities: dict[LabelledSpan, None] = {}
     for number, item in enumerate(record["entities"], start=1):
         try:
             entity = check_entity(item, text)
@@ -290,7 +290,7 @@ def _demonstration(raw: bytes, line: int) -> Demonstration:
                 f"entity {number} repeats {excerpt(text[entity.start : entity.end])} "
                 f"[{entity.start}:{entity.end}] {entity.label}; list it once"
             )
-        entities.append(entity)
+        entities[entity] = None
     return Demonstration(identifier, text, tuple(entities))
 
 

@@ -37,19 +37,27 @@ class Decided:
     overlap: str
     verified: Sequence[NDArray[np.float64]] | None = None
 
-    def counts(self, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Entities kept at a threshold and those of them that are right, per sentence, as the stages decide it."""
-        guesses = np.zeros(len(self.gold), dtype=np.int64)
-        hits = np.zeros(len(self.gold), dtype=np.int64)
-        for i, (candidates, rows, truth) in enumerate(zip(self.candidates, self.shares, self.truth, strict=True)):
-            if not candidates:
-                continue
-            labels = rows[:, :-1].argmax(axis=1)
-            scores = rows[np.arange(len(rows)), labels]
-            kept = keep([c.span for c in candidates], list(scores), threshold, self.overlap)
+    def kept(self, threshold: float, reference: float = 0.0) -> list[list[int]]:
+        """Per sentence the candidates that are kept at a threshold, as the stages decide it, ascending.
+
+        reference: as in `keep_flat`.
+        """
+        found = []
+        for i, (candidates, rows) in enumerate(zip(self.candidates, self.shares, strict=True)):
+            scores = rows[:, :-1].max(axis=1) if len(candidates) else np.zeros(0)
+            kept = keep([c.span for c in candidates], list(scores), threshold, self.overlap, reference)
             if self.verified is not None:
                 kept = [k for k in kept if self.verified[i][k] >= threshold]
-            guesses[i], hits[i] = len(kept), int((labels[kept] == truth[kept]).sum())
+            found.append(kept)
+        return found
+
+    def counts(self, threshold: float, reference: float = 0.0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Entities kept at a threshold and those of them that are right, per sentence."""
+        guesses = np.zeros(len(self.gold), dtype=np.int64)
+        hits = np.zeros(len(self.gold), dtype=np.int64)
+        for i, kept in enumerate(self.kept(threshold, reference)):
+            labels = self.shares[i][kept, :-1].argmax(axis=1) if kept else np.zeros(0, np.int64)
+            guesses[i], hits[i] = len(kept), int((labels == self.truth[i][kept]).sum())
         return guesses, hits
 
     def f1(self, threshold: float) -> tuple[float, float]:
@@ -71,11 +79,14 @@ class Decided:
         its_f1, its_shares = other._shares(its_threshold)
         return f1 - its_f1, _spread(shares - its_shares)
 
-    def points(self) -> NDArray[np.float64]:
-        """(n, 3): threshold, precision less its standard error, recall; ascending thresholds."""
+    def points(self, reference: float = 0.0) -> NDArray[np.float64]:
+        """(n, 3): threshold, precision less its standard error, recall; ascending thresholds.
+
+        reference: the threshold that was chosen.
+        """
         rows = []
         for threshold in (*THRESHOLDS, *_STRICT):
-            guesses, hits = (int(counts.sum()) for counts in self.counts(threshold))
+            guesses, hits = (int(counts.sum()) for counts in self.counts(threshold, reference))
             rows.append(_point(threshold, guesses, hits, sum(self.gold)))
         return np.array([row for row in rows if row is not None], dtype=np.float64).reshape(-1, 3)
 

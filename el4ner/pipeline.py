@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from el4ner.config import Config, load_config, merge
+from el4ner.config import Config, load_config, merge, settings_of
 from el4ner.engines.base import Encoder, Engine
 from el4ner.errors import ConfigError, EngineError, KernelError, UsageError
 from el4ner.jsonl import make_sentence, record_sentence
@@ -81,7 +81,7 @@ class El4ner:
         if isinstance(config, Config):
             if not overrides:
                 return cls(config)
-            config = config.model_dump(exclude_unset=True)
+            config = settings_of(config, overrides.get("preset", config.preset))
         if isinstance(config, Mapping):
             return cls(load_config(None, merge(config, overrides)))
         if config is not None and not isinstance(config, str | os.PathLike):

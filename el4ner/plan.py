@@ -241,7 +241,10 @@ def peak_mib(device: str) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Free memory of a device; of the CPU what the system calls available (Linux), None where it does not say."""
+    """Free memory of a device; of the CPU what the system calls available (Linux), None where it does not say.
+
+    Within a control group, as containers are, no more than what its limit leaves.
+    """
     if device.startswith("cuda"):
         import torch
 
@@ -249,10 +252,31 @@ def free_bytes(device: str) -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return min([int(line.split()[1]) * 1024, *_group_bytes()])
     except (OSError, ValueError, IndexError):
         return None
     return None
+
+
+_GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Limit and use of the process's control group, as containers see them; versions 2 and 1."""
+
+
+def _group_bytes(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What the limit of the process's control group leaves; nothing where there is none. Caches of files count as
+    free.
+    """
+    left = []
+    for limit, use in _GROUPS:
+        try:
+            most, used = ((root / name).read_text(encoding="ascii").strip() for name in (limit, use))
+            stat = (root / use).with_name("memory.stat").read_text(encoding="ascii").split()
+            cached = dict(zip(stat[::2], stat[1::2], strict=False)).get("inactive_file", "0")
+            if most != "max":
+                left.append(max(0, int(most) - max(0, int(used) - int(cached))))
+        except (OSError, ValueError):
+            continue
+    return left
 
 
 def check_fits(plan: Plan) -> None:

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from el4ner.errors import LabelsError, PoolError
 from el4ner.grouping import FOLDS_VERSION, folds_of
 from el4ner.lines import excerpt
@@ -95,10 +98,21 @@ class Pool:
             for fold in range(self.n_folds)
         }
 
-    def sample(self, size: int) -> list[int]:
-        """Indices of `size` sentences, ascending; drawn by hash, so the same for the same pool in any order."""
-        order = sorted(range(len(self.sentences)), key=lambda i: hashlib.sha256(self.digests[i].encode()).digest())
+    def sample(self, size: int, seed: int | None = None) -> list[int]:
+        """Indices of `size` sentences, ascending; drawn by hash, so the same for the same pool in any order.
+
+        seed: another draw for every seed; None for one that never changes.
+        """
+        salted = self.digests if seed is None else [f"{seed} {digest}" for digest in self.digests]
+        keys = [hashlib.sha256(text.encode()).digest() for text in salted]
+        order = sorted(range(len(self.sentences)), key=keys.__getitem__)
         return sorted(order[:size])
+
+    def truth(self, index: int, spans: Iterable[Span]) -> NDArray[np.int64]:
+        """The label index of each span (n,) of a sentence; the number of labels for a span that is no entity."""
+        labels = {label: position for position, label in enumerate(self.label_names)}
+        gold = {entity.span: labels[entity.label] for entity in self.sentences[index].entities}
+        return np.array([gold.get(span, len(labels)) for span in spans], dtype=np.int64)
 
     def as_sentences(self, indices: Iterable[int]) -> list[Sentence]:
         """Pool sentences as if they were input."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.cache import ArrayCache, cache_root
+from el4ner.calibration import Calibration, fit_calibration
 from el4ner.config import Config, MemberConfig
 from el4ner.engines import Encoder, Engine, load_encoder, load_engine
 from el4ner.engines.base import FloatArray
@@ -45,6 +46,9 @@ Progress = Callable[[str], None]
 
 _BESIDE = 600
 """Sentences of the built-in pool for every so many of another one, rounded up."""
+
+_COMBINED = 4
+"""Cheap voters of which every combination is stacked; each costs as many fits as there are folds, and one."""
 
 TIE_TOLERANCE = {"bfloat16": 0.02, "float16": 0.005}
 """How far the neighbours in a batch may move a probability, by rounding in reduced precision."""
@@ -92,6 +96,7 @@ class Preparation:
         self._memory_notes: list[str] = []
         self.facts: dict[str, object] = {}
         self.threshold = 0.0
+        self.calibration = Calibration()
         self.points: NDArray[np.float64] | None = None
         self._engines = engines or {}
         self._loaded: dict[tuple[str, bool, str, str | None], Engine] = {}
@@ -239,12 +244,17 @@ class Preparation:
                     f"voters={self.config.voters!r} leaves nobody to ask: no model among the members can be read; name "
                     "other voters, or a local model as a member"
                 )
+            verify = self.config.verify
+            if verify.enabled and verify.member is not None and team.verifier is None:
+                self.notes.append(f"{verify.member} is not asked to verify: no prompted member is asked")
             self.cache.put(key, fitted_arrays(self, team))
         self._cut(team)
 
     def _cut(self, team: Team) -> None:
         """The threshold: what the settings say, or ask for, else what was best on the pool."""
         config = self.config
+        if team.stack is not None:
+            team.reference = self.threshold
         team.threshold = self.threshold if config.min_score is None else config.min_score
         if config.target_precision is not None:
             team.threshold, self.facts["operating point"] = threshold_for(self.points, config.target_precision)
@@ -419,13 +429,9 @@ class Preparation:
             team.retrieval = self.retrieval_voter(pool)
             team.retrieval.fit(pool, spans)
             votes["retrieval"] = team.retrieval.vote(sentences, spans, exclude_folds=pool.folds)
-        index = {label: position for position, label in enumerate(team.labels)}
-        truth = []
-        for demonstration, own in zip(pool.sentences, candidates, strict=True):
-            gold = {entity.span: index[entity.label] for entity in demonstration.entities}
-            truth.append(np.array([gold.get(c.span, len(index)) for c in own], dtype=np.int64))
+        truth = [pool.truth(i, [c.span for c in own]) for i, own in enumerate(candidates)]
         evidence = tuple(evidence_of(s, own, ()) for s, own in zip(sentences, candidates, strict=True))
-        found_share = sum(int((t < len(index)).sum()) for t in truth) / max(
+        found_share = sum(int((t < len(pool.labels)).sum()) for t in truth) / max(
             1, sum(len(d.entities) for d in pool.sentences)
         )
         self.facts["candidate recall on the pool"] = round(found_share, 4)
@@ -440,7 +446,9 @@ class Preparation:
         options: dict[tuple[str, ...], tuple[float, float, Stack]] = {}
         decided: dict[tuple[str, ...], Decided] = {}
         names = tuple(examined.votes)
-        sizes = range(len(names), 0, -1) if self.config.voters == "auto" else (len(names),)
+        sizes: Sequence[int] = (len(names),)
+        if self.config.voters == "auto":  # of many voters not all combinations
+            sizes = range(len(names), 0, -1) if len(names) <= _COMBINED else (len(names), len(names) - 1, 1)
         for voters in (subset for size in sizes for subset in combinations(names, size)):
             self.progress(f"stacking {', '.join(voters)}")
             stack, shares = cross_fit(team, examined, voters)
@@ -456,12 +464,23 @@ class Preparation:
             self.notes.append(
                 f"more voters would gain {lead:.3f} in F1 on the pool, standard error {error:.3f}: too little"
             )
-        f1, threshold, team.stack = options[best]
-        team.base = team.stack
+        f1, _, team.base = options[best]
         team.asked = best
-        self.threshold = team.threshold = threshold
-        self.points = decided[best].points()
-        self.facts |= {"calibrated": True, "threshold": threshold, "cross-validated F1": round(f1, 4)}
+        self.facts["cross-validated F1"] = round(f1, 4)
+        self.points = self.calibrate(team, decided[best]).points(self.threshold)
+        team.stack = self.calibration.stack(team.base)
+
+    def calibrate(self, team: Team, decided: Decided) -> Decided:
+        """Fits the calibration of scores and the threshold to what a stack decides; the same with calibrated scores."""
+        own = self.calibration = fit_calibration(decided)
+        decided = own.decided(decided)
+        _, self.threshold = best_threshold(decided)
+        team.threshold = self.threshold
+        self.facts |= {
+            "calibrated": True, "threshold": self.threshold,
+            "calibration": {"slope": round(own.slope, 4), "shift of none": round(own.shift, 4)},
+        }  # fmt: skip
+        return decided
 
 
 def pooled(

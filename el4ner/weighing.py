@@ -119,13 +119,17 @@ class Verdicts:
     """What the verifier says on the sample.
 
     judged: per sentence the rows of the candidates it was asked about. scores, said, right: of those, the score before,
-    its probability that the claim is true, and whether it is.
+    its probability that the claim is true (NaN where it gave no usable verdict), and whether it is.
     """
 
     judged: list[NDArray[np.int64]]
     scores: list[NDArray[np.float64]]
     said: list[NDArray[np.float64]]
     right: list[NDArray[np.bool_]]
+
+    def undecided(self) -> Verdicts:
+        """The same with even odds where there is no usable verdict."""
+        return replace(self, said=[np.nan_to_num(own, nan=0.5) for own in self.said])
 
     def rows(self, chosen: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
         """Scores, verdicts and truth of some sentences, one row a claim."""
@@ -137,7 +141,7 @@ class Verdicts:
 
 
 def ask_verifier(team: Team, asked: Asked, shares: Sequence[FloatArray]) -> Verdicts:
-    """The verifier's verdicts on the candidates that may reach the threshold. shares: as of `Weighed`."""
+    """The verifier's verdicts on the candidates that may reach the threshold. shares: per sentence (n, L + 1)."""
     assert team.verifier is not None
     best = [found[:, :-1].argmax(axis=1) for found in shares]
     scores = [
@@ -152,7 +156,7 @@ def ask_verifier(team: Team, asked: Asked, shares: Sequence[FloatArray]) -> Verd
     return Verdicts(
         judged,
         [own[k] for own, k in zip(scores, judged, strict=True)],
-        [np.nan_to_num(np.array(own.probabilities, dtype=np.float64), nan=0.5) for own in found],
+        [np.array(own.probabilities, dtype=np.float64) for own in found],
         [labels[k] == truth[k] for labels, truth, k in zip(best, asked.truth, judged, strict=True)],
     )
 
@@ -183,6 +187,14 @@ def verified_scores(
     rows = [np.full(size, -np.inf) for size in sizes]
     for row, judged, scores, said in zip(rows, verdicts.judged, verdicts.scores, verdicts.said, strict=True):
         row[judged] = [verified_score(float(s), float(p), weights) for s, p in zip(scores, said, strict=True)]
+    return rows
+
+
+def passed_scores(verdicts: Verdicts, sizes: Sequence[int]) -> list[NDArray[np.float64]]:
+    """Per sentence (n,) the scores of candidates that written verdicts let pass, -inf for the others."""
+    rows = [np.full(size, -np.inf) for size in sizes]
+    for row, judged, scores, said in zip(rows, verdicts.judged, verdicts.scores, verdicts.said, strict=True):
+        row[judged] = np.where(said >= 0.5, scores, -np.inf)
     return rows
 
 

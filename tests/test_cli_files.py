@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from el4ner.cli import main
+from el4ner.cli_pool import _crossing, _nested
+from el4ner.records import LabelledSpan
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +23,17 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def run(*arguments: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(main, list(arguments), input=stdin)
+
+
+SPANS = st.sets(st.tuples(st.integers(0, 9), st.integers(1, 5), st.sampled_from("xy")), max_size=8)
+
+
+@given(SPANS)
+def test_entities_inside_and_across_others_are_counted(drawn: set[tuple[int, int, str]]) -> None:
+    entities = [LabelledSpan(start, start + length, label) for start, length, label in drawn]
+    inside = sum(any(o != i and o.start <= i.start and i.end <= o.end for o in entities) for i in entities)
+    across = sum(any(f.start < s.start < f.end < s.end for f in entities) for s in entities)
+    assert (_nested(entities), _crossing(entities)) == (inside, across)
 
 
 def test_pool_check_counts_and_lists_every_problem() -> None:

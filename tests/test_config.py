@@ -171,6 +171,10 @@ def test_the_api_merges_overrides_into_nested_settings(tmp_path: Path) -> None:
     for base in (str(path), path, given, make_config(given)):
         config = El4ner.from_config(base, retrieve={"pos_of": "last"}, batch_size=2).config
         assert (config.retrieve.k, config.retrieve.pos_of, config.batch_size) == (2, "last", 2)
+    paper = make_config({"preset": "paper", "retrieve": {"k": 2, "pos_of": "first"}, "seed": 3})
+    back = El4ner.from_config(paper, preset="default").config
+    assert back == make_config({"retrieve": {"k": 2}, "seed": 3})  # nothing of the paper preset stays
+    assert El4ner.from_config(paper, seed=4).config == make_config({**paper.model_dump(), "seed": 4})
     assert El4ner.from_config({"members": []}).config.members == ()
     assert El4ner.from_config(members=["a=b/c"]).config.members[0].source == "b/c"
     with pytest.raises(ConfigError, match=r"^config is list; give a path, a mapping of settings or a Config$"):

@@ -179,7 +179,11 @@ def test_echoed_choices_are_exact(serve: Serve) -> None:
     np.testing.assert_allclose(sums, [-0.3, -0.4], atol=1e-6)  # a blank is place 0
     odds = np.exp([-0.2, -0.3])
     np.testing.assert_allclose(np.exp(nodes), odds / odds.sum(), rtol=1e-5)
-    assert e.count_tokens([("q:",)]) in ([2], [3])  # as the server counts, with or without the blank's token
+    assert e.computed[0] in (2, 3)
+    assert e.computed == e.count_tokens([("q:",)]) * 2  # as the server counts, with or without the blank's token
+    e.choose([Choose(("q:",), (" ab",), "choices")])
+    (reply,) = e.generate([Generate(("q:",), 4)])
+    assert e.computed == [reply.prompt_tokens]
 
 
 def test_a_server_that_ignores_echo_is_noticed(serve: Serve) -> None:

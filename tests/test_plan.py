@@ -24,7 +24,7 @@ from el4ner.engines.residency import Residency  # noqa: E402
 from el4ner.engines.sizes import size_of  # noqa: E402
 from el4ner.errors import ConfigError, EngineError, ModelNotFoundError  # noqa: E402
 from el4ner.models import embedded_file, local_folder, resolve  # noqa: E402
-from el4ner.plan import MIB, check_fits, make_plan, peak_mib, render_plan  # noqa: E402
+from el4ner.plan import MIB, _group_bytes, check_fits, make_plan, peak_mib, render_plan  # noqa: E402
 from el4ner.preparation import Preparation  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("embedded")
@@ -176,6 +176,24 @@ def test_peak_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytes
     assert peak_mib("cpu") > 0
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert peak_mib("cpu") == 0
+
+
+def test_free_memory_is_no_more_than_a_container_has(tmp_path: Path) -> None:
+    (tmp_path / "memory.stat").write_text("anon 70\ninactive_file 20\n")
+    (tmp_path / "memory.current").write_text("100\n")
+    assert _group_bytes(tmp_path) == []
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _group_bytes(tmp_path) == []
+    (tmp_path / "memory.max").write_text("150\n")
+    assert _group_bytes(tmp_path) == [70]  # 100 in use, of which 20 are files that may go
+    first = tmp_path / "memory"
+    first.mkdir()
+    (first / "memory.stat").write_text("inactive_file 0\n")
+    (first / "memory.limit_in_bytes").write_text("50\n")
+    (first / "memory.usage_in_bytes").write_text("80\n")
+    assert _group_bytes(tmp_path) == [70, 0]
+    (first / "memory.usage_in_bytes").write_text("many\n")
+    assert _group_bytes(tmp_path) == [70]
 
 
 def test_the_command_loads_no_weights(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

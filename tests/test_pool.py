@@ -178,56 +178,82 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
 # Decoding
 
 
-def best_by_trying_all(spans: list[Span], scores: list[float], threshold: float) -> float:
-    gains = log_odds(np.array(scores)) - log_odds(np.array(threshold))
+def gains_of(scores: list[float], threshold: float, reference: float) -> list[float]:
+    values = np.array(scores, dtype=np.float64)
+    return list(np.maximum(log_odds(values) - log_odds(np.array(max(threshold, reference))), 1e-3 * values))
+
+
+def best_by_trying_all(spans: list[Span], scores: list[float], threshold: float, reference: float) -> float:
+    gains = gains_of(scores, threshold, reference)
     usable = [i for i in range(len(spans)) if scores[i] >= threshold and scores[i] > 0]
     best = 0.0
     for size in range(1, len(usable) + 1):
         for chosen in combinations(usable, size):
             own = sorted(spans[i] for i in chosen)
             if all(a.end <= b.start for a, b in pairwise(own)):
-                best = max(best, float(sum(max(gains[i], 1e-6) for i in chosen)))
+                best = max(best, sum(gains[i] for i in chosen))
     return best
 
 
 SPAN = st.tuples(st.integers(0, 12), st.integers(1, 6)).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
 SCORED = st.dictionaries(SPAN, st.floats(0, 1, width=32), max_size=9)
+SHARE = st.floats(0, 1, width=32)
 
 
 @settings(deadline=None)  # the first call compiles
-@given(SCORED, st.floats(0, 1, width=32))
-def test_flat_decoding_finds_the_best_set(scored: dict[Span, float], threshold: float) -> None:
+@given(SCORED, SHARE, SHARE)
+def test_flat_decoding_finds_the_best_set(scored: dict[Span, float], threshold: float, reference: float) -> None:
     spans, scores = list(scored), list(scored.values())
-    kept = keep_flat(spans, scores, threshold)
+    kept = keep_flat(spans, scores, threshold, reference)
     assert kept == sorted(set(kept))
     own = sorted(spans[i] for i in kept)
     assert all(a.end <= b.start for a, b in pairwise(own))
     assert all(scores[i] >= threshold and scores[i] > 0 for i in kept)
-    gains = log_odds(np.array(scores)) - log_odds(np.array(threshold)) if scores else np.zeros(0)
-    reached = float(sum(max(gains[i], 1e-6) for i in kept))
+    gains = gains_of(scores, threshold, reference)
+    reached = sum(gains[i] for i in kept)
     # best_flat adds in float32: log-odds reach 28, so sums of nine are exact to about 1e-4
-    assert reached == pytest.approx(best_by_trying_all(spans, scores, threshold), abs=1e-4)
+    assert reached == pytest.approx(best_by_trying_all(spans, scores, threshold, reference), abs=1e-4)
+    # what overlaps nothing is kept, however little it gains
+    usable = [i for i in range(len(spans)) if scores[i] >= threshold and scores[i] > 0]
+    for i in usable:
+        if not any(j != i and spans[j].start < spans[i].end and spans[i].start < spans[j].end for j in usable):
+            assert i in kept
+
+
+@pytest.mark.parametrize("score", [0.3, 0.4, 0.5])
+def test_parts_of_a_name_do_not_win_under_a_low_threshold(score: float) -> None:
+    spans = [Span(0, 9), Span(0, 4), Span(5, 9)]
+    assert keep_flat(spans, [0.95, score, score], 0.0, 0.5) == [0]
+    assert keep_flat(spans, [0.95, score, score], 0.0, 0.18) == [0]
+    assert keep_flat(spans, [0.55, 0.6, 0.6], 0.0, 0.5) == [1, 2]  # but good parts do
+    assert keep_flat(spans, [1.0, 2 / 3, 2 / 3], 0.0, 0.5) == [0]  # all of three members against two of them
+
+
+def test_a_weak_span_beside_strong_ones_is_kept() -> None:
+    spans = [Span(4 * i, 4 * i + 3) for i in range(40)]
+    scores = [1.0] * 39 + [1e-3]
+    assert keep_flat(spans, scores, 0.0, 0.5) == list(range(40))
 
 
 @settings(deadline=None)
 @given(st.permutations([(Span(0, 4), 0.62), (Span(5, 9), 0.62), (Span(0, 9), 0.7), (Span(10, 12), 0.5)]))
 def test_the_order_of_candidates_does_not_matter(scored: list[tuple[Span, float]]) -> None:
     spans, scores = [span for span, _ in scored], [score for _, score in scored]
-    assert {spans[i] for i in keep_flat(spans, scores, 0.5)} == {Span(0, 4), Span(5, 9), Span(10, 12)}
+    assert {spans[i] for i in keep_flat(spans, scores, 0.5, 0.0)} == {Span(0, 4), Span(5, 9), Span(10, 12)}
 
 
 def test_ties_and_thresholds() -> None:
     same = [Span(0, 3), Span(2, 5)]
-    assert keep_flat(same, [0.7, 0.7], 0.5) == [0]
-    assert keep_flat(same[::-1], [0.7, 0.7], 0.5) == [1]  # the earlier span again
-    assert keep_flat([Span(0, 3)], [0.5], 0.5) == [0]  # exactly at the threshold
-    assert keep_flat([Span(0, 3)], [0.4999], 0.5) == []
-    assert keep_flat([Span(0, 3)], [0.0], 0.0) == []  # 0 stands for "beaten by none"
-    assert keep_flat([], [], 0.5) == []
+    assert keep_flat(same, [0.7, 0.7], 0.5, 0.0) == [0]
+    assert keep_flat(same[::-1], [0.7, 0.7], 0.5, 0.0) == [1]  # the earlier span again
+    assert keep_flat([Span(0, 3)], [0.5], 0.5, 0.0) == [0]  # exactly at the threshold
+    assert keep_flat([Span(0, 3)], [0.4999], 0.5, 0.0) == []
+    assert keep_flat([Span(0, 3)], [0.0], 0.0, 0.0) == []  # 0 stands for "beaten by none"
+    assert keep_flat([], [], 0.5, 0.0) == []
 
 
 def test_nested_keeps_every_span_above_the_threshold() -> None:
     spans = [Span(0, 9), Span(0, 4), Span(5, 9)]
-    assert keep(spans, [0.9, 0.3, 0.6], 0.5, "nested") == [0, 2]
-    assert keep(spans, [0.9, 0.3, 0.6], 0.5, "flat") == [0]
-    assert keep(spans, [0.0, 0.1, 0.2], 0.0, "nested") == [1, 2]
+    assert keep(spans, [0.9, 0.3, 0.6], 0.5, "nested", 0.0) == [0, 2]
+    assert keep(spans, [0.9, 0.3, 0.6], 0.5, "flat", 0.0) == [0]
+    assert keep(spans, [0.0, 0.1, 0.2], 0.0, "nested", 0.0) == [1, 2]

@@ -105,6 +105,8 @@ class OpenAIEngine:
         self._told: Counter[str] = Counter()
         self._known: dict[Generate | Choose, Any] = {}
         self._prompt_tokens: dict[Prompt, int] = {}
+        self.computed: list[int] = []
+        """Prompt tokens of each request of the last `choose` or `generate`: servers do not say what they shared."""
         self._constrains = True
         self._top = 0
         self.way = self._probe()
@@ -158,7 +160,9 @@ class OpenAIEngine:
 
         Raises EngineError where a request fails; the others of the batch are remembered.
         """
-        return self._answers(requests, self._write)
+        replies = self._answers(requests, self._write)
+        self.computed = [reply.prompt_tokens for reply in replies]
+        return replies
 
     def _write(self, request: Generate) -> Completion:
         prompt = "".join(request.prompt)
@@ -220,6 +224,8 @@ class OpenAIEngine:
         self._prompt_tokens = {
             request.prompt: tokens for request, (_, tokens) in zip(requests, scored, strict=True) if tokens
         }
+        counted = self._prompt_tokens
+        self.computed = [counted.get(request.prompt) or self._estimate("".join(request.prompt)) for request in requests]
         return [scores.copy() for scores, _ in scored]
 
     def _score(self, request: Choose) -> tuple[FloatArray, int | None]:

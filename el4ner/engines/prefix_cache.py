@@ -51,8 +51,6 @@ class PrefixCache:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.n_bytes = 0
-        self.hits = 0
-        self.misses = 0
         self._chunks: OrderedDict[tuple[int, ...], Chunk] = OrderedDict()
 
     def __len__(self) -> int:
@@ -62,9 +60,7 @@ class PrefixCache:
         """The chunk that ends the prefix `key`, now the most recently used."""
         chunk = self._chunks.get(key)
         if chunk is None:
-            self.misses += 1
             return None
-        self.hits += 1
         for used in chunk.chain():  # a prefix was used as recently as what continues it
             if used.key in self._chunks:
                 self._chunks.move_to_end(used.key)

@@ -203,7 +203,7 @@ def _keep(
     # without a stack the label must also beat "none"; a stack's threshold has been fitted for that
     beaten = found[:, -1] >= scores if team.stack is None else np.zeros(len(found), dtype=bool)
     scores = np.where(beaten, 0.0, scores)
-    chosen = keep([c.span for c in candidates], list(scores), team.threshold, team.config.overlap)
+    chosen = keep([c.span for c in candidates], list(scores), team.threshold, team.config.overlap, team.reference)
     names = (*team.labels, NONE_LABEL)
     return tuple(
         Scored(

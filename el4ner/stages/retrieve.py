@@ -129,8 +129,8 @@ def input_spans(sentences: Sequence[Sentence], team: Team) -> tuple[list[list[Sp
         spans: list[set[Span]] = [set() for _ in sentences]
         usage = [Usage()] * len(sentences)
         computed: list[int] = []
-        talks = [member.extraction(sentences) for member in team.members]
-        for member, lists, tokens in zip(team.members, together(talks, computed), computed, strict=True):
+        talks = [member.extraction(sentences) for member in team.asked_members]
+        for member, lists, tokens in zip(team.asked_members, together(talks, computed), computed, strict=True):
             team.spend("retrieve", member.name, (listed.usage for listed in lists), tokens)
             for i, listed in enumerate(lists):
                 spans[i].update(listed.spans)

@@ -25,7 +25,8 @@ class Team:
 
     asked: names of the voters that are asked, in the order of the stack. stack: None where voters count alike.
     base: the stack of the voters that cost no prompts, which decides what members are asked about. threshold: least
-    score that is kept. verifier_weights: fitted weights of score and verdict, None for a plain 0.5.
+    score that is kept. reference: the score at which a span is as good as none: the threshold chosen on the pool, or
+    0.5. verifier_weights: fitted weights of score and verdict, None for a plain 0.5.
     tie_tolerance: how far rounding of the models may move a probability: 0 in float32.
     counts: what members' replies were like, tokens: what each stage cost each member; both for the run's report.
     """
@@ -40,6 +41,7 @@ class Team:
     stack: Stack | None = None
     base: Stack | None = None
     threshold: float = 0.0
+    reference: float = 0.5
     ask_floor: float = 0.05
     verifier: PromptedMember | None = None
     verifier_weights: tuple[float, float, float] | None = None

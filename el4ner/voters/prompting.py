@@ -1,6 +1,6 @@
 """A member that is asked: extracts, classifies and verifies by prompting one engine.
 
-Default style: grounded lists and choice scoring with contextual calibration. Paper style: free generation throughout.
+Default style: grounded lists and choice scoring. Paper style: free generation throughout.
 Every stage makes one engine call for all sentences of a chunk, and for all members of one engine (`conversations`).
 What a reply costs and what was wrong with it comes back beside the answer.
 """
@@ -62,7 +62,7 @@ class MemberSettings:
     grounded: bool = True
     classify_by: By = "choice"
     verify_by: By = "choice"
-    calibrate: bool = True
+    calibrate: bool = False
     nearest: Nearest = "last"
     list_labels: bool = True
     none_choice: str = NONE_CHOICE
