@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import click
 
 from el4ner.bench.cli_options import (
     Progress,
-    assigned,
     data_argument,
     json_option,
     names_of,
@@ -143,42 +141,6 @@ def engine(
     show_rows(found, engine_table(found), out)
     if any(row["status"] == "wrong" for row in found):
         context.exit(1)
-
-
-@group.command()
-@click.argument("data")
-@click.option("--systems", default="default", show_default=True, help="Comma-separated; member:NAME for one member.")
-@click.option("--split", default="test", show_default=True, help="The split that is predicted; train is the pool.")
-@click.option("--limit", type=click.IntRange(1), help="Only so many sentences, drawn by the seed.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of sample and bootstrap.")
-@click.option("--pool-limit", type=click.IntRange(1), help="Only so many pool sentences, drawn by content.")
-@click.option("--set", "assignments", multiple=True, help="A setting for all systems, as YAML: --set overlap=nested.")
-@click.option("--predictions", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep predictions in.")
-def accuracy(
-    data: str, systems: str, split: str, limit: int | None, seed: int, assignments: tuple[str, ...],
-    predictions: Path | None, pool_limit: int | None,
-) -> None:  # fmt: skip
-    """Strict F1 of el4ner's settings on DATA, one JSON line a system.
-
-    DATA is a folder with train and test as JSONL, a folder that `datasets` saved, or the id of a dataset on the Hugging
-    Face hub (OWNER/NAME, or OWNER/NAME:CONFIGURATION) with columns of tokens and tags.
-    """
-    from el4ner.bench.accuracy import measure_accuracy, member_system
-    from el4ner.bench.hub_datasets import dataset_folder
-
-    names = names_of(systems, "--systems")
-    for name in names:
-        member_system(name)
-    settings = assigned(assignments)
-    folder = Path(data)
-    if not any(folder.glob("*.jsonl*")):
-        folder = dataset_folder(data, ["train", split])
-    rows = measure_accuracy(
-        folder, names, split=split, limit=limit, seed=seed, settings=settings, out=predictions, progress=Progress(),
-        pool_limit=pool_limit,
-    )  # fmt: skip
-    for row in rows:
-        click.echo(json.dumps(row, ensure_ascii=False))
 
 
 group.add_command(pipeline)

@@ -137,7 +137,8 @@ def ablate(groups: str, **shared: Any) -> None:
 def _run_request(
     given: Mapping[str, Any], systems: Sequence[str], options: Mapping[str, Mapping[str, Any]], *, share: bool
 ) -> RunRequest:
-    """What is asked by the values of `_data_options`."""
+    """What is asked by the values of `_data_options`. Raises click.BadParameter for settings that a run has options
+    for."""
     from el4ner.bench.evaluation_data import DataRequest
     from el4ner.bench.run import RunRequest
 
@@ -146,6 +147,9 @@ def _run_request(
         given["labels"], given["parts"],
     )  # fmt: skip
     settings = assigned(given["assignments"])
+    retrieve = settings.get("retrieve")
+    if isinstance(retrieve, dict) and "k" in retrieve:
+        raise click.BadParameter("retrieve.k: all systems may show as many demonstrations; use --k", param_hint="--set")
     return RunRequest(data, systems, given["out"], given["k"], settings, options, given["chunk"], share)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from el4ner.bench.accuracy import sample_sentences, split_file
+from el4ner.bench.evaluation_data import sample_sentences, split_file
 from el4ner.config import make_config
 from el4ner.engines.base import Choose, Prompt
 from el4ner.pool import Pool, load_pool

@@ -21,7 +21,7 @@ from el4ner.errors import InputError, UsageError
 from el4ner.jsonl import dump_line
 from el4ner.labels import read_labels
 from el4ner.pool import Pool, labels_of
-from el4ner.records import Demonstration, Label
+from el4ner.records import Demonstration, Label, Sentence
 
 SUFFIXES = (".jsonl", ".jsonl.gz", *COLUMN_SUFFIXES, *(f"{suffix}.gz" for suffix in COLUMN_SUFFIXES))
 TRAIN = "train"
@@ -131,7 +131,7 @@ def load_evaluation_data(request: DataRequest) -> EvaluationData:
     if not kept:
         raise InputError(f"{request.source}: every pool sentence is a copy of one of {request.split}; give --pool FILE")
     pool = smaller(Pool(tuple(kept), labels, name=name), request.pool_size)
-    chosen = _sample(whole, request)
+    chosen = drawn(whole, request.limit, request.seed)
     near = near_copies(pool.sentences, whole)
     return EvaluationData(
         name, _shown(request.source), request.split, request.limit, request.seed, len(whole), tuple(chosen),
@@ -149,7 +149,7 @@ def load_tuning_data(request: DataRequest) -> EvaluationData:
     name, file, _ = _files(request)
     whole = read_examples(file)
     labels = read_labels(request.labels) if request.labels is not None else labels_of(whole)
-    held_out = _sample(whole, replace(request, limit=request.limit or 200))
+    held_out = drawn(whole, request.limit or 200, request.seed)
     ids = set(map(id, held_out))
     kept, dropped = without_copies([d for d in whole if id(d) not in ids], held_out)
     if not kept or not labels:
@@ -170,7 +170,7 @@ def _left_out(
         raise InputError(f"{request.source}: one sentence and no train split leave no pool; give --pool FILE")
     n_parts = min(request.parts, len(texts))
     part_of = {text: position % n_parts for position, text in enumerate(texts)}
-    chosen = _sample(whole, request)
+    chosen = drawn(whole, request.limit, request.seed)
     gold: list[Demonstration] = []
     parts: list[Part] = []
     near: list[tuple[str, str, float]] = []
@@ -199,12 +199,11 @@ def smaller(pool: Pool, limit: int | None) -> Pool:
     return replace(pool, sentences=tuple(pool.sentences[i] for i in pool.sample(limit)))
 
 
-def _sample(whole: Sequence[Demonstration], request: DataRequest) -> list[Demonstration]:
-    """All sentences, or `limit` of them drawn by `seed`, in file order."""
-    if request.limit is None or request.limit >= len(whole):
+def drawn(whole: Sequence[Demonstration], limit: int | None, seed: int) -> list[Demonstration]:
+    """All sentences, or `limit` of them drawn by `seed`, in their order."""
+    if limit is None or limit >= len(whole):
         return list(whole)
-    drawn = random.Random(request.seed).sample(range(len(whole)), request.limit)
-    return [whole[i] for i in sorted(drawn)]
+    return [whole[i] for i in sorted(random.Random(seed).sample(range(len(whole)), limit))]
 
 
 def _named(
@@ -224,6 +223,20 @@ def _shown(source: str) -> str:
 def find_split(folder: Path, split: str) -> Path | None:
     """The file of a split in a folder, JSONL before columns, plain before zipped; None if there is none."""
     return next((folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()), None)
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """The file of a split. Raises InputError naming what is there."""
+    found = find_split(folder, split)
+    if found is None:
+        there = ", ".join(sorted(p.name for suffix in SUFFIXES for p in folder.glob(f"*{suffix}")))
+        raise InputError(f"{folder}: no split {split!r}; there are {there or 'no files of sentences'}")
+    return found
+
+
+def sample_sentences(path: Path, limit: int | None, seed: int) -> list[Sentence]:
+    """All sentences of a file of a split, or `limit` of them drawn by `seed`, in file order."""
+    return [Sentence(id=d.id, text=d.text) for d in drawn(read_examples(path), limit, seed)]
 
 
 def _files(request: DataRequest) -> tuple[str, Path, Path | None]:

@@ -11,8 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from el4ner.bench._harness import Timing, interleave, machine, slower, where
-from el4ner.bench.accuracy import sample_sentences, split_file
-from el4ner.bench.evaluation_data import smaller
+from el4ner.bench.evaluation_data import sample_sentences, smaller, split_file
 from el4ner.bench.peak_memory import peak_mib, reset_peak
 from el4ner.bench.plain_pipeline import PlainModel
 from el4ner.bench.random_models import bench_engine

@@ -70,13 +70,11 @@ def between_markers(text: str, section: str, name: str, markers: tuple[str, str]
 
 
 def results_document(folder: Path) -> str:
-    """RESULTS.md: the whole report on committed runs, then rows of `el4ner-bench accuracy`."""
+    """RESULTS.md: the whole report on committed runs."""
     runs = _committed(folder)
     head = "<!-- Made by `el4ner-bench report --write-results` from bench/results; do not edit. -->\n\n"
     report = render_markdown(build_report(runs, "Results")) if runs else "# Results\n\n"
-    rows = accuracy_table(folder)
-    earlier = f"\n## Rows of el4ner-bench accuracy\n\n{render_table(rows)}" if rows else ""
-    return head + (report + earlier).rstrip() + "\n"
+    return head + report.rstrip() + "\n"
 
 
 def readme_section(folder: Path) -> str:
@@ -99,8 +97,7 @@ def readme_section(folder: Path) -> str:
         commands = dict.fromkeys(line for run in runs for line in run.commands)
         parts.append(f"Made where the folders of the data are, by:\n\n{fenced(commands)}")
     else:
-        rows = accuracy_table(folder)
-        parts.append(render_table(rows) if rows else "Not measured yet.\n")
+        parts.append("Not measured yet.\n")
     return "".join(parts)
 
 
@@ -168,41 +165,6 @@ def _rank(run: FinishedRun) -> tuple[int, str]:
 
 def _committed(folder: Path) -> list[FinishedRun]:
     return load_places([folder]) if any(folder.glob("*.json")) else []
-
-
-def accuracy_table(folder: Path) -> Table | None:
-    """Rows that `el4ner-bench accuracy` printed, from accuracy*.jsonl in a folder; None if there are none."""
-    rows = []
-    for path in sorted(folder.glob("accuracy*.jsonl")):
-        for number, line in enumerate(_read(path).splitlines(), 1):
-            try:
-                row = json.loads(line)
-                rows.append(_accuracy_row(row))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{display_name(path)}:{number}: is no row of el4ner-bench accuracy ({error})"
-                ) from None
-    columns = ["data", "system", "sentences", "pool", "strict F1 [95%]", "precision", "recall", "commit"]
-    return (
-        Table(columns, rows, "One row for each measurement, in the order in which they were made", names=2)
-        if rows
-        else None
-    )
-
-
-def _accuracy_row(row: Any) -> list[str]:
-    strict = row["strict"]
-    settings = ", ".join(f"{key}={json.dumps(value)}" for key, value in row["settings"].items())
-    return [
-        row["data"],
-        row["system"] + (f" ({settings})" if settings else ""),
-        f"{row['sentences']:,}" + (f", drawn with seed {row['sample_seed']}" if row["sampled"] else ", all"),
-        f"{row['pool_sentences']:,}",
-        with_interval(strict["f1"], strict["intervals"]["f1"]),
-        f"{strict['precision']:.3f}",
-        f"{strict['recall']:.3f}",
-        str(row["commit"]),
-    ]
 
 
 def _read(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from el4ner.bench.accuracy import sample_sentences, split_file
+from el4ner.bench.evaluation_data import sample_sentences, split_file
 from el4ner.cache import ArrayCache, cache_root, content_key
 from el4ner.engines import load_encoder
 from el4ner.errors import InputError

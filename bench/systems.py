@@ -89,8 +89,6 @@ def make_system(
     draw by one seed, whatever their settings say. Raises ConfigError for an unknown name, setting or option,
     InputError for a file that cannot be read.
     """
-    if "k" in settings.get("retrieve", {}):
-        raise ConfigError("--set retrieve.k: all systems show as many demonstrations; use --k")
     if name in BASELINES:
         return BASELINES[name](bench, options.get(name, {}))
     base, precision = operating_point(name)

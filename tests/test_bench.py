@@ -181,6 +181,7 @@ def test_commit_is_a_revision_or_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--set", "retrieve.k=5"], "all systems may show as many demonstrations; use --k"),
         (["--set", "a=["], "'a=[': not YAML ("),
         (["--set", "a={b: 1, b: 2}"], 'key "b" stands twice'),
         (["--set", "a=1", "--set", "a.b=2"], "'a.b=2': a has a value already"),
@@ -191,8 +192,8 @@ def test_commit_is_a_revision_or_nothing() -> None:
         (["--systems", ","], "',' names nothing"),
     ],
 )
-def test_wrong_options_of_accuracy_are_usage_errors(options: list[str], message: str) -> None:
-    done = CliRunner().invoke(group, ["accuracy", "nowhere", *options])
+def test_wrong_options_of_run_are_usage_errors(options: list[str], message: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(group, ["run", "--data", "nowhere", "--out", str(tmp_path / "out"), *options])
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
     empty = CliRunner().invoke(group, ["kernels", "--sizes", " "])

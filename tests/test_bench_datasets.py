@@ -1,16 +1,12 @@
-"""Datasets with token and tag columns, saved on disk or named on the hub, as input of el4ner-bench accuracy."""
+"""Datasets with token and tag columns, saved on disk or named on the hub, as input of el4ner-bench run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from el4ner.bench import accuracy
-from el4ner.bench.cli import group
 from el4ner.bench.hub_datasets import dataset_folder, read_dataset
 from el4ner.errors import InputError
 from el4ner.jsonl import read_pool
@@ -98,23 +94,3 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no split 'test'; there are train, validation"):
         read_dataset(save(tmp_path / "d", tokens=TOKENS, ner_tags=TAGS), "test")
-
-
-def test_accuracy_takes_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def measure(folder: Path, systems: list[str], **options: Any) -> list[dict[str, Any]]:
-        seen.update(folder=folder, systems=systems, **options)
-        return [{"data": folder.name, "sentences": len(read_pool(accuracy.split_file(folder, options["split"])))}]
-
-    monkeypatch.setattr(accuracy, "measure_accuracy", measure)
-    source = save(tmp_path / "little", tokens=TOKENS, ner_tags=TAGS)
-    done = CliRunner().invoke(group, ["accuracy", source, "--split", "dev", "--systems", "reading, retrieval"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"data": "little", "sentences": 2}
-    assert (seen["systems"], seen["split"]) == (["reading", "retrieval"], "dev")
-    (tmp_path / "plain").mkdir()
-    for split in ("train", "dev"):
-        (tmp_path / "plain" / f"{split}.jsonl").write_text('{"text": "a", "entities": []}\n')
-    CliRunner().invoke(group, ["accuracy", str(tmp_path / "plain"), "--split", "dev"])
-    assert seen["folder"] == tmp_path / "plain"

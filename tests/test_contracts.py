@@ -18,7 +18,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner",),
     ("el4ner.pipeline*",),
     # what the pipeline does once, before the stages run
-    ("el4ner.preparation", "el4ner.audition", "el4ner.weighing", "el4ner.fitted", "el4ner.operating", "el4ner.shipped"),
+    (
+        "el4ner.preparation",
+        "el4ner.audition",
+        "el4ner.weighing",
+        "el4ner.fitted",
+        "el4ner.operating",
+        "el4ner.calibration",
+        "el4ner.shipped",
+    ),
     ("el4ner.plan",),
     ("el4ner.stages*",),
     ("el4ner.voters*",),
