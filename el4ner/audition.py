@@ -69,8 +69,8 @@ def audition(preparation: Preparation, team: Team, examined: Examined) -> None:
     gold = [examined.gold[s] for s in sample]
     decided = Decided(asked.candidates, weighed.shares, asked.truth, gold, config.overlap)
     # beside cheap voters theirs stay, which were fitted on the whole pool
-    decided = preparation.calibration.decided(decided) if cheap else preparation.calibrate(team, decided)
-    team.stack = preparation.calibration.stack(weighed.stack)
+    decided = replace(decided, calibration=team.calibration) if cheap else preparation.calibrate(team, decided)
+    team.stack = weighed.stack
     preparation.facts["members on the sample"] = {
         "sentences": len(sample), "penalty": weighed.penalty,
         "gain in log-probability per sentence": round(weighed.gain, 4), "standard error": round(weighed.error, 4),
@@ -86,7 +86,7 @@ def _weigh_verdicts(
     preparation: Preparation, team: Team, asked: Asked, decided: Decided, folds: Sequence[int]
 ) -> list[np.ndarray] | None:
     """The scores after the verifier, whose weights are set here; None where it brings nothing and need not be asked."""
-    verdicts = ask_verifier(team, asked, decided.shares).undecided()
+    verdicts = ask_verifier(team, asked, decided).undecided()
     weights, gain, error = weigh_verifier(verdicts, folds)
     preparation.facts["verifier's weights"] = [round(weight, 4) for weight in weights]
     if weights == NEUTRAL:
@@ -106,7 +106,7 @@ def _weigh_written(
     preparation: Preparation, team: Team, asked: Asked, decided: Decided, folds: Sequence[int]
 ) -> list[np.ndarray] | None:
     """The scores of what written verdicts let pass, -inf for the others; None where that brings nothing, as above."""
-    passed = passed_scores(ask_verifier(team, asked, decided.shares), [len(own) for own in asked.candidates])
+    passed = passed_scores(ask_verifier(team, asked, decided), [len(own) for own in asked.candidates])
     lead, error = replace(decided, verified=passed).lead(team.threshold, decided, team.threshold)
     preparation.facts["written verdicts"] = {
         "gain in F1": round(lead, 4),

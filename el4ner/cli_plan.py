@@ -14,7 +14,6 @@ from el4ner.jsonl import json_text
 @click.command()
 @model_options
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Sentences a model reads at once.")
-@click.option("--memory-limit-mib", type=click.IntRange(min=1), metavar="MIB", help="Most memory that may be taken.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def plan(config: str | None, as_json: bool, **options: Any) -> None:
     """Predict the memory that the members' models take, and whether they stay in memory together or take turns.

@@ -53,6 +53,7 @@ _MODEL_OPTIONS = (
     click.option("--voters", callback=_split_voters, metavar="auto|all|NAMES", help="Who votes; names with commas."),
     click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where models run."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of models."),
+    click.option("--memory-limit-mib", type=click.IntRange(min=1), metavar="MIB", help="Most memory to take."),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything that is sampled."),
 )
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.cache import content_key
+from el4ner.calibration import Calibration
 from el4ner.engines.base import without_numbers
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.stages.team import Team
@@ -84,6 +85,7 @@ def fitted_arrays(preparation: Preparation, team: Team) -> dict[str, NDArray[Any
             "readers": [voter.name for voter in team.asked_readers],
             "base": team.base.voters if team.base is not None else None,
             "threshold": preparation.threshold,
+            "calibration": [team.calibration.slope, team.calibration.shift],
             "verifier": None if team.verifier is None else team.verifier.name,
             "verifier weights": team.verifier_weights,
             "facts": preparation.facts,
@@ -115,6 +117,7 @@ def restore(preparation: Preparation, team: Team, arrays: Mapping[str, NDArray[A
             parts = (arrays[f"{name} {part}"] for part in ("weights", "bias", "evidence"))
             setattr(team, name, Stack(tuple(voters_of), *parts))
     preparation.threshold = rest["threshold"]
+    team.calibration = Calibration(*rest["calibration"])
     preparation.points = arrays.get("points")
     weights = rest["verifier weights"]
     team.verifier = preparation.verifier(team) if rest["verifier"] is not None else None

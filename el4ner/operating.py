@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from el4ner.calibration import Calibration, fit_calibration
 from el4ner.decoding import keep
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ConfigError
@@ -27,7 +28,8 @@ class Decided:
 
     candidates; shares: per sentence (n, L + 1), "none" last; truth: per sentence (n,) i64, L for "none"; gold: entities
     per sentence, those that are no candidate included; overlap: "flat" or "nested". verified: per sentence (n,), the
-    score of a candidate after the verifier, -inf where it was not asked; None where there is no verifier.
+    score of a candidate after the verifier, -inf where it was not asked; None where there is no verifier. calibration:
+    of the scores.
     """
 
     candidates: Sequence[Sequence[Candidate]]
@@ -36,6 +38,12 @@ class Decided:
     gold: Sequence[int]
     overlap: str
     verified: Sequence[NDArray[np.float64]] | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def scores(self, index: int) -> NDArray[np.float64]:
+        """The score (n,) of each candidate of a sentence before the verifier."""
+        shares = self.shares[index]
+        return self.calibration(shares[:, :-1].max(axis=1)) if len(shares) else np.zeros(0)
 
     def kept(self, threshold: float, reference: float = 0.0) -> list[list[int]]:
         """Per sentence the candidates that are kept at a threshold, as the stages decide it, ascending.
@@ -43,9 +51,8 @@ class Decided:
         reference: as in `keep_flat`.
         """
         found = []
-        for i, (candidates, rows) in enumerate(zip(self.candidates, self.shares, strict=True)):
-            scores = rows[:, :-1].max(axis=1) if len(candidates) else np.zeros(0)
-            kept = keep([c.span for c in candidates], list(scores), threshold, self.overlap, reference)
+        for i, candidates in enumerate(self.candidates):
+            kept = keep([c.span for c in candidates], list(self.scores(i)), threshold, self.overlap, reference)
             if self.verified is not None:
                 kept = [k for k in kept if self.verified[i][k] >= threshold]
             found.append(kept)
@@ -59,6 +66,15 @@ class Decided:
             labels = self.shares[i][kept, :-1].argmax(axis=1) if kept else np.zeros(0, np.int64)
             guesses[i], hits[i] = len(kept), int((labels == self.truth[i][kept]).sum())
         return guesses, hits
+
+    def calibrated(self) -> Decided:
+        """The same with scores fitted to how often what is kept at the lowest threshold is right."""
+        p, right = [np.zeros(0)], [np.zeros(0, dtype=np.bool_)]
+        for i, kept in enumerate(self.kept(min(THRESHOLDS))):
+            rows = self.shares[i][kept, :-1]
+            p.append(rows.max(axis=1) if kept else np.zeros(0))
+            right.append(rows.argmax(axis=1) == self.truth[i][kept] if kept else np.zeros(0, dtype=np.bool_))
+        return replace(self, calibration=fit_calibration(np.concatenate(p), np.concatenate(right)))
 
     def f1(self, threshold: float) -> tuple[float, float]:
         """Strict F1 and its standard error, as of a ratio of sums over sentences."""

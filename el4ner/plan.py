@@ -27,6 +27,8 @@ FIT_SHARE = 0.9
 """Share of the free memory that models may take: allocators lose some of it between blocks."""
 LEAST_CACHE = 16 * MIB
 """Prefixes are kept in no less than this."""
+LEAST_TOKENS = 64
+"""Forward passes are no smaller than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class Plan:
 
     encoder: weights of the sentence encoder, which always stay. process: what Python and its libraries take on a CPU,
     measured now; 0 on a GPU. available: free memory of the device, or the limit that was given. mode: "resident",
-    "turns" or "too large". cache_limit: what an engine may keep of prefixes.
+    "turns" or "too large". cache_limit: what an engine may keep of prefixes. forward_tokens: padded new tokens of a
+    forward pass; fewer than usual where a limit asks for it.
     """
 
     device: str
@@ -70,6 +73,7 @@ class Plan:
     limited: bool
     mode: str
     cache_limit: int
+    forward_tokens: int
 
     @property
     def resident(self) -> int:
@@ -116,7 +120,8 @@ class Plan:
             "predicted": self.predicted, "available": self.available,
         }  # fmt: skip
         own = {f"{key}_mib": None if value is None else mib(value) for key, value in sizes.items()}
-        return {"device": self.device, "dtype": self.dtype, "mode": self.mode, "models": models} | own
+        facts = {"device": self.device, "dtype": self.dtype, "mode": self.mode, "forward_tokens": self.forward_tokens}
+        return facts | {"models": models} | own
 
 
 def mib(n_bytes: float) -> int:
@@ -149,18 +154,24 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
     if limit is not None:  # half of what the heaviest model leaves; the batch that runs takes half of that again
         room = int(limit * FIT_SHARE) - process - encoder - heaviest
         cache_limit = min(cache_limit, max(LEAST_CACHE, room // 2))
-    models = tuple(
-        plan_model(source, own, bits, size, config, device.type, dtype, cache_limit)
-        for size, ((source, bits), own) in zip(sizes, groups.items(), strict=True)
-    )
     available = limit if limit is not None else free_bytes(str(device))
     if available is not None and limit is None and device.type == "cpu":
         available += process  # what is free beside what the process has already
-    plan = Plan(str(device), str(dtype).rpartition(".")[2], models, encoder, process, available, limit is not None,
-                "resident", cache_limit)  # fmt: skip
-    if available is None or plan.resident <= available * FIT_SHARE:
-        return plan
-    return replace(plan, mode="turns" if plan.turns <= available * FIT_SHARE else "too large")
+    tokens = FORWARD_TOKENS.get(device.type, 512)
+    while True:
+        models = tuple(
+            plan_model(source, own, bits, size, config, device.type, dtype, cache_limit, tokens)
+            for size, ((source, bits), own) in zip(sizes, groups.items(), strict=True)
+        )
+        plan = Plan(str(device), str(dtype).rpartition(".")[2], models, encoder, process, available, limit is not None,
+                    "resident", cache_limit, tokens)  # fmt: skip
+        if available is None or plan.resident <= available * FIT_SHARE:
+            return plan
+        if plan.turns <= available * FIT_SHARE:
+            return replace(plan, mode="turns")
+        if limit is None or tokens <= LEAST_TOKENS:
+            return replace(plan, mode="too large")
+        tokens //= 2
 
 
 def plan_model(
@@ -172,28 +183,29 @@ def plan_model(
     device: str,
     dtype: Any,
     cache_limit: int,
+    tokens: int,
 ) -> ModelPlan:
     """What one model takes, with the adapters of its members.
 
     cache: the prefixes of one chunk of sentences, at most what the engine keeps, for the model and every adapter that
     is asked. workspace: a batch's prefixes copied
-    side by side (half of that limit at most), 12 numbers of the widest layer and of the state for every token of a
-    pass, its mask, and a row of float32 logits with its copy for every reply that is written at once.
+    side by side (half of that limit at most), 12 numbers of the widest layer and of the state for each of the
+    `tokens` of a pass, its mask, and a row of float32 logits with its copy for every reply that is written at once.
     """
     per_token = size.kv_bytes_per_token(dtype)
     longest = min(config.max_prompt_tokens, size.positions or config.max_prompt_tokens)
     adapters = dict.fromkeys(member.adapter for member in members)  # None: the model as it is
     added = sum(find_adapter(folder).parameters for folder in adapters if folder is not None)
     cache = min(cache_limit, config.batch_size * longest * per_token) * len(adapters)
-    tokens = FORWARD_TOKENS.get(device, 512)
-    rows = min(config.batch_size, decode_replies(device))
+    replies = decode_replies(device, tokens)
+    rows = min(config.batch_size, replies)
     # as many sentences at once as fit with half of what their replies may take; replies may take all of it
     written = config.extract.max_new_tokens * len(members)
     fitting = max(1, cache_limit // 2 // ((longest + written // 2) * per_token))
     copies = min(rows, fitting) * (longest + written) * per_token
     states = tokens * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
     mask = tokens * (longest + tokens) * 4
-    logits = 2 * 4 * size.vocabulary * min(decode_replies(device), rows * len(members))
+    logits = 2 * 4 * size.vocabulary * min(replies, rows * len(members))
     return ModelPlan(
         source, tuple(member.name for member in members), quantization, size.parameters + added,
         size.weight_bytes(dtype, quantization) + added * dtype.itemsize, per_token, cache,
@@ -311,5 +323,7 @@ def render_plan(plan: Plan) -> str:
         "turns": "models take turns: each stage loads the next one",
         "too large": "the largest model does not fit: lower --batch-size, or choose a smaller model or fewer bits",
     }[plan.mode]
+    if plan.models and plan.forward_tokens < FORWARD_TOKENS.get(plan.device.partition(":")[0], 512):
+        verdict += f"; {plan.forward_tokens} tokens a forward pass, since more do not fit"
     lines.append(verdict)
     return "\n".join(lines)

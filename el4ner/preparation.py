@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.cache import ArrayCache, cache_root
-from el4ner.calibration import Calibration, fit_calibration
 from el4ner.config import Config, MemberConfig
 from el4ner.engines import Encoder, Engine, load_encoder, load_engine
 from el4ner.engines.base import FloatArray
@@ -96,7 +95,6 @@ class Preparation:
         self._memory_notes: list[str] = []
         self.facts: dict[str, object] = {}
         self.threshold = 0.0
-        self.calibration = Calibration()
         self.points: NDArray[np.float64] | None = None
         self._engines = engines or {}
         self._loaded: dict[tuple[str, bool, str, str | None], Engine] = {}
@@ -127,6 +125,7 @@ class Preparation:
                 options = {"quantization": quantization, "residency": self.residency, "adapter": adapter}
                 if self.plan is not None:
                     options["prefix_cache_bytes"] = self.plan.cache_limit
+                    options["forward_tokens"] = self.plan.forward_tokens
             elif adapter is not None:
                 raise ConfigError(f"model {source!r} is a server: it has no weights here that adapter {adapter!r} fits")
             else:
@@ -465,20 +464,19 @@ class Preparation:
                 f"more voters would gain {lead:.3f} in F1 on the pool, standard error {error:.3f}: too little"
             )
         f1, _, team.base = options[best]
-        team.asked = best
+        team.stack, team.asked = team.base, best
         self.facts["cross-validated F1"] = round(f1, 4)
         self.points = self.calibrate(team, decided[best]).points(self.threshold)
-        team.stack = self.calibration.stack(team.base)
 
     def calibrate(self, team: Team, decided: Decided) -> Decided:
-        """Fits the calibration of scores and the threshold to what a stack decides; the same with calibrated scores."""
-        own = self.calibration = fit_calibration(decided)
-        decided = own.decided(decided)
+        """Fits the calibration of scores, and the threshold, to what a stack decides; that with calibrated scores."""
+        decided = decided.calibrated()
+        own = team.calibration = decided.calibration
         _, self.threshold = best_threshold(decided)
         team.threshold = self.threshold
         self.facts |= {
             "calibrated": True, "threshold": self.threshold,
-            "calibration": {"slope": round(own.slope, 4), "shift of none": round(own.shift, 4)},
+            "calibration": {"slope": round(own.slope, 4), "shift": round(own.shift, 4)},
         }  # fmt: skip
         return decided
 

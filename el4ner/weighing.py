@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from el4ner.calibration import logistic
 from el4ner.decoding import log_odds
 from el4ner.engines.base import FloatArray
 from el4ner.stages.classify import EVIDENCE
@@ -21,6 +22,7 @@ from el4ner.voters.stacking import Stack, fit_stack, log_loss, start_stack
 
 if TYPE_CHECKING:
     from el4ner.audition import Asked
+    from el4ner.operating import Decided
     from el4ner.stages.team import Team
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -140,13 +142,11 @@ class Verdicts:
         )
 
 
-def ask_verifier(team: Team, asked: Asked, shares: Sequence[FloatArray]) -> Verdicts:
-    """The verifier's verdicts on the candidates that may reach the threshold. shares: per sentence (n, L + 1)."""
+def ask_verifier(team: Team, asked: Asked, decided: Decided) -> Verdicts:
+    """The verifier's verdicts on the candidates that may reach the threshold."""
     assert team.verifier is not None
-    best = [found[:, :-1].argmax(axis=1) for found in shares]
-    scores = [
-        found[np.arange(len(found)), labels].astype(np.float64) for found, labels in zip(shares, best, strict=True)
-    ]
+    best = [found[:, :-1].argmax(axis=1) for found in decided.shares]
+    scores = [decided.scores(i) for i in range(len(best))]
     judged = [np.flatnonzero(own >= team.threshold / 2) for own in scores]
     claims = [
         [(candidates[k].span, team.labels[int(labels[k])]) for k in own.tolist()]
@@ -209,18 +209,7 @@ def _log_probability(verdicts: Verdicts, i: int, weights: tuple[float, float, fl
 def _logistic(
     scores: NDArray[np.float64], verdicts: NDArray[np.float64], right: NDArray[np.bool_]
 ) -> tuple[float, float, float]:
-    """Newton's method on three weights with penalty 1 around `NEUTRAL`."""
-    if not len(scores):
-        return NEUTRAL
+    """The three weights, held to `NEUTRAL`."""
     design = np.stack([log_odds(scores), log_odds(verdicts), np.ones(len(scores))], axis=1)
-    origin = np.array(NEUTRAL)
-    weights = origin.copy()
-    for _ in range(50):
-        p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30, 30)))
-        gradient = design.T @ (p - right) + 2 * (weights - origin)
-        curvature = design.T @ (design * (p * (1 - p))[:, None]) + 2 * np.eye(3)
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights - step
-        if float(np.abs(step).max()) < 1e-9:
-            break
+    weights = logistic(design, right, NEUTRAL)
     return float(weights[0]), float(weights[1]), float(weights[2])

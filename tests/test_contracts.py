@@ -18,15 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner",),
     ("el4ner.pipeline*",),
     # what the pipeline does once, before the stages run
-    (
-        "el4ner.preparation",
-        "el4ner.audition",
-        "el4ner.weighing",
-        "el4ner.fitted",
-        "el4ner.operating",
-        "el4ner.calibration",
-        "el4ner.shipped",
-    ),
+    ("el4ner.preparation", "el4ner.audition", "el4ner.weighing", "el4ner.fitted", "el4ner.operating", "el4ner.shipped"),
     ("el4ner.plan",),
     ("el4ner.stages*",),
     ("el4ner.voters*",),
@@ -38,7 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner.lines",),
     # pure text: what is asked and what an answer means
     ("el4ner.paper_prompts",),
-    ("el4ner.prompts", "el4ner.decoding"),
+    ("el4ner.prompts", "el4ner.calibration"),
+    ("el4ner.decoding",),
     ("el4ner.parsing", "el4ner.alignment"),
     # models: how they run, where they are
     ("el4ner.engines*",),
@@ -53,7 +46,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 BESIDE: dict[str, tuple[str, ...]] = {
     "files": ("el4ner.pool", "el4ner.grouping", "el4ner.metrics", "el4ner.config", "el4ner.config_errors",
               "el4ner.labels", "el4ner.corpora", "el4ner.jsonl", "el4ner.documents", "el4ner.lines"),
-    "text": ("el4ner.paper_prompts", "el4ner.prompts", "el4ner.decoding", "el4ner.parsing", "el4ner.alignment"),
+    "text": ("el4ner.paper_prompts", "el4ner.prompts", "el4ner.calibration", "el4ner.decoding", "el4ner.parsing",
+             "el4ner.alignment"),
     "models": ("el4ner.engines*", "el4ner.models", "el4ner.conversion", "el4ner.hub"),
 }  # fmt: skip
 

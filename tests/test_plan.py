@@ -24,7 +24,7 @@ from el4ner.engines.residency import Residency  # noqa: E402
 from el4ner.engines.sizes import size_of  # noqa: E402
 from el4ner.errors import ConfigError, EngineError, ModelNotFoundError  # noqa: E402
 from el4ner.models import embedded_file, local_folder, resolve  # noqa: E402
-from el4ner.plan import MIB, _group_bytes, check_fits, make_plan, peak_mib, render_plan  # noqa: E402
+from el4ner.plan import LEAST_TOKENS, MIB, _group_bytes, check_fits, make_plan, peak_mib, render_plan  # noqa: E402
 from el4ner.preparation import Preparation  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("embedded")
@@ -176,6 +176,31 @@ def test_peak_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytes
     assert peak_mib("cpu") > 0
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert peak_mib("cpu") == 0
+
+
+def test_a_tight_limit_makes_passes_smaller(folders: list[str]) -> None:
+    plans = {}
+    for limit in range(40, 400, 4):
+        plan = make_plan(_config(folders[:1], memory_limit_mib=limit), process=0)
+        plans.setdefault((plan.mode, plan.forward_tokens), plan)
+        assert plan.mode == "too large" or plan.turns <= limit * MIB * 0.9
+    fitting = {tokens for mode, tokens in plans if mode != "too large"}
+    assert {tokens for mode, tokens in plans if mode == "too large"} == {LEAST_TOKENS}
+    assert max(fitting) == 512
+    assert min(fitting) < 512
+    tight = next(plan for (mode, tokens), plan in plans.items() if mode != "too large" and tokens < 512)
+    assert f"; {tight.forward_tokens} tokens a forward pass, since more do not fit" in render_plan(tight)
+    assert tight.to_dict()["forward_tokens"] == tight.forward_tokens
+    limit = round((tight.available or 0) / MIB)
+    preparation = Preparation(_config(folders[:1], memory_limit_mib=limit))
+    preparation._process = 1  # as little as nothing, but known
+    engine: Any = preparation.engine(folders[0])
+    assert engine._forward_tokens == tight.forward_tokens
+    usual: Any = load_engine(folders[0], device="cpu", dtype="float32")
+    requests = [Choose(("List.\n", f"Ann met {name}.\n", "Ann is a"), (" person", " place")) for name in "BCDEFG"]
+    written = [Generate((*request.prompt[:2], "Names:"), None, 4) for request in requests]
+    np.testing.assert_allclose(engine.choose(requests), usual.choose(requests), atol=1e-5)
+    assert [reply.text for reply in engine.generate(written)] == [reply.text for reply in usual.generate(written)]
 
 
 def test_free_memory_is_no_more_than_a_container_has(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ tokens takes a core as long as a step of one, which is the time to read the weig
 _DECODE_REPLIES = {"cpu": 96, "cuda": 256}
 
 
-def decode_replies(device: str) -> int:
-    """Replies that are written at once."""
-    return _DECODE_REPLIES.get(device, 16)
+def decode_replies(device: str, forward_tokens: int) -> int:
+    """Replies that are written at once: fewer where passes are smaller than usual."""
+    usual = FORWARD_TOKENS.get(device, 512)
+    return max(1, _DECODE_REPLIES.get(device, 16) * min(forward_tokens, usual) // usual)

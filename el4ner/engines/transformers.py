@@ -238,7 +238,7 @@ class TransformersEngine:
 
     def _write_packed(self, replies: Sequence[Reply], writer: ReplyWriter) -> None:
         """Replies side by side; with fewer and smaller passes where memory does not suffice."""
-        at_once = decode_replies(self.device.type)
+        at_once = decode_replies(self.device.type, self._forward_tokens)
 
         def attempt(forward_tokens: int) -> None:
             runner = self._runner(forward_tokens)

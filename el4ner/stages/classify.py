@@ -163,11 +163,11 @@ def close_calls(spans: Sequence[Span], found: FloatArray, kept: Sequence[Span], 
     """
     near = team.tie_tolerance
     ordered = np.sort(found[:, :-1].astype(np.float64), axis=1)
-    scores = ordered[:, -1]
+    scores, calibrated = ordered[:, -1], team.calibration(ordered[:, -1])
     second = ordered[:, -2] if ordered.shape[1] > 1 else np.full(len(scores), -np.inf)
     close = []
     for i, span in enumerate(spans):
-        at_threshold = abs(scores[i] - team.threshold) <= near
+        at_threshold = abs(calibrated[i] - team.threshold) <= near
         contested = span in kept and (
             scores[i] - second[i] <= near
             or any(
@@ -199,7 +199,7 @@ def _keep(
     if not candidates:
         return ()
     best = found[:, :-1].argmax(axis=1)
-    scores = found[np.arange(len(found)), best].astype(np.float64)
+    scores = team.calibration(found[np.arange(len(found)), best])
     # without a stack the label must also beat "none"; a stack's threshold has been fitted for that
     beaten = found[:, -1] >= scores if team.stack is None else np.zeros(len(found), dtype=bool)
     scores = np.where(beaten, 0.0, scores)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from el4ner.calibration import Calibration
 from el4ner.config import Config
 from el4ner.pool import Pool
 from el4ner.records import Usage
@@ -26,7 +27,8 @@ class Team:
     asked: names of the voters that are asked, in the order of the stack. stack: None where voters count alike.
     base: the stack of the voters that cost no prompts, which decides what members are asked about. threshold: least
     score that is kept. reference: the score at which a span is as good as none: the threshold chosen on the pool, or
-    0.5. verifier_weights: fitted weights of score and verdict, None for a plain 0.5.
+    0.5. calibration: from what the stack says to scores. verifier_weights: fitted weights of score and verdict, None
+    for a plain 0.5.
     tie_tolerance: how far rounding of the models may move a probability: 0 in float32.
     counts: what members' replies were like, tokens: what each stage cost each member; both for the run's report.
     """
@@ -42,6 +44,7 @@ class Team:
     base: Stack | None = None
     threshold: float = 0.0
     reference: float = 0.5
+    calibration: Calibration = field(default_factory=Calibration)
     ask_floor: float = 0.05
     verifier: PromptedMember | None = None
     verifier_weights: tuple[float, float, float] | None = None
