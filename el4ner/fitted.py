@@ -24,7 +24,7 @@ from el4ner.voters.stacking import Stack
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 15
+FITTED_VERSION = 16
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
 _UNFITTED = {
