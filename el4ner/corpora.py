@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from el4ner.errors import PoolError, UsageError
-from el4ner.jsonl import read_pool, scan_pool
+from el4ner.jsonl import read_pool, scan_pool, whole
 from el4ner.lines import LineError, decode_line, display_name, excerpt, numbered_lines
 from el4ner.records import Demonstration, LabelledSpan
 
@@ -93,8 +93,8 @@ def tags_to_spans(tags: Sequence[str], scheme: Scheme = "iob2", repair: Repair =
         sound = open_sound and (ended or not closes)
         if not sound and repair == "error":
             raise ValueError(
-                f"tags {open_first} to {stop - 1} ({', '.join(tags[open_first:stop])}) are no whole {scheme} entity; "
-                "correct them, or choose the repair begin or drop"
+                f"tags {open_first + 1} to {stop} ({', '.join(tags[open_first:stop])}) are no whole {scheme} entity; "
+                "correct them (from Python: or repair='begin' or 'drop')"
             )
         if sound or repair == "begin":
             spans.append(TokenSpan(open_first, stop, open_label))
@@ -103,7 +103,7 @@ def tags_to_spans(tags: Sequence[str], scheme: Scheme = "iob2", repair: Repair =
     for index, tag in enumerate(tags):
         prefix, label = split_tag(tag)
         if prefix != OUTSIDE and prefix not in _PREFIXES[scheme]:
-            raise ValueError(f"tag {index} ({excerpt(tag)}) does not belong to {scheme}; name the scheme of the file")
+            raise ValueError(f"tag {index + 1} ({excerpt(tag)}) is none of {scheme}; name the scheme of the file")
         continues = open_first is not None and label == open_label and prefix in ("I", "E", "L")
         if not continues:
             close(index, ended=False)
@@ -195,6 +195,40 @@ def _rows(path: str | Path, token_column: int, tag_column: int) -> list[list[_Ro
     return [rows for rows in sentences if rows]
 
 
+def scan_conll(
+    path: str | Path,
+    scheme: Scheme | None = None,
+    repair: Repair = "error",
+    *,
+    token_column: int = 0,
+    tag_column: int = -1,
+    warn: Callable[[str], None] | None = None,
+) -> Iterator[Demonstration | PoolError]:
+    """Every sentence of a CoNLL column file, or what is wrong with it.
+
+    The text is the tokens joined by one space, the id its first line's number. Columns are separated by tabs or blanks;
+    blank lines and -DOCSTART- lines separate sentences; comment lines, byte-order mark, Windows line ends and .gz are
+    accepted. Without `scheme` it is guessed, and a guess of IOB1 is reported to `warn`. Raises PoolError for a file
+    that is not made of such columns, InputError if it cannot be read or is empty.
+    """
+    name = display_name(path)
+    sentences = _rows(path, token_column, tag_column)
+    if not sentences:
+        raise PoolError(f"{name}: holds no token; expected columns, such as 'Berlin B-place'")
+    guessed = "" if scheme else " (the scheme was guessed from all tags of the file)"
+    if scheme is None:
+        scheme = guess_scheme([row.tag for row in rows] for rows in sentences)
+        if scheme == "iob1" and warn is not None:
+            remedy = "if that is wrong, name the scheme, or write B- there"
+            warn(f"{name}: read as IOB1, because an I- begins an entity; {remedy}")
+    for rows in sentences:
+        line = rows[0].line
+        try:
+            yield tagged_sentence(str(line), [row.token for row in rows], [row.tag for row in rows], scheme, repair)
+        except ValueError as error:
+            yield PoolError(f"{name}:{line}: {error}{guessed}")
+
+
 def read_conll(
     path: str | Path,
     scheme: Scheme | None = None,
@@ -204,31 +238,8 @@ def read_conll(
     tag_column: int = -1,
     warn: Callable[[str], None] | None = None,
 ) -> list[Demonstration]:
-    """The sentences of a CoNLL column file; text is the tokens joined by one space, the id its first line's number.
-
-    Columns are separated by tabs or blanks; blank lines and -DOCSTART- lines separate sentences; comment lines,
-    byte-order mark, Windows line ends and .gz are accepted. Without `scheme` it is guessed, and a guess of IOB1 is
-    reported to `warn`. Raises PoolError naming the line, InputError if the file cannot be read or is empty.
-    """
-    name = display_name(path)
-    sentences = _rows(path, token_column, tag_column)
-    if not sentences:
-        raise PoolError(f"{name}: holds no token; expected columns, such as 'Berlin B-place'")
-    if scheme is None:
-        scheme = guess_scheme([row.tag for row in rows] for rows in sentences)
-        if scheme == "iob1" and warn is not None:
-            remedy = "if that is wrong, name the scheme, or write B- there"
-            warn(f"{name}: read as IOB1, because an I- begins an entity; {remedy}")
-    pool = []
-    for rows in sentences:
-        line = rows[0].line
-        try:
-            pool.append(
-                tagged_sentence(str(line), [row.token for row in rows], [row.tag for row in rows], scheme, repair)
-            )
-        except ValueError as error:
-            raise PoolError(f"{name}:{line}: {error}") from None
-    return pool
+    """The sentences of a CoNLL column file, as of `scan_conll`. Raises PoolError at the first that is wrong too."""
+    return whole(scan_conll(path, scheme, repair, token_column=token_column, tag_column=tag_column, warn=warn))
 
 
 def is_columns(path: str | Path) -> bool:
@@ -237,7 +248,7 @@ def is_columns(path: str | Path) -> bool:
 
 
 def scan_examples(path: str | Path) -> Iterator[Demonstration | PoolError]:
-    """Every labelled sentence of a file, or what is wrong with it: all wrong lines of JSONL, the first of columns.
+    """Every labelled sentence of a file, or what is wrong with it.
 
     Raises InputError if the file cannot be read.
     """
@@ -245,8 +256,8 @@ def scan_examples(path: str | Path) -> Iterator[Demonstration | PoolError]:
         yield from scan_pool(path)
         return
     try:
-        yield from read_conll(path, warn=_warn)
-    except PoolError as error:
+        yield from scan_conll(path, warn=_warn)
+    except PoolError as error:  # no columns at all
         yield error
 
 

@@ -11,6 +11,8 @@ import yaml
 from el4ner.lines import excerpt, repeated_key
 
 _TOO_DEEP = "nested too deeply; flatten it"
+_MOST_VALUES = 100_000
+"""Values that a document may hold once its aliases are written out; a few lines of aliases of aliases hold billions."""
 
 
 class DocumentError(ValueError):
@@ -48,6 +50,7 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
     """The value of a YAML text, and its node, which knows the lines. Raises DocumentError."""
     try:
         node = yaml.compose(text, Loader=_Loader)
+        _check_size(node)
         return yaml.load(text, Loader=_Loader), node  # as safe as safe_load: the loader is a subclass of its
     except DocumentError:
         raise
@@ -60,6 +63,30 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
         raise DocumentError(_TOO_DEEP) from None
     except ValueError as error:
         raise DocumentError(f"holds a value YAML cannot read ({error}); put it in quotes") from None
+
+
+def _check_size(root: yaml.Node | None) -> None:
+    """Raises DocumentError where aliases make a short text hold more values than can be read, or hold one another."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) in open_nodes:
+            raise DocumentError("an alias stands for what it is in; write the value out", node.start_mark.line + 1)
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            sizes[id(node)] = 1 + sum(map(size, inner))
+            open_nodes.remove(id(node))
+        if sizes[id(node)] > _MOST_VALUES:
+            message = f"holds more than {_MOST_VALUES:,} values, aliases written out; use fewer"
+            raise DocumentError(message, node.start_mark.line + 1)
+        return sizes[id(node)]
+
+    if root is not None:
+        size(root)
 
 
 def read_json(text: str) -> tuple[Any, yaml.Node | None]:

@@ -313,12 +313,17 @@ def read_pool(path: str | Path) -> list[Demonstration]:
     Offsets are half-open code points; nested and crossing entities are allowed.
     Raises PoolError at the first line that is wrong, InputError if the file cannot be read or is empty.
     """
-    pool: list[Demonstration] = []
-    for item in scan_pool(path):
+    return whole(scan_pool(path))
+
+
+def whole(items: Iterable[Demonstration | PoolError]) -> list[Demonstration]:
+    """The sentences, if nothing is wrong. Raises the first error among them."""
+    sentences: list[Demonstration] = []
+    for item in items:
         if isinstance(item, PoolError):
             raise item
-        pool.append(item)
-    return pool
+        sentences.append(item)
+    return sentences
 
 
 # Writing

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "builtin.npz"
 _KEY = "key"
+_OVERLAPS = ("flat", "nested")
+"""For which of them something was fitted; before the names of arrays that are not of both."""
 _LAYOUT = "layout"
 _READER = "reader 0 "
 """Before the names of the arrays of the only reading voter."""
@@ -54,27 +56,37 @@ def shipped_fit(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]]
     if preparation.config.examples not in (None, BUILTIN) or not preparation.config.stack.shipped:
         return None
     stored = _stored()
-    if stored is None or _text(stored.pop(_KEY)) != fitted_key(preparation, team, portable=True):
+    if stored is None:
         return None
-    preparation.facts["shipped"] = True
-    return stored
+    wanted = fitted_key(preparation, team, portable=True)
+    for overlap in _OVERLAPS:
+        if _text(stored[f"{overlap} {_KEY}"]) == wanted:
+            preparation.facts["shipped"] = True
+            own = {n.removeprefix(f"{overlap} "): array for n, array in stored.items() if n.startswith(overlap)}
+            return {n: array for n, array in stored.items() if not n.startswith(_OVERLAPS)} | own
+    return None
 
 
 def write_shipped(path: Path, say: Callable[[str], None] = print) -> None:
-    """Fits the built-in pool under the default settings, writes what a run needs of it; weights in half precision."""
+    """Fits the built-in pool under the default settings, for entities that may overlap and for those that may not.
+
+    Writes what a run needs of it, weights in half precision. The read-outs are those of both.
+    """
     from el4ner.config import make_config
     from el4ner.fitted import fitted_arrays, fitted_key
     from el4ner.preparation import Preparation
 
-    config = make_config({"device": "cpu", "dtype": "float32", "stack": {"shipped": False}})
-    preparation = Preparation(config, progress=say)
-    team = preparation.team()
-    arrays = {
-        name: array.astype(np.float16) if array.dtype == np.float32 else array
-        for name, array in fitted_arrays(preparation, team).items()
-    }
-    keys = {_KEY: fitted_key(preparation, team, portable=True), _LAYOUT: team.asked_readers[0].layout}
-    write_arrays(path, {**{name: _bytes(key) for name, key in keys.items()}, **arrays})
+    arrays: dict[str, NDArray[Any]] = {}
+    for overlap in _OVERLAPS:
+        config = make_config({"device": "cpu", "dtype": "float32", "overlap": overlap, "stack": {"shipped": False}})
+        preparation = Preparation(config, progress=say)
+        team = preparation.team()
+        for name, array in fitted_arrays(preparation, team).items():
+            half = array.astype(np.float16) if array.dtype == np.float32 else array
+            arrays[name if name.startswith(_READER) else f"{overlap} {name}"] = half
+        arrays[f"{overlap} {_KEY}"] = _bytes(fitted_key(preparation, team, portable=True))
+        arrays[_LAYOUT] = _bytes(team.asked_readers[0].layout)
+    write_arrays(path, arrays)
     path.chmod(0o644)  # written for its owner alone, like what is cached
 
 

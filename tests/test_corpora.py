@@ -105,7 +105,7 @@ def test_repairs_have_names(tags: list[str], scheme: str, begin: list[TokenSpan]
 
 def test_iob1_never_needs_repair_and_foreign_letters_are_refused() -> None:
     assert tags_to_spans(["I-a", "B-a", "I-b"], "iob1") == [(0, 1, "a"), (1, 2, "a"), (2, 3, "b")]
-    with pytest.raises(ValueError, match="does not belong to iob2"):
+    with pytest.raises(ValueError, match="is none of iob2"):
         tags_to_spans(["S-a"], "iob2")
     with pytest.raises(UsageError, match="choose one of iob1, iob2, bioes, bilou"):
         tags_to_spans([], "iobes")  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
         assert read_examples(path) == [sentence]
     with pytest.warns(UserWarning, match=said):
         assert list(scan_examples(path)) == [sentence]
-    with pytest.raises(PoolError, match=r"^x\.conll:1: tags 0 to 0 \(I-x\) are no whole iob2 entity"):
+    with pytest.raises(PoolError, match=r"^x\.conll:1: tags 1 to 1 \(I-x\) are no whole iob2 entity"):
         read_conll(path, "iob2")
     assert len(read_conll(path, "iob2", "drop")[0].entities) == 1
 

@@ -41,6 +41,12 @@ def test_it_belongs_to_the_code_and_the_pool_as_they_are() -> None:
     assert shipped_for() is not None, "stale: run `make builtin` and commit what it writes"
     assert shipped_for(dtype="bfloat16", batch_size=3, min_score=0.4) is not None
     assert shipped_for(examples="builtin") is not None
+    flat, nested = shipped_for(), shipped_for(overlap="nested")
+    assert flat is not None
+    assert nested is not None
+    assert set(flat) == set(nested)
+    np.testing.assert_array_equal(flat["reader 0 0 word"], nested["reader 0 0 word"])
+    assert flat["points"].tobytes() != nested["points"].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,6 @@ def test_it_belongs_to_the_code_and_the_pool_as_they_are() -> None:
         {"seed": 1},
         {"reading": {"heads": 2}},
         {"voters": ["reading"]},
-        {"overlap": "nested"},
         {"stack": {"shipped": False}},
     ],
 )
@@ -82,7 +87,10 @@ def test_a_first_run_fits_nothing_and_finds_what_the_pool_marks(root: Path) -> N
     report = model.report()
     assert report["fitted"]["shipped"] is True
     # as it was out of fold when it was fitted
-    assert report["fitted"]["cross-validated F1"] == json.loads(stored["rest"].tobytes())["facts"]["cross-validated F1"]
+    assert (
+        report["fitted"]["cross-validated F1"]
+        == json.loads(stored["flat rest"].tobytes())["facts"]["cross-validated F1"]
+    )
     assert report["fitted"]["cross-validated F1"] > 0.75
 
 

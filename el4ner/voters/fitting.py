@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,9 +73,13 @@ class Material:
         return [s for s in self.sentences if self.corpus.starts[s + 1] > self.corpus.starts[s]]
 
 
+class FitStopped(Exception):  # noqa: N818 - nothing went wrong
+    """A fit was told to stop before its end."""
+
+
 def fit_readouts(
     material: Material, max_words: int, settings: FitSettings, seed: int = 0, heads: int = 1,
-    beside: Material | None = None, start: Sequence[Readout] = (),
+    beside: Material | None = None, start: Sequence[Readout] = (), stop: Event | None = None,
 ) -> tuple[Readout, ...]:  # fmt: skip
     """Fits read-outs on some sentences of a corpus from different starts, by AdamW with a one-cycle schedule.
 
@@ -82,7 +87,7 @@ def fit_readouts(
     hidden layers and have an output of their own; that output is not kept. start: read-outs of the same features that
     were fitted before, for whatever labels; the hidden layers begin there, head by head in turn. Deterministic for
     the same material, settings, seed and number of heads, and for the same machine. Raises ShapeError where a read-out
-    of `start` has other features or hidden layers.
+    of `start` has other features or hidden layers, FitStopped soon after `stop` was set.
     """
     import torch
 
@@ -93,11 +98,13 @@ def fit_readouts(
     if start:
         net.begin_at(start)
     if tasks[0].sentences:
-        _descend(net, _gather(tasks, max_words), settings, np.random.default_rng(seed), generator)
+        _descend(net, _gather(tasks, max_words), settings, np.random.default_rng(seed), generator, stop or Event())
     return net.readouts()
 
 
-def _descend(net: _Net, words: _Words, settings: FitSettings, rng: np.random.Generator, generator: Generator) -> None:
+def _descend(
+    net: _Net, words: _Words, settings: FitSettings, rng: np.random.Generator, generator: Generator, stop: Event
+) -> None:
     """Fits the net's weights to the words."""
     import torch
 
@@ -113,6 +120,8 @@ def _descend(net: _Net, words: _Words, settings: FitSettings, rng: np.random.Gen
     for _ in range(epochs):
         order = rng.permutation(n_sentences)
         for begin in range(0, n_sentences, batch):
+            if stop.is_set():
+                raise FitStopped
             picked = torch.cat([torch.arange(*words.sentences[i]) for i in order[begin : begin + batch]])
             values = words.values(order[begin : begin + batch])
             left, entity = words.left[picked], words.entity[picked]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from threading import Event
 
 import numpy as np
 
@@ -200,10 +201,14 @@ class ReadingVoter:
 
         def fit(sentences: Sequence[int]) -> tuple[Readout, ...]:
             own = Material(corpus, sentences, len(self.labels))
-            return fit_readouts(own, max_words, settings, self._seed, config.heads, beside, start)
+            return fit_readouts(own, max_words, settings, self._seed, config.heads, beside, start, stop)
 
+        stop = Event()
         with one_thread_each() as keep_to_one, ThreadPoolExecutor(os.cpu_count(), initializer=keep_to_one) as workers:
-            return list(workers.map(fit, sets))
+            try:
+                return list(workers.map(fit, sets))
+            finally:
+                stop.set()  # after an interrupt, or where one fit failed, nobody waits for the end of the others
 
     def _read_pool(self, texts: Sequence[str], progress: Progress) -> list[WordFeatures]:
         """Features of the pool's texts in half precision, which halves their memory; cached by content."""
