@@ -154,7 +154,13 @@ def doctor(as_json: bool) -> None:
     """Say what is installed, what works, and why the rest does not."""
     need_stdout()
     from el4ner.doctor import diagnose, render
+    from el4ner.errors import KernelError
+    from el4ner.kernels._dispatch import check_environment
 
+    try:
+        check_environment()
+    except KernelError as error:
+        click.echo(f"el4ner: {error}; runs refuse it", err=True)
     diagnosis = diagnose()
     click.echo(json_text(diagnosis.to_dict()) if as_json else render(diagnosis))
 

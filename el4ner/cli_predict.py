@@ -87,12 +87,12 @@ def check_device(device: str) -> None:
 
     if device == "mps":
         if not torch.backends.mps.is_available():
-            raise click.UsageError("--device mps: not available here; choose auto or cpu")
+            raise click.UsageError("device mps: not available here; choose auto or cpu")
         return
     count = torch.cuda.device_count()
     if int(device.partition(":")[2] or 0) >= count:
         remedy = f"choose {f'one below {count}, ' if count else ''}auto or cpu; `el4ner doctor` says what is here"
-        raise click.UsageError(f"--device {device}: {count} CUDA devices found; {remedy}")
+        raise click.UsageError(f"device {device}: {count} CUDA devices found; {remedy}")
 
 
 # The command

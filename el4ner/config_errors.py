@@ -96,7 +96,8 @@ def _remedy(error: Mapping[str, Any]) -> str:
     if error["type"] in _TYPES:
         return _TYPES[error["type"]]
     message = str(error["msg"]).removeprefix("Value error, ")
-    return message.replace("Input should be ", "choose " if error["type"] == "literal_error" else "use a value ")
+    choose = "choose " if error["type"] == "literal_error" else "use a value "
+    return message.replace("Input should be a ", "use a ").replace("Input should be ", choose)
 
 
 def shown(value: object) -> str:

@@ -66,15 +66,15 @@ def read_yaml(text: str) -> tuple[Any, yaml.Node | None]:
 
 
 def _check_size(root: yaml.Node | None) -> None:
-    """Raises DocumentError where aliases make a short text hold more values than can be read, or hold one another."""
+    """Raises DocumentError where aliases make a short text hold more values than can be read."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         if isinstance(node, yaml.ScalarNode):
             return 1
-        if id(node) in open_nodes:
-            raise DocumentError("an alias stands for what it is in; write the value out", node.start_mark.line + 1)
+        if id(node) in open_nodes:  # what holds itself is refused where it is used
+            return 1
         if id(node) not in sizes:
             open_nodes.add(id(node))
             inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value

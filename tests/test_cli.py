@@ -217,7 +217,7 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         (["x.jsonl", "bad.jsonl.gz"], "el4ner: error: bad.jsonl.gz:1: the gzip data are damaged or cut off"),
         (["x.jsonl", "blank.jsonl"], "el4ner: error: blank.jsonl: is empty; expected one record a line"),
         (["x.jsonl", "utf16.jsonl"], "el4ner: error: utf16.jsonl: is UTF-16; convert it to UTF-8 first"),
-        (["x.jsonl", "--device", "cuda:99"], "Error: --device cuda:99: "),
+        (["x.jsonl", "--device", "cuda:99"], "Error: device cuda:99: "),
         (["x.jsonl", "--seed", "9" * 30], "el4ner: error: settings: seed=999"),
         (["x.jsonl", "--voters", "reading,reading"], "el4ner: error: settings: voters: reading named twice"),
         ([""], "el4ner: error: the name of an input file is empty"),
@@ -279,7 +279,7 @@ def test_a_gpu_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyPatc
         for command in (["predict", "--text", "x"], ["pool", "build"], ["plan"]):
             result = run(*command, "--device", device)
             assert (result.exit_code, result.stdout) == (2, "")
-            assert f"--device {device}: {words}; choose auto or cpu" in result.stderr
+            assert f"device {device}: {words}; choose auto or cpu" in result.stderr
 
 
 def test_devices_are_no_files_to_be_overwritten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ from el4ner.pipeline import El4ner
         ({"extract": {"reading_floor": 0}}, ["extract.reading_floor=0"]),
         ({"reading": {"depths": [1.5]}}, ["reading.depths", "between 0 and 1"]),
         ({"reading": {"depths": []}}, ["reading.depths", "no layer is read; name one depth"]),
-        ({"reading": {"decay": float("inf")}}, ["reading.decay=inf", "finite number"]),
-        ({"retrieval": {"sharpness": float("nan")}}, ["retrieval.sharpness=nan", "finite number"]),
+        ({"reading": {"decay": float("inf")}}, ["reading.decay=inf: use a finite number"]),
+        ({"retrieval": {"sharpness": float("nan")}}, ["retrieval.sharpness=nan: use a finite number"]),
         (
             {"extract": dict.fromkeys(("members", "noun_phrases", "pool_strings", "reading"), False)},
             ["extract: nobody proposes spans", "leave members"],
@@ -246,3 +247,31 @@ def test_an_overridden_setting_has_no_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(str(path), {"batch_size": 0})
     assert str(caught.value).startswith(f"{path}: batch_size=0")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"settings\.yaml:\d+: holds more than 100,000 values, aliases written out; use fewer"),
+        (BOMB + "seed: *j\n", "holds more than 100,000 values"),
+        ("a: &a {x: 1}\nb: &b {<<: [*a, *a]}\nseed: [" + "*b, " * 40_000 + "*b]\n", "holds more than 100,000 values"),
+    ],
+)
+def test_aliases_of_aliases_are_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(path))
+
+
+def test_aliases_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("retrieve: &r {k: 3}\nextract: {members: true}\nseed: 2\n")
+    assert load_config(str(path)).retrieve.k == 3
+    path.write_text("members:\n- &m {name: a, source: b/c}\n- {<<: *m, name: d}\n")
+    assert [(m.name, m.source) for m in load_config(str(path)).members] == [("a", "b/c"), ("d", "b/c")]

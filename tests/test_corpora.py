@@ -22,7 +22,7 @@ from el4ner.corpora import (
 )
 from el4ner.errors import InputError, PoolError, UsageError
 from el4ner.jsonl import read_pool
-from el4ner.records import LabelledSpan, Span
+from el4ner.records import Demonstration, LabelledSpan, Span
 
 LABELS = st.sampled_from(["person", "creative-work", "a-b-c"])
 
@@ -206,8 +206,14 @@ def test_examples_are_columns_or_json(tmp_path: Path) -> None:
     columns.write_text("Ada I-person\nLovelace E-person\n")
     (problem,) = scan_examples(columns)
     assert isinstance(problem, PoolError)
-    with pytest.raises(PoolError, match="no whole bioes entity"):
+    with pytest.raises(PoolError, match=r"no whole bioes entity.*the scheme was guessed"):
         read_examples(columns)
+    columns.write_text("Ada I-person\nLovelace E-person\n\nNobody O\n\nBob B-person\nleft O\n")
+    first, sound, last = scan_examples(columns)
+    assert isinstance(sound, Demonstration)
+    assert [str(wrong).rpartition("/")[2].partition(" are no")[0] for wrong in (first, last)] == [
+        "a.conll:1: tags 1 to 2 (I-person, E-person)", "a.conll:6: tags 1 to 1 (B-person)",
+    ]  # fmt: skip
 
 
 def test_every_token_has_a_tag() -> None:

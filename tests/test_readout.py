@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from el4ner.cache import ArrayCache
+from el4ner.config import ReadingConfig
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ShapeError
-from el4ner.voters.fitting import Corpus, FitSettings, Material, _Net, fit_readouts, one_thread_each
+from el4ner.voters.fitting import Corpus, FitSettings, FitStopped, Material, _Net, fit_readouts, one_thread_each
 from el4ner.voters.projection import Projection, fit_projection
+from el4ner.voters.reading import ReadingVoter
 from el4ner.voters.readout import PARTS, Readout, mean_log_probabilities
 
 # Read-out
@@ -150,6 +157,31 @@ def test_fitting_learns_a_planted_concept_and_is_deterministic(settings: FitSett
     assert (fitted.parts != other.parts).any()
     (unfitted,) = fit_readouts(Material(corpus, [], 2), 3, settings)
     assert np.isfinite(unfitted.log_probabilities(corpus.values[:8])[0]).all()
+
+
+def test_a_fit_stops_when_it_is_told_to() -> None:
+    stop = Event()
+    stop.set()
+    with pytest.raises(FitStopped):
+        fit_readouts(Material(planted(0), range(100), 2), 3, FitSettings(hidden=0), stop=stop)
+
+
+def test_an_interrupt_does_not_wait_for_the_other_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended = []
+
+    def fit(material: Material, *arguments: Any) -> None:
+        if len(material.sentences) == 1:
+            raise KeyboardInterrupt
+        stop: Event = arguments[-1]
+        ended.append(stop.wait(60))
+        raise FitStopped
+
+    monkeypatch.setattr("el4ner.voters.reading.fit_readouts", fit)
+    reader: Any = SimpleNamespace(key=[])
+    voter = ReadingVoter("reading", reader, ("x", "y"), ReadingConfig(), ArrayCache(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        voter._fit_sets(planted(0), [range(1), range(2)], 3, None, ())
+    assert ended in ([True], [])  # told to stop, or never begun
 
 
 # Projection
