@@ -102,6 +102,81 @@ def test_of_several_members_those_that_add_nothing_are_not_asked(make: Callable[
     assert everyone.report()["asked"] == ["retrieval", "a", "b"]
 
 
+def test_members_that_are_not_asked_propose_no_spans_to_retrieve_by(make: Callable[..., El4ner]) -> None:
+    over = {**FIT, "retrieve": {"spans": "members"}}
+    text = "Dorx met Drox and zzzz 77"
+    useless = oracle(useful=False)
+    first = make({"a": oracle(useful=True), "b": useless}, large_pool(), **over)
+    first.prepare()
+    before = len(useless.requests)
+    (found,) = first.predict([text])
+    assert len(useless.requests) == before
+    (cached,) = make({"a": oracle(useful=True), "b": oracle(useful=False)}, large_pool(), **over).predict([text])
+    assert cached == found
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_written_verdicts_are_weighed_on_the_pool(make: Callable[..., El4ner], wrong: bool) -> None:
+    """Rejecting what is right, the verifier is not asked; rejecting what is wrong, it is, and it counts in `points`."""
+    asked: list[str] = []
+
+    class Writes(ScriptedEngine):
+        def generate(self, requests: Sequence[Generate]) -> list[Any]:
+            verdicts = [r for r in requests if r.grammar is None]
+            asked.extend(str(r.prompt[-1]) for r in verdicts)
+            return super().generate(requests)
+
+    known = oracle(useful=True)
+    inner: Any = known._generate
+
+    def generate(request: Generate) -> str:
+        if request.grammar is not None:
+            return str(inner(request))
+        return "false" if wrong else "true"
+
+    engine = Writes(generate=generate, choose=known._choose)
+    model = make({"a": engine}, large_pool(), **FIT, verify={"by": "generation"})
+    model.prepare()
+    assert asked
+    asked.clear()
+    (prediction,) = model.predict(["Dorx met Drox and zzzz 77"])
+    assert surfaces(prediction) == {"Dorx": "person", "Drox": "place"}
+    assert not asked  # true of everything, or false: nothing is gained
+    assert any("the verifier brings nothing on 25 pool sentences" in note for note in model.report()["notes"])
+    named = make({"a": engine}, large_pool(), **FIT, verify={"by": "generation", "member": "a"})
+    named.prepare()
+    assert named._preparation is not None
+    points = named._preparation.points
+    assert points is not None
+    assert (len(points) == 0) is wrong
+
+
+def test_the_seed_draws_the_sentences_that_members_are_tried_on(make: Callable[..., El4ner]) -> None:
+    def tried(seed: int) -> set[str]:
+        useless = oracle(useful=False)
+        make({"a": useless}, large_pool(), **{**FIT, "stack": {"audition": 9, "sample": 9}}, seed=seed).prepare()
+        return {" ".join(request.prompt)[-60:] for request in useless.requests}
+
+    first, other = tried(0), tried(1)
+    assert first
+    assert other
+    assert first != other
+
+
+def test_a_low_least_score_does_not_cut_names_to_pieces(make: Callable[..., El4ner]) -> None:
+    texts = ["Dorx met Drox and zzzz 77", "Fila met Flia and zzzz 78"]
+    usual = make({"a": oracle(useful=True)}, large_pool(), **FIT)
+    low = make({"a": oracle(useful=True)}, large_pool(), **FIT, min_score=0.0)
+    for kept, more in zip(usual.predict(texts), low.predict(texts), strict=True):
+        assert surfaces(kept).items() <= surfaces(more).items()
+
+
+def test_a_verifier_that_nobody_asks_is_noted(make: Callable[..., El4ner]) -> None:
+    model = make({"a": oracle(useful=False)}, large_pool(), **FIT, verify={"member": "a"})
+    model.prepare()
+    assert "a is not asked to verify: no prompted member is asked" in model.report()["notes"]
+
+
 def test_a_target_precision_moves_the_threshold_and_says_what_to_expect(make: Callable[..., El4ner]) -> None:
     thresholds = []
     for precision in (0.3, 0.8):
