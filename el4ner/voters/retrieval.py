@@ -120,7 +120,8 @@ class RetrievalVoter:
         if not len(kept):
             return result
         shares = torch.from_numpy((counts[kept] + _RARE * overall) / (total[kept, None] + _RARE))
-        pool = torch.from_numpy(self._vectors[kept])
+        # no copy where every string counts, as in a prediction
+        pool = torch.from_numpy(self._vectors if len(kept) == len(total) else self._vectors[kept])
         k = min(self._config.neighbours, len(kept))
         background = float(np.exp(self._config.sharpness * (_BACKGROUND - 1)))
         for begin in range(0, len(queries), _ROWS):
