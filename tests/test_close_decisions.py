@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from el4ner.calibration import Calibration
 from el4ner.records import Candidate, Span
 from el4ner.stages.classify import Scored, close_calls
 from el4ner.stages.verify import _is_close
 
 
 def _team(tolerance: float = 0.02, threshold: float = 0.5, weights: Any = None) -> Any:
-    return SimpleNamespace(tie_tolerance=tolerance, threshold=threshold, verifier_weights=weights)
+    return SimpleNamespace(
+        tie_tolerance=tolerance, threshold=threshold, verifier_weights=weights, calibration=Calibration()
+    )
 
 
 def test_what_rounding_might_turn() -> None:
