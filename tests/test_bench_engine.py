@@ -52,9 +52,23 @@ def test_a_wrong_answer_is_not_timed(tiny: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(engine_bench, "score_in_batches", lambda *args: [row + 0.1 for row in right(*args)])
     asked = shape_requests(tiny, prefix_tokens=20, spans=1)
     rows = list(engine_bench.measure_engine(tiny, asked, sides=("batch", "engine"), blocks=1))
-    assert [row["status"] for row in rows] == ["ok", "wrong"]  # the first side is what others are compared with
+    assert [row["status"] for row in rows] == ["wrong", "wrong"]  # who of them is, nobody knows
     assert all(row["timing"] is None for row in rows)
     assert "nothing was timed" in engine_bench.engine_table(rows)
+
+
+def test_what_the_loop_does_not_answer_is_compared_too(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engine_bench.score_in_batches
+
+    def wrong_at_the_end(*args: Any) -> list[Any]:
+        first, *others = right(*args)
+        return [first, *(row + 0.1 for row in others)]
+
+    monkeypatch.setattr(engine_bench, "score_in_batches", wrong_at_the_end)
+    asked = shape_requests(tiny, prefix_tokens=20, spans=1)
+    rows = list(engine_bench.measure_engine(tiny, asked, blocks=1, loop_requests=1))
+    assert {row["side"]: row["status"] for row in rows} == {"loop": "ok", "batch": "wrong", "engine": "wrong"}
+    assert all(row["timing"] is None for row in rows)
 
 
 def test_the_shape_of_the_goal(tiny: Any) -> None:

@@ -129,7 +129,7 @@ def test_zero_shot_extraction_shows_no_demonstration() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stages_share_their_prefix(variant: str) -> None:
     engine = FakeEngine(score=lambda prompt, choice: len(choice))
-    asked = member(engine, variant=variant)
+    asked = member(engine, variant=variant, calibrate=True)
     texts = sentences("Ada met Bob")
     asked.extract(texts, [[SHOWN]])
     votes_of(asked, texts, [[SHOWN]], [[Span(0, 3)]])
@@ -166,9 +166,9 @@ def test_calibration_removes_what_the_prompt_says_about_nothing() -> None:
         return 3.0 * (choice == " person") + 0.5 * ('"Up"' in prompt and choice == " creative work")
 
     texts, spans = sentences("Up"), [[Span(0, 2)]]
-    [biased] = votes_of(member(FakeEngine(score=score), calibrate=False), texts, [[]], spans)
+    [biased] = votes_of(member(FakeEngine(score=score)), texts, [[]], spans)
     engine = FakeEngine(score=score)
-    [calibrated] = votes_of(member(engine), texts, [[]], spans)
+    [calibrated] = votes_of(member(engine, calibrate=True), texts, [[]], spans)
     assert biased.argmax() == 0
     odds = np.exp([0.0, 0.5, 0.0, 0.0])
     np.testing.assert_allclose(calibrated[0], odds / odds.sum(), rtol=1e-5)

@@ -64,7 +64,7 @@ def asked(
     engine = ScriptedEngine(
         generate=lambda _: "", choose=lambda request: [0.0] * len(request.choices), max_tokens=1_000_000
     )
-    base = PAPER_SETTINGS if style == "paper" else MemberSettings()
+    base = PAPER_SETTINGS if style == "paper" else MemberSettings(calibrate=True)
     member = PromptedMember("m", engine, variant, LABELS, style, replace(base, **settings))
     sentences, about = [Sentence("1", text)], list(spans) or [Span(0, len(text))]
     member.extract(sentences, [shown])
