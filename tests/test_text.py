@@ -56,9 +56,13 @@ def test_words_is_linear_and_fast() -> None:
     text = "The Bush administration blamed trial lawyers in Köln, don't they? 😂 " * 500
     seconds = []
     for times in (1, 8):
-        begin = time.thread_time()  # a busy machine makes no difference
-        assert len(words(text * times)) / (time.thread_time() - begin) > 20_000
-        seconds.append(time.thread_time() - begin)
+        taken = []
+        for _ in range(3):  # the best of three: other work on the core's other half slows this thread too
+            begin = time.thread_time()
+            found = words(text * times)
+            taken.append(time.thread_time() - begin)
+        assert len(found) / min(taken) > 20_000
+        seconds.append(min(taken))
     assert seconds[1] < 8 * 4 * max(seconds[0], 0.01)  # quadratic would be 64
 
 
