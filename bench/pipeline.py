@@ -166,11 +166,11 @@ def sides(config: Config, pool: Pool, say: Callable[[str], None]) -> dict[str, S
     engines: dict[str, Heard] = {}
     plain: dict[str, Heard] = {}
     for member in config.members:
+        if member.adapter is not None or member.quantization != "none":
+            raise EngineError(f"member {member.name!r}: the plain script has no adapters and no quantised weights")
         if member.source in engines:
             continue
         say(f"loading {member.source}")
-        if member.adapter is not None or member.quantization != "none":
-            raise EngineError(f"member {member.name!r}: the plain script has no adapters and no quantised weights")
         if prefers_chat(member.source) and not member.source.startswith("random:"):
             raise EngineError(f"model {member.source!r}: the plain script has no chat templates; set chat: false")
         engine = bench_engine(member.source, device=config.device, dtype=config.dtype, chat=False)

@@ -39,7 +39,8 @@ from el4ner.weighing import (
 )
 
 if TYPE_CHECKING:
-    from el4ner.preparation import Examined, Preparation
+    from el4ner.crossfit import Examined
+    from el4ner.preparation import Preparation
 
 _LEAST_GAIN = 0.02
 """Gain in log-probability a sentence below which asking is not worth its prompts, however certain it is."""

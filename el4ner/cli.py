@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 
 import click
 
-from el4ner.cli_messages import INTERRUPTED, need_stdout, say_warning, unexpected, warnings_as_messages
+from el4ner.cli_messages import need_stdout, say_warning, unexpected, warnings_as_messages
 from el4ner.cli_plan import plan
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
 from el4ner.errors import El4nerError
+from el4ner.interrupts import INTERRUPTED
 from el4ner.jsonl import json_text
 from el4ner.lines import STDIN, visible
 

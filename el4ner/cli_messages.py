@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-INTERRUPTED = 130
-"""What a command ends with that Ctrl-C ended."""
 SILENT_S = 10.0
 """Seconds for which a run without a progress bar says nothing about what it is at."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from el4ner.errors import PoolError, UsageError
-from el4ner.jsonl import read_pool, scan_pool, whole
+from el4ner.jsonl import scan_pool, whole
 from el4ner.lines import LineError, decode_line, display_name, excerpt, numbered_lines
 from el4ner.records import Demonstration, LabelledSpan
 
@@ -229,19 +229,6 @@ def scan_conll(
             yield PoolError(f"{name}:{line}: {error}{guessed}")
 
 
-def read_conll(
-    path: str | Path,
-    scheme: Scheme | None = None,
-    repair: Repair = "error",
-    *,
-    token_column: int = 0,
-    tag_column: int = -1,
-    warn: Callable[[str], None] | None = None,
-) -> list[Demonstration]:
-    """The sentences of a CoNLL column file, as of `scan_conll`. Raises PoolError at the first that is wrong too."""
-    return whole(scan_conll(path, scheme, repair, token_column=token_column, tag_column=tag_column, warn=warn))
-
-
 def is_columns(path: str | Path) -> bool:
     """Whether a file is read as columns, by its name: it ends in one of COLUMN_SUFFIXES, or in one and .gz."""
     return str(path).removesuffix(".gz").endswith(COLUMN_SUFFIXES)
@@ -267,7 +254,7 @@ def read_examples(path: str | Path) -> list[Demonstration]:
     The scheme of columns is guessed, with a warning where the guess is IOB1. Raises PoolError at the first line that is
     wrong, InputError if the file cannot be read or is empty.
     """
-    return read_conll(path, warn=_warn) if is_columns(path) else read_pool(path)
+    return whole(scan_examples(path))
 
 
 def _warn(message: str) -> None:

@@ -9,7 +9,7 @@ Everything said about a pool sentence comes from models of the other folds. What
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from el4ner.cache import ArrayCache, cache_root
 from el4ner.config import Config, MemberConfig
+from el4ner.crossfit import Examined, cross_fit
 from el4ner.engines import Encoder, Engine, load_encoder, load_engine
-from el4ner.engines.base import FloatArray
 from el4ner.engines.residency import Residency
 from el4ner.engines.server import Budget, ServerSettings
 from el4ner.errors import ConfigError
@@ -28,9 +28,8 @@ from el4ner.models import prefers_chat, resolve
 from el4ner.operating import Decided, best_threshold, fewest, threshold_for
 from el4ner.plan import Plan, check_fits, make_plan, mib, process_bytes
 from el4ner.pool import Pool, load_pool
-from el4ner.records import Candidate
 from el4ner.shipped import shipped_fit, shipped_start
-from el4ner.stages.classify import EVIDENCE, evidence_of
+from el4ner.stages.classify import evidence_of
 from el4ner.stages.extract import free_proposals, pursued, unite
 from el4ner.stages.retrieve import Retriever
 from el4ner.stages.team import Team
@@ -38,7 +37,7 @@ from el4ner.voters.features import FeatureReader
 from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember, Style
 from el4ner.voters.reading import ReadingVoter, SpanTable, Start
 from el4ner.voters.retrieval import RetrievalVoter
-from el4ner.voters.stacking import Stack, fit_stack, start_stack
+from el4ner.voters.stacking import Stack
 
 Progress = Callable[[str], None]
 
@@ -51,21 +50,6 @@ _COMBINED = 4
 
 TIE_TOLERANCE = {"bfloat16": 0.02, "float16": 0.005}
 """How far the neighbours in a batch may move a probability, by rounding in reduced precision."""
-
-
-@dataclass(frozen=True)
-class Examined:
-    """The pool's sentences as the voters see them: candidates, truth, votes of the cheap voters, evidence.
-
-    truth: per sentence (n,) i64, label index or the number of labels for "none". votes: voter -> per sentence (n, C).
-    gold: entities per sentence, those nobody proposed included.
-    """
-
-    candidates: tuple[tuple[Candidate, ...], ...]
-    truth: tuple[NDArray[np.int64], ...]
-    votes: dict[str, list[FloatArray]]
-    evidence: tuple[FloatArray, ...]
-    gold: tuple[int, ...]
 
 
 def style_of(config: Config) -> MemberSettings:
@@ -479,29 +463,3 @@ class Preparation:
             "calibration": {"slope": round(own.slope, 4), "shift": round(own.shift, 4)},
         }  # fmt: skip
         return decided
-
-
-def pooled(
-    examined: Examined, voters: Sequence[str], chosen: Sequence[int]
-) -> tuple[list[FloatArray], FloatArray, NDArray[np.int64]]:
-    """Votes, evidence and truth of some sentences' candidates, one row a candidate."""
-    votes = [np.concatenate([examined.votes[name][i] for i in chosen]) for name in voters]
-    evidence = np.concatenate([examined.evidence[i] for i in chosen])
-    return votes, evidence, np.concatenate([examined.truth[i] for i in chosen])
-
-
-def cross_fit(team: Team, examined: Examined, voters: Sequence[str]) -> tuple[Stack, list[FloatArray]]:
-    """The stack fitted on the whole pool, and per pool sentence what stacks of the other folds make of it."""
-    start = start_stack(voters, len(team.labels) + 1, len(EVIDENCE))
-    everyone = range(len(examined.candidates))
-    folds = team.pool.folds
-    shares: list[FloatArray] = [np.zeros((0, len(team.labels) + 1), np.float32) for _ in everyone]
-    for fold in sorted(set(folds)):
-        inside = [i for i in everyone if folds[i] != fold]
-        if not inside:
-            continue
-        stack = fit_stack(start, *pooled(examined, voters, inside))
-        for i in everyone:
-            if folds[i] == fold:
-                shares[i] = stack.probabilities([examined.votes[name][i] for name in voters], examined.evidence[i])
-    return fit_stack(start, *pooled(examined, voters, list(everyone))), shares

@@ -432,6 +432,13 @@ def test_doctor_and_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "download", download)
     assert run("doctor").stdout == "all is well\n"
     assert json.loads(run("doctor", "--json").stdout) == {"python": "3.x"}
+    assert run("doctor").stderr == ""
+    with monkeypatch.context() as wrong:
+        wrong.setenv("EL4NER_BACKEND", "bogus")
+        result = run("doctor")
+    assert (result.exit_code, result.stdout) == (0, "all is well\n")
+    assert "bogus" in result.stderr
+    assert result.stderr.endswith("; runs refuse it\n")
     result = run("download", "embedded", "--from-hub")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "smollm2: here\n")
     assert calls == [("embedded", True)]

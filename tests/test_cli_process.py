@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,40 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(30) == 1
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(("patience", "output"), [(10, b"ready\nending\ndone\n"), (0, b"ready\nending\n")])
+def test_more_interrupts_do_not_break_into_the_end(patience: int, output: bytes) -> None:
+    """Until the command has had its time; then another press ends the process where it is."""
+    code = f"""
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from el4ner import interrupts
+interrupts._PATIENCE_S = {patience}
+interrupts.end_in_order()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("ending", flush=True)
+    time.sleep(1.5)
+    print("done", flush=True)
+    sys.exit(130)
+"""
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        said += process.stdout.readline()
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.wait(30) == 130
+        assert said + process.stdout.read() == output
         assert process.stderr.read() == b""
 
 

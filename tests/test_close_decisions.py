@@ -33,6 +33,16 @@ def test_what_rounding_might_turn() -> None:
     assert close_calls([far], one_label, [far], _team()) == []
 
 
+def test_a_threshold_is_near_in_what_the_voters_say() -> None:
+    """A calibration that stretches scores stretches what rounding does to them."""
+    span = Span(0, 3)
+    team = _team(threshold=0.9)
+    team.calibration = Calibration(slope=3.0, shift=0.0)  # 0.675 becomes 0.9, 0.69 becomes 0.917, 0.7 becomes 0.927
+    for p, is_close in ((0.675, True), (0.69, True), (0.7, False), (0.66, True), (0.65, False)):
+        found = np.array([[p, 1 - p]], dtype=np.float32)
+        assert close_calls([span], found, [], team) == ([span] if is_close else [])
+
+
 def test_overlapping_spans_compete() -> None:
     found = np.array([[0.8, 0.1, 0.1], [0.79, 0.1, 0.11]], dtype=np.float32)
     short, long = Span(0, 3), Span(0, 9)

@@ -18,7 +18,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner",),
     ("el4ner.pipeline*",),
     # what the pipeline does once, before the stages run
-    ("el4ner.preparation", "el4ner.audition", "el4ner.weighing", "el4ner.fitted", "el4ner.operating", "el4ner.shipped"),
+    (
+        "el4ner.preparation",
+        "el4ner.audition",
+        "el4ner.weighing",
+        "el4ner.fitted",
+        "el4ner.operating",
+        "el4ner.shipped",
+        "el4ner.crossfit",
+    ),
     ("el4ner.plan",),
     ("el4ner.stages*",),
     ("el4ner.voters*",),
@@ -38,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner.models",),
     ("el4ner.conversion", "el4ner.hub"),
     # what all of these may know
-    ("el4ner.cache", "el4ner.engines.base", "el4ner.text", "el4ner.escaping", "el4ner.data"),
+    ("el4ner.interrupts", "el4ner.cache", "el4ner.engines.base", "el4ner.text", "el4ner.escaping", "el4ner.data"),
     ("el4ner.kernels*", "el4ner._native"),
     ("el4ner.records", "el4ner.errors"),
 )

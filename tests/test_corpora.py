@@ -13,15 +13,15 @@ from el4ner.corpora import (
     TokenSpan,
     guess_scheme,
     is_columns,
-    read_conll,
     read_examples,
+    scan_conll,
     scan_examples,
     split_tag,
     tagged_sentence,
     tags_to_spans,
 )
 from el4ner.errors import InputError, PoolError, UsageError
-from el4ner.jsonl import read_pool
+from el4ner.jsonl import read_pool, whole
 from el4ner.records import Demonstration, LabelledSpan, Span
 
 LABELS = st.sampled_from(["person", "creative-work", "a-b-c"])
@@ -129,14 +129,14 @@ def test_conll_2003_columns(write) -> None:  # type: ignore[no-untyped-def]
         "\ufeff-DOCSTART- -X- -X- O\r\n\r\nEU NNP B-NP B-ORG\r\nrejects VBZ B-VP O\r\n. . O O\r\n"
         "\r\n\r\nPeter NNP B-NP B-PER \r\nBlackburn NNP I-NP I-PER"
     )
-    first, second = read_conll(write(content))
+    first, second = whole(scan_conll(write(content)))
     assert (first.id, first.text, first.entities) == ("3", "EU rejects .", (LabelledSpan(0, 2, "ORG"),))
     assert (second.id, second.text, second.entities) == ("8", "Peter Blackburn", (LabelledSpan(0, 15, "PER"),))
 
 
 def test_tabs_comments_blanks_in_tokens_and_a_number_sign_token(write) -> None:  # type: ignore[no-untyped-def]
     content = "# id = 1\n# text = plan B and the letter O\nNew York\tB-loc\n#\tO\n# O\tO\n#tag\tB-creative-work\n"
-    (sentence,) = read_conll(write(content))
+    (sentence,) = whole(scan_conll(write(content)))
     assert sentence.text == "New York # # O #tag"
     assert sentence.entities == (LabelledSpan(0, 8, "loc"), LabelledSpan(15, 19, "creative-work"))
 
@@ -144,7 +144,7 @@ def test_tabs_comments_blanks_in_tokens_and_a_number_sign_token(write) -> None: 
 def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
     warnings: list[str] = []
     path = write("a I-x\nb B-x\n")
-    (sentence,) = read_conll(path, warn=warnings.append)
+    (sentence,) = whole(scan_conll(path, warn=warnings.append))
     assert len(sentence.entities) == 2
     said = "x.conll: read as IOB1, because an I- begins an entity; if that is wrong, name the scheme, or write B- there"
     assert warnings == [said]
@@ -153,8 +153,8 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
     with pytest.warns(UserWarning, match=said):
         assert list(scan_examples(path)) == [sentence]
     with pytest.raises(PoolError, match=r"^x\.conll:1: tags 1 to 1 \(I-x\) are no whole iob2 entity"):
-        read_conll(path, "iob2")
-    assert len(read_conll(path, "iob2", "drop")[0].entities) == 1
+        whole(scan_conll(path, "iob2"))
+    assert len(whole(scan_conll(path, "iob2", "drop"))[0].entities) == 1
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
 )
 def test_bad_files(write, content: str | bytes, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError) as caught:
-        read_conll(write(content))
+        whole(scan_conll(write(content)))
     assert str(caught.value).startswith(message)
 
 

@@ -24,13 +24,14 @@ from scripted_members import (
 )
 
 from el4ner.config import make_config
+from el4ner.crossfit import Examined, cross_fit
 from el4ner.engines.base import Generate, TokenStates
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError
 from el4ner.operating import THRESHOLDS
 from el4ner.pipeline import El4ner
 from el4ner.pool import Pool, load_pool
-from el4ner.preparation import Examined, Preparation, cross_fit
+from el4ner.preparation import Preparation
 from el4ner.records import Candidate, Demonstration, LabelledSpan, Span
 from el4ner.stages.team import Team
 

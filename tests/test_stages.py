@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_members import POOL, LetterEncoder, member, settings
+from scripted_members import POOL, LetterEncoder, member, settings, surface_of
 
 from el4ner.config import make_config
+from el4ner.engines.base import Choose
+from el4ner.engines.scripted import ScriptedEngine
 from el4ner.pool import Pool
 from el4ner.preparation import Preparation
 from el4ner.records import Candidate, Entity, Sentence, Span, Usage
@@ -180,6 +182,19 @@ def test_overlaps_are_resolved_unless_nesting_is_asked_for(make_team: Callable[.
     engines = {"a": member(["Bob in Lima", "Lima"], {"Bob in Lima": "person", "Lima": "place"})}
     assert found(make_team(engines, overlap="nested"), TEXT) == {"Bob in Lima": "person", "Lima": "place"}
     assert len(found(make_team(engines), TEXT)) == 1
+
+
+@pytest.mark.parametrize("over", [{}, {"min_score": 0.01}])
+def test_parts_of_a_name_do_not_win_where_nothing_is_fitted(make_team: Callable[..., Team], over: Any) -> None:
+    sure = {"Bob in Lima": 0.95, "Bob": 0.4, "Lima": 0.4}  # the parts are likelier than "none", which has 0.3
+
+    def choose(request: Choose) -> list[float]:
+        p = sure[surface_of(request)]
+        shares = {"person": p, "place": (1 - p) / 2, "none of these": (1 - p) / 2}
+        return [float(np.log(shares[choice.strip()])) for choice in request.choices]
+
+    engine = ScriptedEngine(generate=lambda _: "Bob in Lima; Bob; Lima", choose=choose)
+    assert found(make_team({"a": engine}, verify={"enabled": False}, **over), TEXT) == {"Bob in Lima": "person"}
 
 
 def test_min_score_cuts(make_team: Callable[..., Team]) -> None:

@@ -163,11 +163,12 @@ def close_calls(spans: Sequence[Span], found: FloatArray, kept: Sequence[Span], 
     """
     near = team.tie_tolerance
     ordered = np.sort(found[:, :-1].astype(np.float64), axis=1)
-    scores, calibrated = ordered[:, -1], team.calibration(ordered[:, -1])
+    scores = ordered[:, -1]
+    low, high = (team.calibration(np.clip(scores + by, 0.0, 1.0)) for by in (-near, near))
     second = ordered[:, -2] if ordered.shape[1] > 1 else np.full(len(scores), -np.inf)
     close = []
     for i, span in enumerate(spans):
-        at_threshold = abs(calibrated[i] - team.threshold) <= near
+        at_threshold = low[i] <= team.threshold <= high[i]
         contested = span in kept and (
             scores[i] - second[i] <= near
             or any(

@@ -1,0 +1,56 @@
+"""The pool as the cheap voters see it out of fold, and the stack that is cross-fitted on what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from el4ner.engines.base import FloatArray
+from el4ner.records import Candidate
+from el4ner.stages.classify import EVIDENCE
+from el4ner.stages.team import Team
+from el4ner.voters.stacking import Stack, fit_stack, start_stack
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The pool's sentences as the voters see them: candidates, truth, votes of the cheap voters, evidence.
+
+    truth: per sentence (n,) i64, label index or the number of labels for "none". votes: voter -> per sentence (n, C).
+    gold: entities per sentence, those nobody proposed included.
+    """
+
+    candidates: tuple[tuple[Candidate, ...], ...]
+    truth: tuple[NDArray[np.int64], ...]
+    votes: dict[str, list[FloatArray]]
+    evidence: tuple[FloatArray, ...]
+    gold: tuple[int, ...]
+
+
+def pooled(
+    examined: Examined, voters: Sequence[str], chosen: Sequence[int]
+) -> tuple[list[FloatArray], FloatArray, NDArray[np.int64]]:
+    """Votes, evidence and truth of some sentences' candidates, one row a candidate."""
+    votes = [np.concatenate([examined.votes[name][i] for i in chosen]) for name in voters]
+    evidence = np.concatenate([examined.evidence[i] for i in chosen])
+    return votes, evidence, np.concatenate([examined.truth[i] for i in chosen])
+
+
+def cross_fit(team: Team, examined: Examined, voters: Sequence[str]) -> tuple[Stack, list[FloatArray]]:
+    """The stack fitted on the whole pool, and per pool sentence what stacks of the other folds make of it."""
+    start = start_stack(voters, len(team.labels) + 1, len(EVIDENCE))
+    everyone = range(len(examined.candidates))
+    folds = team.pool.folds
+    shares: list[FloatArray] = [np.zeros((0, len(team.labels) + 1), np.float32) for _ in everyone]
+    for fold in sorted(set(folds)):
+        inside = [i for i in everyone if folds[i] != fold]
+        if not inside:
+            continue
+        stack = fit_stack(start, *pooled(examined, voters, inside))
+        for i in everyone:
+            if folds[i] == fold:
+                shares[i] = stack.probabilities([examined.votes[name][i] for name in voters], examined.evidence[i])
+    return fit_stack(start, *pooled(examined, voters, list(everyone))), shares
