@@ -91,10 +91,29 @@ def test_a_text_that_does_not_fit_is_cut_at_a_word_and_says_where() -> None:
     assert long.truncated_at is not None
     read = text[: long.truncated_at]
     assert len(read.split()) == 40
-    assert engine.requests[1] == (f"{read}\n{read}", (4,))
+    assert (f"{read}\n{read}", (4,)) in engine.requests
     assert [text[a:b] for a, b in long.units] == read.split()
     assert empty.values.shape == (0, 2)
     assert reader(max_tokens=44)[0].read([text])[0].truncated_at == len(" ".join(text.split()[:20]))
+
+
+def test_texts_are_read_a_group_at_a_time_and_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("el4ner.voters.features._GROUP", 10)
+    held: list[int] = []
+
+    class Watched(ScriptedEngine):
+        def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
+            held.append(len(texts))
+            return super().read(texts, layers)
+
+    config = ReadingConfig(depths=(0.4,), shapes=False, encoder_depths=())
+    texts = ["one two", "x", "longer than a group", "", "y z", "x", "four"]
+    found = FeatureReader(Watched(read=char_states, n_layers=10), None, config).read(texts)
+    assert held == [5, 1, 1]  # "", "x", "x", "y z" and "four"; then each alone
+    assert [[text[a:b] for a, b in own.units] for text, own in zip(texts, found, strict=True)] == [
+        text.split() for text in texts
+    ]
+    assert FeatureReader(Watched(read=char_states, n_layers=10), None, config).read([]) == []
 
 
 def test_a_second_copy_that_the_model_cuts_says_where() -> None:

@@ -6,7 +6,7 @@ every word is read with the whole sentence before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,10 @@ from el4ner.text import words
 
 FEATURE_VERSION = 3
 """Part of every cache key; raised whenever the same text would get other features."""
+
+_GROUP = 4096
+"""Characters read at a time: with the embedded models the states of a token take 14 KiB, and of a text written twice
+there are twice as many."""
 
 SHAPE_NAMES = (
     "starts upper", "all upper", "all lower", "has digit", "all digits", "symbol", "at sign", "hash sign",
@@ -103,15 +107,15 @@ class FeatureReader:
 
     def read(self, texts: Sequence[str]) -> list[WordFeatures]:
         """The features of every text. The text is read up to the shortest of what the readers can take."""
-        model_states = self._read_model(texts)
-        encoder_states = self._encoder.read(texts, self._encoder_layers) if self._encoder is not None else None
-        found = []
-        for index, text in enumerate(texts):
-            read = [model_states[index]]
-            if encoder_states is not None:
-                read.append(encoder_states[index])
-            found.append(self._combine(text, read))
-        return found
+        found: dict[int, WordFeatures] = {}
+        for group in _groups(texts):
+            shown = [texts[index] for index in group]
+            states = [self._read_model(shown)]
+            if self._encoder is not None:
+                states.append(self._encoder.read(shown, self._encoder_layers))
+            for index, text, *read in zip(group, shown, *states, strict=True):
+                found[index] = self._combine(text, read)
+        return [found[index] for index in range(len(texts))]
 
     def _read_model(self, texts: Sequence[str]) -> list[TokenStates]:
         if not self._config.twice:
@@ -154,6 +158,23 @@ class FeatureReader:
         if self._config.shapes:
             parts.append(shapes(text, units))
         return WordFeatures(tuple(units), np.concatenate(parts, axis=1), widths, end)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Indices of texts that are read at once: of similar length, which run together, and of `_GROUP` characters in all.
+
+    A longer text is a group of its own.
+    """
+    group: list[int] = []
+    size = 0
+    for index in sorted(range(len(texts)), key=lambda i: len(texts[i])):
+        if group and size + len(texts[index]) > _GROUP:
+            yield group
+            group, size = [], 0
+        group.append(index)
+        size += len(texts[index])
+    if group:
+        yield group
 
 
 def _second_copy(found: TokenStates, base: int, end: int | None) -> TokenStates:
