@@ -266,7 +266,8 @@ def measure(
     names: inputs; only: sides whose names hold one of these; budget_s: CPU seconds of a rival, by default the size's.
     """
     if not names:
-        names = ["clustered"] if size == "small" else [*SYNTHETIC, *(REAL if os.environ.get("EL4NER_DATA") else ())]
+        real_names = REAL.get(size, {}) if os.environ.get("EL4NER_DATA") else {}
+        names = ["clustered"] if size == "small" else [*SYNTHETIC, *real_names]
         names += ["packing"] if size == "full" and not only else []
     env = {**_openblas(), **os.environ, **dict.fromkeys((*THREADS, "EL4NER_THREADS"), "1"), "PYTHONSAFEPATH": "1"}
     for name in names:
@@ -288,7 +289,7 @@ def measure(
 def main(arguments: Sequence[str] | None = None) -> None:
     """One input in this process, whose threads the caller has set."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=[*SYNTHETIC, *REAL, "packing"], default="clustered")
+    parser.add_argument("--data", choices=[*SYNTHETIC, *REAL["full"], "packing"], default="clustered")
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -304,8 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(row), flush=True)
         return
     sizes = SIZES[given.size]
-    if given.data in REAL:
-        data = real(given.data, queries=sizes["queries"], sentences=REAL[given.data], seed=given.seed)
+    if given.data not in SYNTHETIC:
+        of_train = {**REAL["full"], **REAL.get(given.size, {})}[given.data]
+        data = real(given.data, queries=sizes["queries"], sentences=of_train, seed=given.seed)
     else:
         data = synthetic(given.data, **sizes, seed=given.seed)
     for row in rows(

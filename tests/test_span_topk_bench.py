@@ -93,6 +93,22 @@ def test_an_input_whose_process_crashes_is_measured_without_fragile_rivals(monke
     assert [command[-1] for command in calls][1] == "crashed with signal 11 while it was timed"
 
 
+def test_large_pools_are_those_where_faiss_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if "--data" in command:
+            inputs.append(command[command.index("--data") + 1])
+        return subprocess.CompletedProcess(command, 0, "")
+
+    monkeypatch.setattr(rivals_span_topk.subprocess, "run", run)
+    monkeypatch.setenv("EL4NER_DATA", "somewhere")
+    assert list(rivals_span_topk.measure(size="large", repeats=1, seed=0)) == []
+    monkeypatch.delenv("EL4NER_DATA")
+    assert list(rivals_span_topk.measure(size="large", repeats=1, seed=0)) == []
+    assert inputs == ["clustered", "random", "genia", "clustered", "random"]
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
 def test_every_side_is_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EL4NER_ISA", "")
