@@ -19,7 +19,7 @@ from el4ner.text import words
 FEATURE_VERSION = 3
 """Part of every cache key; raised whenever the same text would get other features."""
 
-_GROUP = 4096
+_GROUP = 2048
 """Characters read at a time: with the embedded models the states of a token take 14 KiB, and of a text written twice
 there are twice as many."""
 
@@ -107,15 +107,18 @@ class FeatureReader:
 
     def read(self, texts: Sequence[str]) -> list[WordFeatures]:
         """The features of every text. The text is read up to the shortest of what the readers can take."""
-        found: dict[int, WordFeatures] = {}
+        found = dict(self.each(texts))
+        return [found[index] for index in range(len(texts))]
+
+    def each(self, texts: Sequence[str]) -> Iterator[tuple[int, WordFeatures]]:
+        """(index, features) of every text, short ones first: for who does not keep the features of all at once."""
         for group in _groups(texts):
             shown = [texts[index] for index in group]
             states = [self._read_model(shown)]
             if self._encoder is not None:
                 states.append(self._encoder.read(shown, self._encoder_layers))
             for index, text, *read in zip(group, shown, *states, strict=True):
-                found[index] = self._combine(text, read)
-        return [found[index] for index in range(len(texts))]
+                yield index, self._combine(text, read)
 
     def _read_model(self, texts: Sequence[str]) -> list[TokenStates]:
         if not self._config.twice:

@@ -224,8 +224,9 @@ class ReadingVoter:
         read: list[WordFeatures] = []
         for begin in range(0, len(texts), _CHUNK):
             progress(f"{self.name}: reading the pool, {begin:,} of {len(texts):,} sentences")
-            for features in self._reader.read(texts[begin : begin + _CHUNK]):
-                read.append(replace(features, values=_half(features.values)))
+            chunk = texts[begin : begin + _CHUNK]
+            halves = {i: replace(own, values=_half(own.values)) for i, own in self._reader.each(chunk)}
+            read += [halves[i] for i in range(len(chunk))]
         values = np.concatenate([features.values for features in read])
         if values.nbytes <= _KEPT_BYTES:
             borders = np.array([tuple(unit) for features in read for unit in features.units], dtype=np.int64)
@@ -254,9 +255,9 @@ class ReadingVoter:
         if self._projection is None:
             raise RuntimeError("ReadingVoter.tables before fit()")
         missing = list(dict.fromkeys(s.text for s in sentences if s.text not in self._known))
-        for text, features in zip(missing, self._reader.read(missing), strict=True):
+        for index, features in self._reader.each(missing):
             logp = mean_log_probabilities(self._heads, self._projection(features.values))
-            self._known[text] = SpanTable(features.units, logp, features.truncated_at)
+            self._known[missing[index]] = SpanTable(features.units, logp, features.truncated_at)
         for sentence in sentences:
             self._known.move_to_end(sentence.text)
         size = sum(table.logp.nbytes for table in self._known.values())
