@@ -6,7 +6,9 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
+from threading import RLock
 from typing import Any
 
 from el4ner.config import Config, load_config, merge, settings_of
@@ -47,7 +49,7 @@ Watch = Callable[[Sequence[Sentence], Extracted, Classified], None]
 
 
 class El4ner:
-    """Finds entities in texts.
+    """Finds entities in texts. Threads may share one: they take turns, a batch each.
 
     >>> model = El4ner.from_config()  # doctest: +SKIP
     >>> [e.label for e in model.predict(["Ada Lovelace was born in London."])[0].entities]  # doctest: +SKIP
@@ -69,6 +71,7 @@ class El4ner:
         self._statuses: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._close = _CloseDecisions()
+        self._lock = RLock()
 
     @classmethod
     def from_config(
@@ -91,25 +94,34 @@ class El4ner:
     def __getstate__(self) -> dict[str, Any]:
         """Settings and what was given: a copy in another process loads its own models."""
         fresh = El4ner(self.config, **self._given)
-        return {**vars(fresh), "watch": self.watch, "progress": self.progress}
+        own = {**vars(fresh), "watch": self.watch, "progress": self.progress}
+        del own["_lock"]
+        return own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
 
     def prepare(self, progress: Callable[[str], None] | None = None) -> None:
         """Loads the models and computes everything that comes from the pool, or takes it from the cache.
 
         Raises UsageError where a variable of the environment asks kernels for what is not there.
         """
-        if self._team is None:
-            try:
-                check_environment()
-            except KernelError as error:
-                raise UsageError(str(error)) from None
-            began = time.perf_counter()
-            self._preparation = Preparation(self.config, progress=progress or self.progress, **self._given)
-            self._team = self._preparation.team()
-            self._team.tokens.clear()  # the report counts what predictions cost
-            self._team.counts.clear()
-            self._at_once = self._preparation.at_once(self._team)
-            self._seconds["preparation"] += time.perf_counter() - began
+        with self._lock:
+            if self._team is None:
+                self._prepare(progress or self.progress)
+
+    def _prepare(self, progress: Callable[[str], None] | None) -> None:
+        try:
+            check_environment()
+        except KernelError as error:
+            raise UsageError(str(error)) from None
+        began = time.perf_counter()
+        self._preparation = Preparation(self.config, progress=progress, **self._given)
+        self._team = self._preparation.team()
+        self._team.tokens.clear()  # the report counts what predictions cost
+        self._team.counts.clear()
+        self._at_once = self._preparation.at_once(self._team)
+        self._seconds["preparation"] += time.perf_counter() - began
 
     def predict(self, texts: Iterable[Text]) -> list[Prediction]:
         """One prediction per text, in order. Raises UsageError for a single string, which would be read by letters."""
@@ -131,17 +143,20 @@ class El4ner:
     def _predict(self, texts: Iterable[Text]) -> Iterator[Prediction]:
         sentences = (_as_sentence(text, position) for position, text in enumerate(texts, start=1))
         while chunk := list(islice(sentences, self.config.batch_size)):
-            self.prepare()
-            began = time.perf_counter()
-            found = self._chunk(chunk)
-            self._seconds["prediction"] += time.perf_counter() - began  # without what the caller does in between
+            usable = [s for s in chunk if s.error is None and s.text.strip()]
+            with self._lock:  # voters, counts and caches are one thread's at a time
+                if usable:
+                    self.prepare()
+                began = time.perf_counter()
+                found = self._chunk(chunk, usable)
+                self._seconds["prediction"] += time.perf_counter() - began  # without what the caller does in between
             for prediction in found:
-                self._statuses[prediction.status] += 1
+                with self._lock:
+                    self._statuses[prediction.status] += 1
                 yield prediction
 
-    def _chunk(self, chunk: Sequence[Sentence]) -> list[Prediction]:
+    def _chunk(self, chunk: Sequence[Sentence], usable: Sequence[Sentence]) -> list[Prediction]:
         """Usable sentences go through the stages, as many at a time as the engines keep prefixes of."""
-        usable = [s for s in chunk if s.error is None and s.text.strip()]
         parts = (usable[i : i + self._at_once] for i in range(0, len(usable), self._at_once))
         done = {id(s): found for part in parts for s, found in zip(part, self._together(part), strict=True)}
         return [done.get(id(s)) or _untouched(s) for s in chunk]
@@ -249,9 +264,14 @@ def _weights(team: Team | None) -> dict[str, Any] | None:
 
 
 def _as_sentence(text: object, position: int) -> Sentence:
-    if isinstance(text, Sentence):
-        return text
     where = f"record {position}"
+    if isinstance(text, Sentence):
+        if text.error is not None:
+            return text
+        own: object = text.text
+        if isinstance(own, str):
+            return make_sentence(own, where, text.id, text.extra)
+        return replace(text, text="", error=f"{where}: text came as {type(own).__name__}; give a string")
     if isinstance(text, str):
         return make_sentence(text, where, str(position))
     if isinstance(text, Mapping):

@@ -61,6 +61,23 @@ def test_every_record_comes_back_in_its_place(make: Callable[..., El4ner], batch
     assert model.report()["records"] == {"ok": 8, "skipped": 6}
 
 
+def test_sentences_are_checked_as_other_records_are(make: Callable[..., El4ner]) -> None:
+    model = make({"a": member(["Dora"], GOLD)})
+    given = [Sentence("a", "Dora met Bob.", {"page": 3}), Sentence("b", "half \ud83d"), Sentence("c", 5)]  # type: ignore[arg-type]
+    first, second, third = model.predict(given)
+    assert (first.id, first.status, first.extra, surfaces(first)) == ("a", "ok", {"page": 3}, {"Dora": "person"})
+    assert (second.id, second.status) == ("b", "skipped")
+    assert "lone surrogate" in str(second.error)
+    assert (third.id, third.status) == ("c", "skipped")
+    assert third.error == "record 3: text came as int; give a string"
+
+
+def test_nothing_is_prepared_for_records_that_need_no_model() -> None:
+    model = El4ner.from_config(members=["a=nobody/nothing"])
+    assert [p.status for p in model.predict(["", {"text": None}])] == ["ok", "skipped"]  # type: ignore[list-item]
+    assert model.report()["records"] == {"ok": 1, "skipped": 1}
+
+
 def test_records_have_the_same_keys_and_plain_numbers(make: Callable[..., El4ner]) -> None:
     (prediction,) = make({"a": member(["Dora"], GOLD)}).predict(["Dora met Bob."])
     data = prediction.to_dict()

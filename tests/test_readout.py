@@ -180,7 +180,7 @@ def test_an_interrupt_does_not_wait_for_the_other_fits(monkeypatch: pytest.Monke
         raise FitStopped
 
     monkeypatch.setattr("el4ner.voters.reading.fit_readouts", fit)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setenv("EL4NER_THREADS", "2")
     reader: Any = SimpleNamespace(key=[])
     voter = ReadingVoter("reading", reader, ("x", "y"), ReadingConfig(), ArrayCache(tmp_path))
     with pytest.raises(KeyboardInterrupt):

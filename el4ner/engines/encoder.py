@@ -17,7 +17,15 @@ import torch
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import FloatArray, TokenStates
 from el4ner.engines.batches import check_layers, even_batches, length_batches
-from el4ner.engines.loading import choose_device, choose_dtype, load_errors, numbers_of, run_errors
+from el4ner.engines.loading import (
+    check_complete,
+    choose_device,
+    choose_dtype,
+    load_errors,
+    numbers_of,
+    one_at_a_time,
+    run_errors,
+)
 from el4ner.engines.states import cut, find_blocks, read_batch, token_states
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
@@ -75,9 +83,11 @@ class SentenceEncoder:
             import transformers
 
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **options)
-            self.model: Any = transformers.AutoModel.from_pretrained(
-                folder, dtype=self.dtype, use_safetensors=True, **options
-            ).to(self.device)
+            model, told = transformers.AutoModel.from_pretrained(
+                folder, dtype=self.dtype, use_safetensors=True, output_loading_info=True, **options
+            )
+            check_complete(resolved.name, "an encoder", told, unused="pooler.")
+            self.model: Any = model.to(self.device)
         else:
             from sentence_transformers import SentenceTransformer
 
@@ -105,6 +115,7 @@ class SentenceEncoder:
         """Number of blocks."""
         return len(self._blocks)
 
+    @one_at_a_time
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """texts (N) -> unit vectors (N, D) f32. A text given several times is encoded once.
 
@@ -144,6 +155,7 @@ class SentenceEncoder:
                 vectors[batch] = torch.nn.functional.normalize(means, dim=1)[: len(chosen)].cpu().numpy()
         return vectors
 
+    @one_at_a_time
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         """Hidden states of every token of every text. Texts longer than the model's positions are cut."""
         wanted = check_layers(layers, self.n_layers)

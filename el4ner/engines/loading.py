@@ -6,10 +6,11 @@ import gc
 import platform
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ from el4ner.hub import loading_options
 from el4ner.models import ResolvedModel, local_folder, resolve
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -101,7 +103,22 @@ class AdaptedModel(LoadedModel):
 
 
 _loaded: weakref.WeakValueDictionary[tuple[str, ...], LoadedModel] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_lock = threading.RLock()
+
+
+def one_at_a_time(method: Callable[P, T]) -> Callable[P, T]:
+    """For what loads or runs models: threads wait for each other, in one process.
+
+    Engines of one source share its weights, the hooks that catch its states and its cache of prefixes, and models
+    that take turns send each other out of memory.
+    """
+
+    @wraps(method)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _lock:
+            return method(*args, **kwargs)
+
+    return alone
 
 
 def choose_device(device: str) -> torch.device:
@@ -160,6 +177,7 @@ def numbers_of(source: str, device: torch.device, dtype: torch.dtype) -> str:
     return f"{source} ({device.type}, {str(dtype).rpartition('.')[2]})"
 
 
+@one_at_a_time
 def load_model(
     source: str, device: str = "auto", dtype: str = "auto", *, quantization: str = "none",
     residency: Residency | None = None, adapter: str | None = None,
@@ -176,20 +194,19 @@ def load_model(
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
     key = (resolved.location, resolved.identity or "", str(torch_device), str(torch_dtype), quantization)
-    with _lock:
-        loaded = _loaded.get(key)
-        if loaded is None:
-            loaded = _load(resolved, torch_device, torch_dtype, quantization, residency)
-            _loaded[key] = loaded
-        if adapter is None:
-            return loaded
-        found = find_adapter(adapter)
-        adapted = _loaded.get((*key, found.source))
-        if adapted is None:
-            adapted = AdaptedModel(loaded, found)
-            _ = adapted.model  # an adapter that does not fit is an error now
-            _loaded[(*key, found.source)] = adapted
-        return adapted
+    loaded = _loaded.get(key)
+    if loaded is None:
+        loaded = _load(resolved, torch_device, torch_dtype, quantization, residency)
+        _loaded[key] = loaded
+    if adapter is None:
+        return loaded
+    found = find_adapter(adapter)
+    adapted = _loaded.get((*key, found.source))
+    if adapted is None:
+        adapted = AdaptedModel(loaded, found)
+        _ = adapted.model  # an adapter that does not fit is an error now
+        _loaded[(*key, found.source)] = adapted
+    return adapted
 
 
 def _load(
@@ -207,7 +224,7 @@ def _load(
 
     def load() -> Any:
         with load_errors(resolved), quiet_transformers():
-            return _weights(folder, device, dtype, quantized, options)
+            return _weights(resolved.name, folder, device, dtype, quantized, options)
 
     n_bytes = 0
     if residency is not None and residency.limit_bytes is not None:
@@ -220,12 +237,18 @@ def _load(
     return loaded
 
 
-def _weights(folder: str, device: torch.device, dtype: torch.dtype, quantized: Any, options: dict[str, Any]) -> Any:
+def _weights(
+    name: str, folder: str, device: torch.device, dtype: torch.dtype, quantized: Any, options: dict[str, Any]
+) -> Any:
     import transformers
 
     if quantized is not None:  # such weights cannot be moved once they are there
         options = options | {"quantization_config": quantized, "device_map": {"": str(device)}}
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    model, told = loaded
+    check_complete(name, "a causal language model", told)
     if quantized is None:
         model = model.to(device)
     model = model.eval()
@@ -233,6 +256,19 @@ def _weights(folder: str, device: torch.device, dtype: torch.dtype, quantized: A
     if device.type == "cpu":
         install(model)
     return model
+
+
+def check_complete(name: str, role: str, told: Mapping[str, Any], unused: str = "") -> None:
+    """Raises EngineError where files lack weights, which transformers would make up at random.
+
+    role: what the model is loaded as. told: transformers' loading information. unused: weights whose names begin with
+    this are not needed.
+    """
+    missing = sorted(key for key in told["missing_keys"] if not unused or not key.startswith(unused))
+    if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        needs = f"which {role} needs; name another, or get whole files"
+        raise EngineError(f"model {name!r}: its files lack {some}, {needs}")
 
 
 @contextmanager

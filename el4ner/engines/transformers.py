@@ -16,7 +16,7 @@ from el4ner.engines.counts import TokenCounts
 from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
 from el4ner.engines.grammar import GrammarTokens, RowGrammar
 from el4ner.engines.head import Head
-from el4ner.engines.loading import LoadedModel, halving, load_model, numbers_of, run_errors
+from el4ner.engines.loading import LoadedModel, halving, load_model, numbers_of, one_at_a_time, run_errors
 from el4ner.engines.packing import Packing, check
 from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner
 from el4ner.engines.repeated import RepeatedCache
@@ -102,6 +102,7 @@ class TransformersEngine:
         return int(self._config.num_hidden_layers)
 
     @property
+    @one_at_a_time
     def packing(self) -> Packing:
         """Whether questions run packed behind cached prefixes, and if not why; found out once per model."""
         if "packing" not in self._loaded.shared:
@@ -131,6 +132,7 @@ class TransformersEngine:
         """Drop all keys and values that are kept of earlier prompts."""
         self._cache.clear()
 
+    @one_at_a_time
     def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
         """Log-probabilities (n_choices,) f32 of each request's choices.
 
@@ -198,6 +200,7 @@ class TransformersEngine:
         repeated: RepeatedCache = self._loaded.shared["repeated"]
         return repeated
 
+    @one_at_a_time
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
         """Greedy replies: the first line that is not blank, up to its break, the end of the turn or the token limit.
 
@@ -307,6 +310,7 @@ class TransformersEngine:
         kv_bytes = max(1, self._cache.limit_bytes // 2) * forward_tokens // self._forward_tokens
         return Budgets(forward_tokens, forward_tokens, kv_bytes, per_token)
 
+    @one_at_a_time
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         """Hidden states of plain texts, without template or special tokens, in float32.
 

@@ -6,7 +6,6 @@ The read-out is fitted, the models are not; where this is compared with pure pro
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from el4ner.cache import ArrayCache, content_key
 from el4ner.config import ReadingConfig
 from el4ner.engines.base import FloatArray, IntArray, without_numbers
+from el4ner.kernels._threads import thread_count
 from el4ner.pool import Pool
 from el4ner.records import Demonstration, Sentence, Span
 from el4ner.voters.features import FeatureReader, WordFeatures
@@ -156,8 +156,8 @@ class ReadingVoter:
         used = [f for f in range(pool.n_folds) if (folds == f).any() and not (folds == f).all()]
         progress(f"{self.name}: fitting, {len(used)} folds and the whole pool")
         without = [[s for s in everyone if folds[s] != fold] for fold in used]
-        heads = start.heads if start else ()
-        *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words, other, heads)
+        begun = start.heads if start else ()
+        *crossed, final = self._fit_sets(corpus, [*without, list(everyone)], max_words, other, begun)
         starts = corpus.starts[: n_read + 1]
         out_of_fold = np.zeros((starts[-1], max_words, len(self.labels) + 1), dtype=np.float32)
         for fold, heads in zip(used, crossed, strict=True):
@@ -192,7 +192,7 @@ class ReadingVoter:
         beside: Material | None,
         start: Sequence[Readout],
     ) -> list[tuple[Readout, ...]]:
-        """The heads fitted on every set of sentences, as many fits at a time as there are processors."""
+        """The heads fitted on every set of sentences, as many fits at a time as there may be threads."""
         config = self._config
         settings = FitSettings(
             hidden=config.hidden, decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
@@ -204,7 +204,8 @@ class ReadingVoter:
             return fit_readouts(own, max_words, settings, self._seed, config.heads, beside, start, stop)
 
         stop = Event()
-        with one_thread_each() as keep_to_one, ThreadPoolExecutor(os.cpu_count(), initializer=keep_to_one) as workers:
+        at_once = thread_count()
+        with one_thread_each() as keep_to_one, ThreadPoolExecutor(at_once, initializer=keep_to_one) as workers:
             try:
                 return list(workers.map(fit, sets))
             finally:
