@@ -46,6 +46,8 @@ class El4ner:
         for sentence in sentences:
             if sentence.text == "wait": time.sleep(60)
             yield Prediction(sentence.id, sentence.text)
+    def report(self): return {"seconds": 1.5}
+    def memory(self): return {}
 sys.modules["el4ner.pipeline"] = module = types.ModuleType("el4ner.pipeline")
 module.El4ner = El4ner
 from el4ner.cli import main
@@ -103,6 +105,13 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         process.stdout.close()
         assert process.wait(30) == 1
         assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
+def test_records_and_report_go_to_pipes_by_name() -> None:
+    write("x.jsonl", "a", "b")
+    done = shell("predict x.jsonl -o /dev/stdout --report /dev/fd/2")
+    assert (done.returncode, len(records(done.stdout)), json.loads(done.stderr)["seconds"]) == (0, 2, 1.5)
 
 
 @pytest.mark.parametrize(("patience", "output"), [(10, b"ready\nending\ndone\n"), (0, b"ready\nending\n")])
