@@ -117,6 +117,24 @@ def test_show_is_readable_and_inert() -> None:
     assert run("show", "missing.jsonl").exit_code == 2
 
 
+def test_show_reads_tokens_and_says_where_there_is_no_text() -> None:
+    found = [{"start": 0, "end": 3, "label": "x"}]
+    lines: list[dict[str, object]] = [
+        {"tokens": ["Ada", "left"], "entities": found},
+        {"text": None, "entities": found},
+        {"entities": []},
+        {"text": "", "entities": []},
+    ]
+    Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("show", "p.jsonl").stdout.splitlines() == [
+        "1  [Ada](x) left",
+        "2  (no text)",
+        "  also [not in the text: 0:3](x)",
+        "3  (no text)",
+        "4  ",
+    ]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -210,6 +210,26 @@ def test_closed_standard_streams_are_one_line() -> None:
     assert (done.returncode, done.stderr) == (2, b"el4ner: error: stdin: is closed; name a file, or give it an input\n")
 
 
+def test_a_stdout_that_is_not_utf8_gets_escapes_and_json_stays_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled = {"text": "é🙂", "entities": [{"start": 0, "end": 1, "label": "ł"}]}
+    Path("p.jsonl").write_text(json.dumps(labelled) + "\n")
+
+    def output(encoding: str, *arguments: str) -> bytes:
+        monkeypatch.setenv("PYTHONIOENCODING", encoding)
+        with start(*arguments, stdout=subprocess.PIPE) as process:
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, b"")
+        return out
+
+    assert output("ascii", "show", "p.jsonl") == rb"1  [\u00e9](\u0142)\ud83d\ude42" + b"\n"
+    assert output("latin-1", "show", "p.jsonl") == b"1  [\xe9](\\u0142)\\ud83d\\ude42\n"
+    assert output("latin-1", "pool", "check", "p.jsonl").endswith(b" \\u0142\n")
+    for encoding in ("ascii", "latin-1"):
+        scores = json.loads(output(encoding, "evaluate", "p.jsonl", "p.jsonl", "--json"))
+        assert list(scores["labels"]) == ["ł"]
+        assert records(output(encoding, "predict", "p.jsonl"))[0]["text"] == "é🙂"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_progress_bar_with_rate_on_a_terminal_only() -> None:
     import pty
