@@ -5,10 +5,12 @@ Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import sys
 import traceback
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import click
@@ -82,6 +84,17 @@ class _Commands(click.Group):
         ctx.exit(1)
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What stdout's encoding has not, as the escapes of JSON: readable for people, and valid where JSON is printed."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)), error.end
+
+
+codecs.register_error("el4ner.escaped", _escaped)
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="el4ner", prog_name="el4ner", message="%(prog)s %(version)s")
 def main() -> None:
@@ -89,6 +102,8 @@ def main() -> None:
 
     Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok, 130 interrupted.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # not where it is closed, or replaced
+        sys.stdout.reconfigure(errors="el4ner.escaped")
 
 
 main.add_command(predict)

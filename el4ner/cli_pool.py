@@ -107,7 +107,8 @@ def check(path: str) -> None:
             problems.append(item)
         else:
             sentences.append(item)
-    click.echo("\n".join(_overview(sentences)))
+    if sentences:
+        click.echo("\n".join(_overview(sentences)))
     for problem in problems[:MAX_PROBLEMS]:
         click.echo(f"el4ner: {problem}", err=True)
     if problems:

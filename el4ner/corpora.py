@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from el4ner.errors import PoolError, UsageError
-from el4ner.jsonl import scan_pool, whole
+from el4ner.jsonl import check_label, scan_pool, whole
 from el4ner.lines import LineError, decode_line, display_name, excerpt, numbered_lines
 from el4ner.records import Demonstration, LabelledSpan
 
@@ -23,6 +23,7 @@ Repair = Literal["error", "begin", "drop"]
 "error" refuses it, "begin" lets it begin an entity (as conlleval does), "drop" reads it as O."""
 
 OUTSIDE = "O"
+DOCUMENT = "-DOCSTART-"
 COLUMN_SUFFIXES = (".conll", ".iob", ".iob2", ".bio", ".bioes", ".bilou")
 _PREFIXES: dict[str, frozenset[str]] = {
     "iob1": frozenset("BI"),
@@ -103,7 +104,10 @@ def tags_to_spans(tags: Sequence[str], scheme: Scheme = "iob2", repair: Repair =
     for index, tag in enumerate(tags):
         prefix, label = split_tag(tag)
         if prefix != OUTSIDE and prefix not in _PREFIXES[scheme]:
-            raise ValueError(f"tag {index + 1} ({excerpt(tag)}) is none of {scheme}; name the scheme of the file")
+            raise ValueError(
+                f"tag {index + 1} ({excerpt(tag)}) is none of {scheme}; write all tags in one scheme, such as IOB2 "
+                "(from Python: or give another scheme=)"
+            )
         continues = open_first is not None and label == open_label and prefix in ("I", "E", "L")
         if not continues:
             close(index, ended=False)
@@ -137,9 +141,24 @@ class _Row(NamedTuple):
     tag: str
 
 
-def _columns(text: str) -> list[str]:
-    """Cells of a line, separated by tabs if there is one (tokens may then hold blanks), else by blanks."""
-    return [cell.strip() for cell in text.rstrip().split("\t")] if "\t" in text.rstrip() else text.split()
+class _Block(NamedTuple):
+    """The rows of one sentence, and what is wrong with others of its lines."""
+
+    rows: list[_Row]
+    problems: list[PoolError]
+
+
+def _columns(raw: bytes) -> list[str]:
+    """Cells of a line, separated by tabs if there is one (tokens may then hold blanks), else by blanks.
+
+    Other white space, such as a no-break space, separates nothing. Raises LineError if the line is not UTF-8, or
+    has a carriage return within it, as files with line ends of old Macs have.
+    """
+    text = decode_line(raw).rstrip()
+    if "\r" in text:
+        raise LineError("a carriage return within the line; let lines end in a line feed (tr '\\r' '\\n')")
+    separator = "\t" if "\t" in text else " "
+    return [cell.strip() for cell in text.split(separator) if cell or separator == "\t"]
 
 
 def _is_tag(cell: str) -> bool:
@@ -150,49 +169,61 @@ def _is_tag(cell: str) -> bool:
     return True
 
 
-def _lines_of_columns(path: str | Path) -> list[tuple[int, list[str]]]:
-    name = display_name(path)
-    lines = []
+def _token_and_tag(cells: Sequence[str], width: int, token_column: int, tag_column: int) -> tuple[str, str]:
+    """What a line of a file with `width` columns says. Raises LineError if it says no token and tag."""
+    shown = excerpt(" ".join(cells))
+    try:
+        token, tag = cells[token_column], cells[tag_column]
+    except IndexError:
+        token = tag = ""
+    if len(cells) < 2 or not token or not tag:
+        raise LineError(f"{shown} has no token and tag; expected columns, such as 'Berlin B-place'")
+    if len(cells) != width:
+        raise LineError(
+            f"{shown} has {len(cells)} columns, other lines have {width}; give all lines the same columns, with tabs "
+            "between them where a token holds blanks"
+        )
+    if not _is_tag(tag):
+        raise LineError(
+            f"{shown} ends in {excerpt(tag)}, which is no tag; expected O, or one of B- I- E- S- L- U- with a label, "
+            "as in 'Berlin B-place'"
+        )
+    if tag != OUTSIDE:
+        try:
+            check_label(split_tag(tag)[1])
+        except LineError as error:
+            raise LineError(f"{shown} has a label that {error}") from None
+    return token, tag
+
+
+def _blocks(path: str | Path, token_column: int, tag_column: int) -> list[_Block]:
+    """Sentences of a column file; blank lines and -DOCSTART- lines end a sentence, comments are left out."""
+    lines: list[tuple[int, list[str] | LineError]] = []
     for line, raw in numbered_lines(path):
         try:
-            lines.append((line, _columns(decode_line(raw))))
+            lines.append((line, _columns(raw)))
         except LineError as error:
-            raise PoolError(f"{name}:{line}: {error}") from None
-    return lines
-
-
-def _rows(path: str | Path, token_column: int, tag_column: int) -> list[list[_Row]]:
-    """Sentences of a column file as rows; blank lines and -DOCSTART- lines end a sentence, comments are left out."""
-    name = display_name(path)
-    lines = _lines_of_columns(path)
+            lines.append((line, error))
+    rows = [cells for _, cells in lines if isinstance(cells, list) and cells and cells[0] != DOCUMENT]
     # A line that begins with # is a token, not a comment, if it has a tag and as many columns as the other lines.
-    widths = Counter(len(cells) for _, cells in lines if not cells[0].startswith("#"))
+    widths = Counter(len(cells) for cells in rows if not cells[0].startswith("#"))
     width = widths.most_common(1)[0][0] if widths else 2
-    sentences: list[list[_Row]] = [[]]
+    blocks = [_Block([], [])]
     last_line = 0
     for line, cells in lines:
         if line != last_line + 1:  # blank lines were skipped
-            sentences.append([])
+            blocks.append(_Block([], []))
         last_line = line
-        if cells[0] == "-DOCSTART-":
-            sentences.append([])
-            continue
-        if cells[0].startswith("#") and not (len(cells) == width and _is_tag(cells[-1])):
-            continue
-        try:
-            token, tag = cells[token_column], cells[tag_column]
-        except IndexError:
-            token = tag = ""
-        shown = excerpt(" ".join(cells))
-        if len(cells) < 2 or not token or not tag:
-            raise PoolError(f"{name}:{line}: {shown} has no token and tag; expected columns, such as 'Berlin B-place'")
-        if not _is_tag(tag):
-            raise PoolError(
-                f"{name}:{line}: {shown} ends in {excerpt(tag)}, which is no tag; expected O, or one of B- I- E- S- "
-                "L- U- with a label, as in 'Berlin B-place'"
-            )
-        sentences[-1].append(_Row(line, token, tag))
-    return [rows for rows in sentences if rows]
+        if isinstance(cells, LineError):
+            blocks[-1].problems.append(PoolError(f"{display_name(path)}:{line}: {cells}"))
+        elif not cells or cells[0] == DOCUMENT:
+            blocks.append(_Block([], []))
+        elif not cells[0].startswith("#") or (len(cells) == width and _is_tag(cells[-1])):
+            try:
+                blocks[-1].rows.append(_Row(line, *_token_and_tag(cells, width, token_column, tag_column)))
+            except LineError as error:
+                blocks[-1].problems.append(PoolError(f"{display_name(path)}:{line}: {error}"))
+    return [block for block in blocks if block.rows or block.problems]
 
 
 def scan_conll(
@@ -204,24 +235,28 @@ def scan_conll(
     tag_column: int = -1,
     warn: Callable[[str], None] | None = None,
 ) -> Iterator[Demonstration | PoolError]:
-    """Every sentence of a CoNLL column file, or what is wrong with it.
+    """Every sentence of a CoNLL column file, or what is wrong with it, in one of its lines or with its tags.
 
-    The text is the tokens joined by one space, the id its first line's number. Columns are separated by tabs or blanks;
-    blank lines and -DOCSTART- lines separate sentences; comment lines, byte-order mark, Windows line ends and .gz are
-    accepted. Without `scheme` it is guessed, and a guess of IOB1 is reported to `warn`. Raises PoolError for a file
-    that is not made of such columns, InputError if it cannot be read or is empty.
+    The text is the tokens joined by one space, the id its first line's number. Columns are separated by tabs or blanks,
+    the same number of them in every line; blank lines and -DOCSTART- lines separate sentences; comment lines,
+    byte-order mark, Windows line ends and .gz are accepted. Without `scheme` it is guessed from the sentences whose
+    lines are sound, and a guess of IOB1 is reported to `warn`. Raises PoolError for a file of separators and comments
+    alone, InputError if it cannot be read or is empty.
     """
     name = display_name(path)
-    sentences = _rows(path, token_column, tag_column)
-    if not sentences:
+    blocks = _blocks(path, token_column, tag_column)
+    if not blocks:
         raise PoolError(f"{name}: holds no token; expected columns, such as 'Berlin B-place'")
-    guessed = "" if scheme else " (the scheme was guessed from all tags of the file)"
+    guessed = "" if scheme else " (the scheme was guessed from the tags of the file)"
     if scheme is None:
-        scheme = guess_scheme([row.tag for row in rows] for rows in sentences)
+        scheme = guess_scheme([row.tag for row in block.rows] for block in blocks if not block.problems)
         if scheme == "iob1" and warn is not None:
-            remedy = "if that is wrong, name the scheme, or write B- there"
+            remedy = "if that is wrong, write B- where entities begin, as IOB2 does"
             warn(f"{name}: read as IOB1, because an I- begins an entity; {remedy}")
-    for rows in sentences:
+    for rows, problems in blocks:
+        if problems:
+            yield from problems
+            continue
         line = rows[0].line
         try:
             yield tagged_sentence(str(line), [row.token for row in rows], [row.tag for row in rows], scheme, repair)

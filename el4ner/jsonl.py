@@ -11,11 +11,13 @@ import json
 import os
 import secrets
 import stat
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 from el4ner.errors import InputError, PoolError, UsageError
 from el4ner.lines import (
@@ -353,29 +355,27 @@ class OutputFile:
 
     Written beside its place as NAME.xxxxxxxx.partial and renamed at the end of the `with` block; if the block ends
     with an exception, the part that was written stays under that name (`partial`), or is removed if it is empty.
-    A name that ends in .gz is zipped, without a time stamp, so that equal records give equal bytes. Devices and pipes
-    are written directly.
+    A file that is replaced hands on its permissions, and its owner where the system allows that. A name that ends in
+    .gz is zipped, without a time stamp, so that equal records give equal bytes. Devices and pipes are written directly.
     Raises UsageError on construction if the place cannot be written to, which is tried.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(os.path.realpath(path))
         self._name = display_name(path)
         if not str(path):
             raise UsageError("the name of an output file is empty; name a file")
-        try:
-            is_folder = stat.S_ISDIR(self.path.stat().st_mode)
-        except FileNotFoundError:
-            is_folder = False
-        except (OSError, ValueError) as error:  # a name that is too long, a folder that is closed, a null character
-            reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"{self._name}: cannot be written ({reason}); choose another name") from None
-        if is_folder:
+        self._old = self._status(Path(path))
+        if self._old is not None and stat.S_ISDIR(self._old.st_mode):
             raise UsageError(f"{self._name}: is a folder; name a file in it")
+        if self._old is not None and stat.S_ISSOCK(self._old.st_mode):
+            raise UsageError(f"{self._name}: is a socket, which is no file; name a file or a pipe")
+        self.path = Path(os.path.realpath(path))
+        direct = self._old is not None and not self.path.is_file()
+        if direct:  # the pipe behind /dev/stdout has no name but this one
+            self.path = Path(path)
         if not self.path.parent.is_dir():
             folder = visible(str(self.path.parent))
             raise UsageError(f"{self._name}: the folder {folder} does not exist; create it first")
-        direct = self.path.exists() and not self.path.is_file()
         self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
         self._written_to = self.path if direct else self.partial
         self._file: BinaryIO | None = None
@@ -386,12 +386,33 @@ class OutputFile:
             self._open().close()
             self.partial.unlink()
 
-    def _open(self) -> BinaryIO:
-        mode: Literal["wb", "xb"] = "wb" if self._written_to is self.path else "xb"
+    def _status(self, path: Path) -> os.stat_result | None:
+        """What is there now, behind links; None if nothing is."""
         try:
-            return cast(BinaryIO, self._written_to.open(mode))
+            return path.stat()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # a name that is too long, a folder that is closed, a null character
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"{self._name}: cannot be written ({reason}); choose another name") from None
+
+    def _open(self) -> BinaryIO:
+        try:
+            return self._written_to.open("wb") if self._written_to is self.path else self._open_partial()
         except OSError as error:
             raise UsageError(f"{self._name}: cannot be written ({error.strerror}); choose another place") from None
+
+    def _open_partial(self) -> BinaryIO:
+        """A new file: as the umask says, or with the permissions of the file it replaces, never wider before."""
+        if self._old is None:
+            return self.partial.open("xb")
+        file = os.fdopen(os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        if sys.platform != "win32":
+            with suppress(OSError):  # only root gives files away, and some file systems know no owners
+                os.fchown(file.fileno(), self._old.st_uid, self._old.st_gid)
+            with suppress(OSError):
+                os.fchmod(file.fileno(), self._old.st_mode & 0o777)
+        return file
 
     def __enter__(self) -> BinaryIO:
         file = self._open()

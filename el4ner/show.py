@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from el4ner.lines import visible
+from el4ner.lines import LineError, text_of, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +35,8 @@ class _Piece(NamedTuple):
 def plain_record(record: Mapping[str, Any]) -> str:
     """A record with its entities as `[surface](label score)`, nested ones inside each other.
 
-    Entities that cross one shown in the text, or lie outside it, follow on a line of their own. Control characters
-    are shown as escapes.
+    The text is `text` or else `tokens`, as in inputs and pools. Entities that cross one shown in the text, or lie
+    outside it, follow on a line of their own. Control characters are shown as escapes.
     """
     pieces, rest = _pieces(record)
     lines = ["".join(piece.text for piece in pieces)]
@@ -99,8 +99,12 @@ def _marks(record: Mapping[str, Any]) -> list[_Mark]:
 
 def _pieces(record: Mapping[str, Any]) -> tuple[list[_Piece], list[list[_Piece]]]:
     """The text cut at entity borders with brackets added, and the entities that do not fit into the brackets."""
-    text = str(record.get("text", ""))
     pieces: list[_Piece] = []
+    try:
+        text = text_of(record)
+    except LineError:
+        text = ""
+        pieces.append(_Piece("(no text)", "", True))
     crossing: list[list[_Piece]] = []
     open_marks: list[_Mark] = []
     position = 0

@@ -81,10 +81,14 @@ def test_pool_check_reads_columns() -> None:
     )
     Path("pool.conll").write_text("Ada B-person\nleft\n")
     result = run("pool", "check", "pool.conll")
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
-        1,
-        "el4ner: error: pool.conll: 1 line is wrong; correct it",
-    )
+    assert (result.exit_code, result.stdout) == (1, "")  # nothing could be counted
+    assert result.stderr.splitlines()[-1] == "el4ner: error: pool.conll: 1 line is wrong; correct it"
+    Path("pool.conll").write_text("Ada B-person\nleft O\n\n" + "oops x\n" * 30)
+    result = run("pool", "check", "pool.conll")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (1, "       1 sentences")
+    listed = result.stderr.splitlines()
+    assert [line.split(": ")[1] for line in listed[:-1]] == [f"pool.conll:{number}" for number in range(4, 24)]
+    assert listed[-1] == "el4ner: error: pool.conll: 30 lines are wrong (10 more not shown); correct them"
 
 
 def test_show_is_readable_and_inert() -> None:
@@ -111,6 +115,24 @@ def test_show_is_readable_and_inert() -> None:
         "c  [bold]:smile:",
     ]
     assert run("show", "missing.jsonl").exit_code == 2
+
+
+def test_show_reads_tokens_and_says_where_there_is_no_text() -> None:
+    found = [{"start": 0, "end": 3, "label": "x"}]
+    lines: list[dict[str, object]] = [
+        {"tokens": ["Ada", "left"], "entities": found},
+        {"text": None, "entities": found},
+        {"entities": []},
+        {"text": "", "entities": []},
+    ]
+    Path("p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("show", "p.jsonl").stdout.splitlines() == [
+        "1  [Ada](x) left",
+        "2  (no text)",
+        "  also [not in the text: 0:3](x)",
+        "3  (no text)",
+        "4  ",
+    ]
 
 
 @pytest.mark.parametrize(

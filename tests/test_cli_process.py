@@ -46,6 +46,8 @@ class El4ner:
         for sentence in sentences:
             if sentence.text == "wait": time.sleep(60)
             yield Prediction(sentence.id, sentence.text)
+    def report(self): return {"seconds": 1.5}
+    def memory(self): return {}
 sys.modules["el4ner.pipeline"] = module = types.ModuleType("el4ner.pipeline")
 module.El4ner = El4ner
 from el4ner.cli import main
@@ -103,6 +105,13 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         process.stdout.close()
         assert process.wait(30) == 1
         assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
+def test_records_and_report_go_to_pipes_by_name() -> None:
+    write("x.jsonl", "a", "b")
+    done = shell("predict x.jsonl -o /dev/stdout --report /dev/fd/2")
+    assert (done.returncode, len(records(done.stdout)), json.loads(done.stderr)["seconds"]) == (0, 2, 1.5)
 
 
 @pytest.mark.parametrize(("patience", "output"), [(10, b"ready\nending\ndone\n"), (0, b"ready\nending\n")])
@@ -199,6 +208,26 @@ def test_closed_standard_streams_are_one_line() -> None:
     assert shell("predict x.jsonl 2>&-").stdout.count(b"\n") == 1
     done = shell("predict - <&-")
     assert (done.returncode, done.stderr) == (2, b"el4ner: error: stdin: is closed; name a file, or give it an input\n")
+
+
+def test_a_stdout_that_is_not_utf8_gets_escapes_and_json_stays_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled = {"text": "é🙂", "entities": [{"start": 0, "end": 1, "label": "ł"}]}
+    Path("p.jsonl").write_text(json.dumps(labelled) + "\n")
+
+    def output(encoding: str, *arguments: str) -> bytes:
+        monkeypatch.setenv("PYTHONIOENCODING", encoding)
+        with start(*arguments, stdout=subprocess.PIPE) as process:
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, b"")
+        return out
+
+    assert output("ascii", "show", "p.jsonl") == rb"1  [\u00e9](\u0142)\ud83d\ude42" + b"\n"
+    assert output("latin-1", "show", "p.jsonl") == b"1  [\xe9](\\u0142)\\ud83d\\ude42\n"
+    assert output("latin-1", "pool", "check", "p.jsonl").endswith(b" \\u0142\n")
+    for encoding in ("ascii", "latin-1"):
+        scores = json.loads(output(encoding, "evaluate", "p.jsonl", "p.jsonl", "--json"))
+        assert list(scores["labels"]) == ["ł"]
+        assert records(output(encoding, "predict", "p.jsonl"))[0]["text"] == "é🙂"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

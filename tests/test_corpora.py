@@ -146,7 +146,10 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
     path = write("a I-x\nb B-x\n")
     (sentence,) = whole(scan_conll(path, warn=warnings.append))
     assert len(sentence.entities) == 2
-    said = "x.conll: read as IOB1, because an I- begins an entity; if that is wrong, name the scheme, or write B- there"
+    said = (
+        "x.conll: read as IOB1, because an I- begins an entity; "
+        "if that is wrong, write B- where entities begin, as IOB2 does"
+    )
     assert warnings == [said]
     with pytest.warns(UserWarning, match=said):
         assert read_examples(path) == [sentence]
@@ -164,6 +167,19 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
         ("a O\nb person\n", 'x.conll:2: "b person" ends in "person", which is no tag; expected O, or one of B- I- E- '),
         ("a X-person\n", 'x.conll:1: "a X-person" ends in "X-person", which is no tag'),
         (b"a O\ncaf\xe9 O\n", "x.conll:2: invalid UTF-8"),
+        (
+            "Ada B-person\nNew York B-place\nleft O\n",
+            'x.conll:2: "New York B-place" has 3 columns, other lines have 2; give all lines the same ',
+        ),
+        ("a NN O\nb O\nc NN O\n", 'x.conll:2: "b O" has 2 columns, other lines have 3; '),
+        ("a O\nNew York B-place\n\nb\tO\n", 'x.conll:2: "New York B-place" has 3 columns, other lines have 2; '),
+        ("a O\rb B-x\r", "x.conll:1: a carriage return within the line; let lines end in a line feed (tr '\\r' '\\n')"),
+        ("# comment\ra O\rb B-x\r", "x.conll:1: a carriage return within the line; "),
+        ("a O\nb B-\u202ex\n", 'x.conll:2: "b B-\\u202ex" has a label that is "\\u202ex"; leave out line breaks, '),
+        (
+            "a O\nb B-x\nc E-x\nd L-x\n",
+            'x.conll:1: tag 4 ("L-x") is none of bioes; write all tags in one scheme, such as ',
+        ),
         ("-DOCSTART- O\n", "x.conll: holds no token; expected columns"),
         ("\n", "x.conll: is empty"),
     ],
@@ -172,6 +188,21 @@ def test_bad_files(write, content: str | bytes, message: str) -> None:  # type: 
     with pytest.raises(InputError) as caught:
         whole(scan_conll(write(content)))
     assert str(caught.value).startswith(message)
+
+
+def test_every_wrong_line_is_named_and_sound_sentences_are_read(write) -> None:  # type: ignore[no-untyped-def]
+    content = b"a O\nb\nc X\n\nd S-x\n\ncaf\xe9 O\ne I-x\n\nf I-x\n\ng E-x\nh O\n"
+    found = list(scan_conll(write(content)))
+    assert [item.id if isinstance(item, Demonstration) else str(item).partition(": ")[0] for item in found] == [
+        "x.conll:2", "x.conll:3", "5", "x.conll:7", "x.conll:10", "x.conll:12",
+    ]  # fmt: skip
+
+
+def test_lines_of_one_width(write) -> None:  # type: ignore[no-untyped-def]
+    content = "-DOCSTART- O\n\n-DOCSTART- -X- O O\n\n# 1\n10\u00a0000 CD B-NP B-count\n\u00a0\nEU NNP B-NP B-org\r\r\n"
+    first, second = whole(scan_conll(write(content)))
+    assert (first.id, first.text, first.entities) == ("6", "10\u00a0000", (LabelledSpan(0, 6, "count"),))
+    assert (second.id, second.text) == ("8", "EU")
 
 
 def test_real_entities_survive_the_way_over_tags(data_dir: Path) -> None:

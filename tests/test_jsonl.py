@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -390,6 +391,56 @@ def test_file_appears_only_when_complete(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs permissions of Unix")
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_replaced_file_hands_on_its_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("private")
+    path.chmod(mode)
+    created: list[int] = []
+    monkeypatch.setattr(os, "fchmod", lambda file, wanted: created.append(os.fstat(file).st_mode & 0o777))
+    OutputFile(path)
+    assert created == [0o600]  # not readable by others before it has the permissions of the old file
+    monkeypatch.undo()
+    output = OutputFile(path)
+    with output:
+        assert output.partial.stat().st_mode & 0o777 == mode
+    assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs permissions of Unix")
+def test_a_file_whose_permissions_cannot_be_set_is_still_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    monkeypatch.setattr(os, "fchown", refuse)
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    assert write_predictions(path, [Prediction("1", "a")]) == {"ok": 1}
+    assert json.loads(path.read_text())["id"] == "1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/fd of Linux")
+def test_pipes_are_written_by_the_name_that_was_given(here: Path) -> None:
+    reader, writer = os.pipe()
+    write_predictions(f"/dev/fd/{writer}", [Prediction("1", "a")])
+    os.close(writer)
+    with open(reader, "rb") as stream:  # noqa: PTH123 - a number, not a path
+        assert json.loads(stream.read())["id"] == "1"
+    with Path("unlinked").open("w+b") as unlinked:
+        Path("unlinked").unlink()
+        write_predictions(f"/dev/fd/{unlinked.fileno()}", [Prediction("2", "b")])
+        assert json.loads(unlinked.read())["id"] == "2"
+    assert list(here.iterdir()) == []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("s")
+        with pytest.raises(UsageError, match="s: is a socket, which is no file; name a file or a pipe"):
+            OutputFile("s")
 
 
 def test_a_broken_run_leaves_what_was_finished_under_another_name(tmp_path: Path) -> None:
