@@ -30,12 +30,6 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 # Options
 
 
-def _split_voters(_: click.Context, __: click.Parameter, value: str | None) -> str | list[str] | None:
-    if value is None or value in ("auto", "all"):
-        return value
-    return [name.strip() for name in value.split(",")]
-
-
 _MODEL_OPTIONS = (
     click.option(
         "--examples",
@@ -44,13 +38,13 @@ _MODEL_OPTIONS = (
     ),
     click.option("--labels", metavar="FILE", help="Label definitions (YAML or JSON); default: those of the pool."),
     click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to start from."),
-    click.option("--config", metavar="FILE", help="Settings file (YAML); options given here win over it."),
+    click.option("--config", metavar="FILE", help="Settings file (YAML or JSON); options given here win over it."),
     click.option(
         "--members", multiple=True, metavar="NAME=SOURCE[+ADAPTER]", help="A model to ask; repeat for several."
     ),
     click.option("--base-url", metavar="URL", help="Server of members openai:MODEL; default: OPENAI_BASE_URL."),
     click.option("--api-key", metavar="KEY", help="Its key; OPENAI_API_KEY is safer: other users see arguments."),
-    click.option("--voters", callback=_split_voters, metavar="auto|all|NAMES", help="Who votes; names with commas."),
+    click.option("--voters", metavar="auto|all|NAMES", help="Who votes; names with commas."),
     click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where models run."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of models."),
     click.option("--memory-limit-mib", type=click.IntRange(min=1), metavar="MIB", help="Most memory to take."),
@@ -124,10 +118,14 @@ def _files_read(inputs: Sequence[str], config_path: str | None, settings: Config
     return read + [(f"the model of member {member.name}", member.source) for member in settings.members]
 
 
-def check_stdin(inputs: Sequence[str], config_path: str | None, settings: Config) -> None:
-    """Raises click.UsageError where standard input is named for more than one thing: it can be read only once."""
+def check_stdin(inputs: Sequence[str], config_path: str | None, settings: Config | Mapping[str, Any]) -> None:
+    """Raises click.UsageError where standard input is named for more than one thing: it can be read only once.
+
+    settings: as a whole, or the options alone, before a settings file is read.
+    """
+    values = settings if isinstance(settings, Mapping) else vars(settings)
     named = {
-        "INPUT": STDIN in inputs, "--examples": settings.examples == STDIN, "--labels": settings.labels == STDIN,
+        "INPUT": STDIN in inputs, "--examples": values["examples"] == STDIN, "--labels": values["labels"] == STDIN,
         "--config": config_path == STDIN,
     }  # fmt: skip
     readers = [what for what, reads in named.items() if reads]
@@ -251,6 +249,7 @@ def predict(
         need_stdout("open it, or name a file with -o")
     from el4ner.config import load_config
 
+    check_stdin(inputs, config, options)
     settings = load_config(config, overrides=given(options))
     check_stdin(inputs, config, settings)
     check_device(settings.device)
