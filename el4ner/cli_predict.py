@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 import click
 
 from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
-from el4ner.errors import El4nerError
+from el4ner.errors import ConfigError, El4nerError, ModelNotFoundError
 from el4ner.jsonl import OutputFile, count_inputs, json_text, make_sentence, read_inputs, write_predictions
-from el4ner.lines import STDIN, display_name, visible
+from el4ner.lines import STDIN, display_name, excerpt, visible
 from el4ner.records import Prediction, Sentence
 
 if TYPE_CHECKING:
@@ -87,6 +87,39 @@ def check_device(device: str) -> None:
     if int(device.partition(":")[2] or 0) >= count:
         remedy = f"choose {f'one below {count}, ' if count else ''}auto or cpu; `el4ner doctor` says what is here"
         raise click.UsageError(f"device {device}: {count} CUDA devices found; {remedy}")
+
+
+def check_models(settings: Config) -> None:
+    """Raises UsageError or ModelNotFoundError where a server, an adapter or the encoder is not there.
+
+    What is wrong with them would show late, the encoder only after minutes of reading.
+    """
+    from el4ner.models import SERVER_PREFIX, check_adapter, server_url
+
+    for member in settings.members:
+        if member.source.startswith(SERVER_PREFIX):
+            server_url(member.source, settings.server.base_url)
+        elif member.adapter is not None:
+            check_adapter(member.adapter)
+    if "encoder" in settings.model_fields_set:  # the default may be missing where nobody needs it
+        _check_encoder(settings.encoder)
+
+
+def _check_encoder(source: str) -> None:
+    from el4ner.models import known_names, resolve
+
+    reason = "is no model folder and no known name"
+    try:
+        kind = resolve(source).kind
+        if kind in ("folder", "hub"):
+            return
+        reason = f"a {kind} cannot serve as encoder"
+    except ModelNotFoundError:
+        if source in known_names():  # not installed; the message says how to
+            raise
+    raise ConfigError(
+        f"encoder={excerpt(source)}: {reason}; name embedded:minilm, a model folder or a Hugging Face id (owner/name)"
+    )
 
 
 # The command
@@ -253,6 +286,7 @@ def predict(
     settings = load_config(config, overrides=given(options))
     check_stdin(inputs, config, settings)
     check_device(settings.device)
+    check_models(settings)
     messages = Messages(quiet, results_on_stdout=output is None or output == STDIN)
     target, report_file = _outputs(output, report_path, _files_read(inputs, config, settings))
     sentences = read_inputs(inputs, limit, messages.warn) if inputs else _typed_sentences(texts[:limit])

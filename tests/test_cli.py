@@ -244,11 +244,16 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         (["x.jsonl", "--examples", ""], 'el4ner: error: settings: examples="": it is empty; write a name'),
         (["x.jsonl", "--labels", ""], 'el4ner: error: settings: labels="": it is empty; write a name'),
         (["x.jsonl", "--config", ""], "el4ner: error: config: the name of the settings file is empty; name a file"),
+        (["x.jsonl", "--members", "a=openai:m"], "el4ner: error: model 'openai:m': no server is named; write openai:"),
+        (["x.jsonl", "--members", "a=openai:"], "el4ner: error: a source that starts with openai: names no model"),
+        (["x.jsonl", "--members", "a=x+folder"], "el4ner: error: adapter 'folder': no adapter_config.json there; name"),
         (["x.jsonl", "--config", "missing.yaml"], "el4ner: error: "),
         (["x.jsonl", "--colour", "red"], "Error: No such option"),
     ],
 )
-def test_usage_errors_end_with_two_and_one_line(arguments: list[str], message: str, pipeline: type[FakeEl4ner]) -> None:
+def test_usage_errors_end_with_two_and_one_line(
+    arguments: list[str], message: str, pipeline: type[FakeEl4ner], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("x.jsonl", "Berlin")
     Path("x.txt").write_text("kept\n")
     Path("s.yaml").write_text("labels: x.txt\n")
@@ -261,6 +266,7 @@ def test_usage_errors_end_with_two_and_one_line(arguments: list[str], message: s
     Path("utf16.jsonl").write_text('{"text": "x"}\n', encoding="utf-16")
     Path("folder").mkdir()
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     result = run("predict", *arguments, stdin='{"text": "a"}\n{"text": "b"}\n')
     assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
     assert result.exit_code == 2
@@ -379,6 +385,28 @@ def test_a_lost_record_is_noticed() -> None:
 
 
 # pool, evaluate, show, doctor, download
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("nothere", 'encoder="nothere": is no model folder and no known name'),
+        ("folder", 'encoder="folder": is no model folder and no known name'),
+        ("openai:m@http://localhost:1/v1", "a server cannot serve as encoder"),
+        ("model.gguf", "a gguf cannot serve as encoder"),
+    ],
+)
+def test_an_encoder_that_cannot_be_one_is_refused_before_a_model_loads(
+    encoder: str, message: str, pipeline: type[FakeEl4ner]
+) -> None:
+    Path("folder").mkdir()
+    Path("model.gguf").write_bytes(b"GGUF")
+    Path("s.yaml").write_text(f"encoder: {encoder}\n")
+    for command in (("predict", "--text", "x"), ("plan",)):
+        result = run(*command, "--config", "s.yaml")
+        assert (result.exit_code, result.stdout, pipeline.configs) == (2, "", [])
+        assert message in result.stderr
+        assert result.stderr.endswith("name embedded:minilm, a model folder or a Hugging Face id (owner/name)\n")
 
 
 def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner]) -> None:
