@@ -10,6 +10,7 @@ from el4ner.bench.evaluation_data import record_of
 from el4ner.cache import cache_root, content_key
 from el4ner.corpora import guess_scheme, tagged_sentence
 from el4ner.errors import InputError, PoolError
+from el4ner.hub import hub_answers
 from el4ner.jsonl import OutputFile, dump_line
 from el4ner.records import Demonstration
 
@@ -79,6 +80,8 @@ def _load_all(source: str) -> Mapping[str, Any]:
             loaded = datasets.load_from_disk(source)
         else:
             name, _, configuration = source.partition(":")
+            if not hub_answers():  # it would be asked again and again, with pauses, before the cache is
+                datasets.config.HF_HUB_OFFLINE = True
             loaded = datasets.load_dataset(name, configuration or None)
     except Exception as error:  # the hub's client, its HTTP library and the disk each have their own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__

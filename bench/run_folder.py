@@ -9,6 +9,7 @@
     stages/NAME.jsonl       spans after each stage, where a system is el4ner's own
     timings.json            seconds, tokens, memory (before a system and at most)
     metrics.json            scores, each with the fingerprint of the files that they were computed from
+    .lock                   held by the run that writes here
 
 A run may be started again with the same folder: it goes on where it was. What was asked for with other settings or
 other data is refused, since it would mix answers to different questions. What was fitted on the same pool before comes
@@ -80,7 +81,10 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within the block no other run writes here. Raises UsageError if one does already."""
+        """Within the block no other run writes here. Raises UsageError if one does already.
+
+        The lock file stays: whoever has opened it must not hold another one than who comes later.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("a") as file:
             if not _locked(file):
@@ -88,7 +92,6 @@ class RunFolder:
                     f"{display_name(self.path)}: another run is writing here; wait for it, or give another --out"
                 )
             yield
-        (self.path / _LOCK).unlink(missing_ok=True)
 
     def open(self, data: EvaluationData, facts: Mapping[str, Any]) -> None:
         """Begin a run, or go on with one. facts: what else the manifest says; k and seed among it."""

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from el4ner.cli_messages import need_stdout
-from el4ner.cli_predict import check_device, given, model_options
+from el4ner.cli_predict import check_device, check_models, given, model_options
 from el4ner.jsonl import json_text
 
 
@@ -27,6 +27,7 @@ def plan(config: str | None, as_json: bool, **options: Any) -> None:
 
     settings = load_config(config, overrides=given(options))
     check_device(settings.device)
+    check_models(settings)
     made = make_plan(settings)
     click.echo(json_text(made.to_dict()) if as_json else render_plan(made))
     if made.mode == "too large":

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 import click
 
 from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
-from el4ner.errors import El4nerError
+from el4ner.errors import ConfigError, El4nerError, ModelNotFoundError
 from el4ner.jsonl import OutputFile, count_inputs, json_text, make_sentence, read_inputs, write_predictions
-from el4ner.lines import STDIN, display_name, visible
+from el4ner.lines import STDIN, display_name, excerpt, visible
 from el4ner.records import Prediction, Sentence
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 # Options
 
 
-def _split_voters(_: click.Context, __: click.Parameter, value: str | None) -> str | list[str] | None:
-    if value is None or value in ("auto", "all"):
-        return value
-    return [name.strip() for name in value.split(",")]
-
-
 _MODEL_OPTIONS = (
     click.option(
         "--examples",
@@ -44,13 +38,13 @@ _MODEL_OPTIONS = (
     ),
     click.option("--labels", metavar="FILE", help="Label definitions (YAML or JSON); default: those of the pool."),
     click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to start from."),
-    click.option("--config", metavar="FILE", help="Settings file (YAML); options given here win over it."),
+    click.option("--config", metavar="FILE", help="Settings file (YAML or JSON); options given here win over it."),
     click.option(
         "--members", multiple=True, metavar="NAME=SOURCE[+ADAPTER]", help="A model to ask; repeat for several."
     ),
     click.option("--base-url", metavar="URL", help="Server of members openai:MODEL; default: OPENAI_BASE_URL."),
     click.option("--api-key", metavar="KEY", help="Its key; OPENAI_API_KEY is safer: other users see arguments."),
-    click.option("--voters", callback=_split_voters, metavar="auto|all|NAMES", help="Who votes; names with commas."),
+    click.option("--voters", metavar="auto|all|NAMES", help="Who votes; names with commas."),
     click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where models run."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of models."),
     click.option("--memory-limit-mib", type=click.IntRange(min=1), metavar="MIB", help="Most memory to take."),
@@ -95,6 +89,39 @@ def check_device(device: str) -> None:
         raise click.UsageError(f"device {device}: {count} CUDA devices found; {remedy}")
 
 
+def check_models(settings: Config) -> None:
+    """Raises UsageError or ModelNotFoundError where a server, an adapter or the encoder is not there.
+
+    What is wrong with them would show late, the encoder only after minutes of reading.
+    """
+    from el4ner.models import SERVER_PREFIX, check_adapter, server_url
+
+    for member in settings.members:
+        if member.source.startswith(SERVER_PREFIX):
+            server_url(member.source, settings.server.base_url)
+        elif member.adapter is not None:
+            check_adapter(member.adapter)
+    if "encoder" in settings.model_fields_set:  # the default may be missing where nobody needs it
+        _check_encoder(settings.encoder)
+
+
+def _check_encoder(source: str) -> None:
+    from el4ner.models import known_names, resolve
+
+    reason = "is no model folder and no known name"
+    try:
+        kind = resolve(source).kind
+        if kind in ("folder", "hub"):
+            return
+        reason = f"a {kind} cannot serve as encoder"
+    except ModelNotFoundError:
+        if source in known_names():  # not installed; the message says how to
+            raise
+    raise ConfigError(
+        f"encoder={excerpt(source)}: {reason}; name embedded:minilm, a model folder or a Hugging Face id (owner/name)"
+    )
+
+
 # The command
 
 
@@ -124,10 +151,14 @@ def _files_read(inputs: Sequence[str], config_path: str | None, settings: Config
     return read + [(f"the model of member {member.name}", member.source) for member in settings.members]
 
 
-def check_stdin(inputs: Sequence[str], config_path: str | None, settings: Config) -> None:
-    """Raises click.UsageError where standard input is named for more than one thing: it can be read only once."""
+def check_stdin(inputs: Sequence[str], config_path: str | None, settings: Config | Mapping[str, Any]) -> None:
+    """Raises click.UsageError where standard input is named for more than one thing: it can be read only once.
+
+    settings: as a whole, or the options alone, before a settings file is read.
+    """
+    values = settings if isinstance(settings, Mapping) else vars(settings)
     named = {
-        "INPUT": STDIN in inputs, "--examples": settings.examples == STDIN, "--labels": settings.labels == STDIN,
+        "INPUT": STDIN in inputs, "--examples": values["examples"] == STDIN, "--labels": values["labels"] == STDIN,
         "--config": config_path == STDIN,
     }  # fmt: skip
     readers = [what for what, reads in named.items() if reads]
@@ -251,9 +282,11 @@ def predict(
         need_stdout("open it, or name a file with -o")
     from el4ner.config import load_config
 
+    check_stdin(inputs, config, options)
     settings = load_config(config, overrides=given(options))
     check_stdin(inputs, config, settings)
     check_device(settings.device)
+    check_models(settings)
     messages = Messages(quiet, results_on_stdout=output is None or output == STDIN)
     target, report_file = _outputs(output, report_path, _files_read(inputs, config, settings))
     sentences = read_inputs(inputs, limit, messages.warn) if inputs else _typed_sentences(texts[:limit])

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from el4ner.config_errors import Lines, explain, shown
 from el4ner.errors import ConfigError, InputError
+from el4ner.lines import display_name, kind, read_text
 
 Variant = Literal["list", "ask", "define"]
 
@@ -260,9 +261,9 @@ class Config(_Settings):
         MemberConfig(name="smollm2-define", source="embedded:smollm2", variant="define"),
     )
     voters: Literal["auto", "all"] | tuple[str, ...] = "auto"
-    encoder: str = "embedded:minilm"
-    examples: str | None = None
-    labels: str | None = None
+    encoder: str = Field(default="embedded:minilm", min_length=1)
+    examples: str | None = Field(default=None, min_length=1)
+    labels: str | None = Field(default=None, min_length=1)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     memory_limit_mib: int | None = Field(default=None, ge=1)
@@ -292,11 +293,13 @@ class Config(_Settings):
             raise ValueError(f"members: {taken[0]!r} is the name of a voter or proposer; choose another")
         known = ["reading", "retrieval", *names]
         if isinstance(self.voters, tuple):
+            if not any(self.voters):
+                raise ValueError("voters: none named; choose auto, all or a list of names")
+            if "" in self.voters:
+                raise ValueError("voters: a name is empty; write names only, with one comma between two of them")
             for voter in self.voters:
                 if voter not in known:
                     raise ValueError(f"voters: {voter!r} is unknown; choose auto, all or from {', '.join(known)}")
-            if not self.voters:
-                raise ValueError("voters: none named; choose auto, all or a list of names")
             twice = [voter for voter in known if self.voters.count(voter) > 1]
             if twice:
                 raise ValueError(f"voters: {', '.join(twice)} named twice; name every voter once")
@@ -392,18 +395,21 @@ def _adapted(name: str, source: str, adapter: str) -> dict[str, str]:
 
 
 def _read_file(path: str) -> tuple[dict[str, Any], Lines]:
-    from el4ner.documents import DocumentError, lines_of, read_yaml
-    from el4ner.lines import read_text
+    from el4ner.documents import DocumentError, lines_of, read_json, read_yaml
 
+    if not path:
+        raise ConfigError("config: the name of the settings file is empty; name a file, or - for stdin")
+    name = display_name(path)
     try:
-        data, node = read_yaml(read_text(path))
+        text = read_text(path)
+        data, node = read_json(text) if path.endswith(".json") else read_yaml(text)
     except InputError as error:
         raise ConfigError(str(error)) from None
     except DocumentError as error:
-        raise ConfigError(error.at(path)) from None
+        raise ConfigError(error.at(name)) from None
     if not isinstance(data, dict):
-        came = "nothing" if data is None else type(data).__name__
-        raise ConfigError(f"{path}: holds {came}, not a mapping of settings; write lines such as `batch_size: 64`")
+        came = "nothing" if data is None else kind(data)
+        raise ConfigError(f"{name}: holds {came}, not a mapping of settings; write lines such as `batch_size: 64`")
     return data, lines_of(node)
 
 
@@ -416,9 +422,9 @@ def make_config(data: Mapping[str, Any], origin: str = "settings", lines: Lines 
     keys: list[Any] = list(data)  # YAML reads 5 and true as keys too
     for key in keys:
         if not isinstance(key, str):
-            raise ConfigError(f"{origin}: setting {shown(key)} is {type(key).__name__}; settings have names")
+            raise ConfigError(f"{origin}: setting {shown(key)} is {kind(key)}; settings have names")
     if isinstance(data.get("voters"), str) and data["voters"] not in ("auto", "all"):
-        data["voters"] = [name.strip() for name in data["voters"].split(",") if name.strip()]
+        data["voters"] = [name.strip() for name in data["voters"].split(",")]
     base = PAPER if data.get("preset") == "paper" else {}
     try:
         return Config.model_validate(merge(base, data))
@@ -443,7 +449,7 @@ def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = N
         """Not for a setting that the command line overrode."""
         return None if lines is None or (location and location[0] in over) else lines(location)
 
-    return make_config(merge(data, over), path or "settings", own_line)
+    return make_config(merge(data, over), "settings" if path is None else display_name(path), own_line)
 
 
 def fingerprint(config: Config, *parts: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from el4ner.errors import ConfigError
+from el4ner.lines import excerpt
 
 Lines = Callable[[Sequence[int | str]], int | None]
 """By the path to a setting its line, None where it has none."""
@@ -101,9 +102,8 @@ def _remedy(error: Mapping[str, Any]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value on one line, cut where it is long; whatever it is nested in."""
+    """A value in the words of a file, on one line, cut where it is long; whatever it is nested in."""
     try:
-        text = repr(value)
+        return excerpt(value, 60)
     except RecursionError:
-        return "..."
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        return "…"

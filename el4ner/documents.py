@@ -95,7 +95,7 @@ def read_json(text: str) -> tuple[Any, yaml.Node | None]:
         return json.loads(text, object_pairs_hook=_once), _json_node(text)
     except DocumentError as error:
         try:
-            yaml.compose(text, Loader=_Loader)
+            yaml.compose(_without_tabs(text), Loader=_Loader)
         except DocumentError as located:
             error.line = located.line
         except (yaml.YAMLError, ValueError, RecursionError):
@@ -109,10 +109,15 @@ def read_json(text: str) -> tuple[Any, yaml.Node | None]:
         raise DocumentError(f"not usable JSON ({error}); correct it") from None
 
 
+def _without_tabs(text: str) -> str:
+    """JSON with spaces for tabs, which stand only between its values: within strings they are escaped."""
+    return text.replace("\t", " ")
+
+
 def _json_node(text: str) -> yaml.Node | None:
-    """Most JSON is YAML; not what has tabs between its values, or characters as pairs of surrogates."""
+    """Most JSON is YAML once no tabs stand between its values; not what holds a DEL, or a key of 1,000 characters."""
     try:
-        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+        node: yaml.Node | None = yaml.compose(_without_tabs(text), Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return node

@@ -300,14 +300,14 @@ def _field(item: Any, name: str, default: Any = None) -> Any:
 
 def _record(item: Any, position: int) -> _Record:
     identifier, text, entities = _field(item, "id"), _field(item, "text"), _field(item, "entities")
-    where = f"record {position}" if identifier is None else f"record {identifier!r}"
+    where = f"record {position}" if identifier is None else f"record {excerpt(identifier)}"
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"{where}: text is {text!r}; use a string")
+        raise ValueError(f"{where}: text is {excerpt(text)}; use a string")
     if entities is None or isinstance(entities, (str, Mapping)):
-        raise ValueError(f"{where}: entities is {entities!r}; use a list")
+        raise ValueError(f"{where}: entities is {excerpt(entities)}; use a list")
     status = _field(item, "status", "ok")
     if not isinstance(status, str):
-        raise ValueError(f'{where}: status is {status!r}; use a string, such as "ok"')
+        raise ValueError(f'{where}: status is {excerpt(status)}; use a string, such as "ok"')
     return _Record(
         str(position) if identifier is None else str(identifier),
         text,
@@ -318,13 +318,15 @@ def _record(item: Any, position: int) -> _Record:
 
 def _entity(entity: Any, where: str) -> _Entity:
     if not isinstance(entity, Mapping) and not hasattr(entity, "start"):
-        raise ValueError(f"{where}: an entity is {entity!r}; use an object with start, end and label")
+        raise ValueError(f"{where}: an entity is {excerpt(entity)}; use an object with start, end and label")
     start, end, label = (_field(entity, name) for name in ("start", "end", "label"))
     for value in (start, end):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise ValueError(f"{where}: an entity has the offset {value!r}; use integers, counted in code points")
+            raise ValueError(
+                f"{where}: an entity has the offset {excerpt(value)}; use integers, counted in code points"
+            )
     if not isinstance(label, str):
-        raise ValueError(f"{where}: an entity has the label {label!r}; use a string")
+        raise ValueError(f"{where}: an entity has the label {excerpt(label)}; use a string")
     score = _field(entity, "score")
     is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
     return _Entity(int(start), int(end), label, _field(entity, "text"), float(score) if is_number else None)
@@ -354,7 +356,7 @@ def _pair(gold: _Record | None, predicted: _Record | None) -> Pair:
     """Checks each predicted entity against the gold text and the entities before it."""
     gold_entities = [] if gold is None else [(entity.start, entity.end, entity.label) for entity in gold.entities]
     if gold is not None and len(set(gold_entities)) < len(gold_entities):
-        raise ValueError(f"gold record {gold.id!r} lists an entity twice; list it once")
+        raise ValueError(f"gold record {excerpt(gold.id)} lists an entity twice; list it once")
     seen: set[tuple[int, int, str]] = set()
     claims = []
     for entity in () if predicted is None else predicted.entities:

@@ -166,6 +166,34 @@ def _resolve_server(source: str) -> ResolvedModel:
     return ResolvedModel("server", url[0] if url else "", model)
 
 
+def server_url(source: str, base_url: str | None) -> str:
+    """The URL at which a model behind a server is asked. Raises ModelNotFoundError if none is named anywhere.
+
+    base_url: of the settings; without one OPENAI_BASE_URL counts.
+    """
+    url = resolve(source).location or base_url or os.environ.get("OPENAI_BASE_URL")
+    if not url:
+        raise ModelNotFoundError(
+            f"model {source!r}: no server is named; write openai:MODEL@URL, or give --base-url, server.base_url or "
+            "OPENAI_BASE_URL"
+        )
+    return url
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def check_adapter(folder: str) -> None:
+    """Raises ModelNotFoundError if a folder holds no adapter, or none that can be loaded without pickle."""
+    # not pathlib's, which raises for a user who is not there and for a name that is too long
+    path = Path(os.path.expanduser(folder))  # noqa: PTH111
+    for name in ADAPTER_FILES:
+        if not os.path.isfile(path / name):  # noqa: PTH113
+            raise ModelNotFoundError(
+                f"adapter {folder!r}: no {name} there; name a folder that peft saved, with safetensors"
+            )
+
+
 def _resolve_path(source: str, path: Path) -> ResolvedModel:
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from el4ner.bench import hub_datasets
 from el4ner.bench.hub_datasets import dataset_folder, read_dataset
 from el4ner.errors import InputError
 from el4ner.jsonl import read_pool
@@ -94,3 +95,13 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no split 'test'; there are train, validation"):
         read_dataset(save(tmp_path / "d", tokens=TOKENS, ner_tags=TAGS), "test")
+
+
+def test_a_silent_hub_is_not_asked_for_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.load.HfApi, "hf_hub_download", lambda *_, **__: asked.append("hub"))
+    monkeypatch.setattr(hub_datasets, "hub_answers", lambda: False)
+    with pytest.raises(InputError, match="no dataset that can be loaded"):
+        read_dataset("nope", "test")
+    assert asked == []

@@ -17,7 +17,7 @@ from el4ner.bench.finished_run import load_run
 from el4ner.bench.report import build_report
 from el4ner.bench.report_markdown import render_markdown
 from el4ner.bench.run import RunRequest, run, run_systems, shown_command
-from el4ner.bench.run_folder import RunFolder
+from el4ner.bench.run_folder import RunFolder, _locked
 from el4ner.bench.system import Found, Workbench, prediction_of
 from el4ner.bench.systems import make_system, short_name
 from el4ner.config import make_config
@@ -157,8 +157,12 @@ def test_two_runs_do_not_write_into_one_folder(folder: Path, tmp_path: Path) -> 
     pytest.importorskip("fcntl")
     with RunFolder(out).held(), pytest.raises(UsageError, match="another run is writing here"):
         go(Scripted(), folder, out)
+    with (out / ".lock").open("a") as file:  # opened before the run ends, locked after it
+        go(Scripted(), folder, out)
+        assert _locked(file)
+        with pytest.raises(UsageError, match="another run is writing here"):
+            go(Scripted(), folder, out)
     go(Scripted(), folder, out)
-    assert not (out / ".lock").exists()
 
 
 def test_every_command_that_answers_come_from_is_kept(folder: Path, tmp_path: Path) -> None:

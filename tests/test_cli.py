@@ -197,6 +197,9 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         ([], "Error: no input; name a file, - for stdin, or give --text"),
         (["-", "--examples", "-"], "Error: - (stdin) is named for INPUT and --examples; it can be read only once"),
         (["-", "--labels", "-"], "Error: - (stdin) is named for INPUT and --labels"),
+        (["-", "--config", "-"], "Error: - (stdin) is named for INPUT and --config; it can be read only once"),
+        (["x.jsonl", "--config", "-", "--labels", "-"], "Error: - (stdin) is named for --labels and --config"),
+        (["-", "--config", "stdin.yaml"], "Error: - (stdin) is named for INPUT and --labels"),
         (["--text", "x", "x.jsonl"], "Error: INPUT and --text exclude each other; give one of them"),
         (["missing.jsonl"], "el4ner: error: missing.jsonl: no such file; check the path"),
         (["empty.jsonl"], "el4ner: error: empty.jsonl: is empty; expected one record a line"),
@@ -235,15 +238,26 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         (["x.jsonl", "--device", "gpu"], "el4ner: error: "),
         (["x.jsonl", "--members", "nameless"], "el4ner: error: "),
         (["x.jsonl", "--members", "a=nowhere"], "el4ner: error: model 'nowhere' is unknown; name a folder"),
-        (["x.jsonl", "--voters", "a,,b"], "el4ner: error: "),
+        (["x.jsonl", "--voters", "a,,b"], "el4ner: error: settings: voters: a name is empty; write names only"),
+        (["x.jsonl", "--voters", "reading,"], "el4ner: error: settings: voters: a name is empty; write names only"),
+        (["x.jsonl", "--voters", ""], "el4ner: error: settings: voters: none named"),
+        (["x.jsonl", "--examples", ""], 'el4ner: error: settings: examples="": it is empty; write a name'),
+        (["x.jsonl", "--labels", ""], 'el4ner: error: settings: labels="": it is empty; write a name'),
+        (["x.jsonl", "--config", ""], "el4ner: error: config: the name of the settings file is empty; name a file"),
+        (["x.jsonl", "--members", "a=openai:m"], "el4ner: error: model 'openai:m': no server is named; write openai:"),
+        (["x.jsonl", "--members", "a=openai:"], "el4ner: error: a source that starts with openai: names no model"),
+        (["x.jsonl", "--members", "a=x+folder"], "el4ner: error: adapter 'folder': no adapter_config.json there; name"),
         (["x.jsonl", "--config", "missing.yaml"], "el4ner: error: "),
         (["x.jsonl", "--colour", "red"], "Error: No such option"),
     ],
 )
-def test_usage_errors_end_with_two_and_one_line(arguments: list[str], message: str, pipeline: type[FakeEl4ner]) -> None:
+def test_usage_errors_end_with_two_and_one_line(
+    arguments: list[str], message: str, pipeline: type[FakeEl4ner], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("x.jsonl", "Berlin")
     Path("x.txt").write_text("kept\n")
     Path("s.yaml").write_text("labels: x.txt\n")
+    Path("stdin.yaml").write_text("labels: '-'\n")
     Path("link.jsonl").symlink_to("x.jsonl")
     Path("hard.jsonl").hardlink_to("x.jsonl")
     Path("empty.jsonl").touch()
@@ -252,7 +266,8 @@ def test_usage_errors_end_with_two_and_one_line(arguments: list[str], message: s
     Path("utf16.jsonl").write_text('{"text": "x"}\n', encoding="utf-16")
     Path("folder").mkdir()
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
-    result = run("predict", *arguments)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    result = run("predict", *arguments, stdin='{"text": "a"}\n{"text": "b"}\n')
     assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -370,6 +385,28 @@ def test_a_lost_record_is_noticed() -> None:
 
 
 # pool, evaluate, show, doctor, download
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("nothere", 'encoder="nothere": is no model folder and no known name'),
+        ("folder", 'encoder="folder": is no model folder and no known name'),
+        ("openai:m@http://localhost:1/v1", "a server cannot serve as encoder"),
+        ("model.gguf", "a gguf cannot serve as encoder"),
+    ],
+)
+def test_an_encoder_that_cannot_be_one_is_refused_before_a_model_loads(
+    encoder: str, message: str, pipeline: type[FakeEl4ner]
+) -> None:
+    Path("folder").mkdir()
+    Path("model.gguf").write_bytes(b"GGUF")
+    Path("s.yaml").write_text(f"encoder: {encoder}\n")
+    for command in (("predict", "--text", "x"), ("plan",)):
+        result = run(*command, "--config", "s.yaml")
+        assert (result.exit_code, result.stdout, pipeline.configs) == (2, "", [])
+        assert message in result.stderr
+        assert result.stderr.endswith("name embedded:minilm, a model folder or a Hugging Face id (owner/name)\n")
 
 
 def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -23,27 +24,31 @@ from el4ner.pipeline import El4ner
         ({"reading": {"qqqq": 1}}, ["unknown setting 'reading.qqqq'", "choose from depths, twice"]),
         ({"members": [{"name": "a", "source": "b", "wording": "ask"}]}, ["members.0.wording"]),
         ({"batch_size": 0}, ["batch_size=0", "greater than or equal to 1"]),
-        ({"batch_size": "many"}, ["batch_size='many'", "use a whole number, without quotes"]),
-        ({"batch_size": "8"}, ["batch_size='8'", "use a whole number, without quotes"]),
+        ({"batch_size": "many"}, ['batch_size="many"', "use a whole number, without quotes"]),
+        ({"batch_size": "8"}, ['batch_size="8"', "use a whole number, without quotes"]),
         ({"batch_size": 8.0}, ["batch_size=8.0", "use a whole number"]),
-        ({"seed": True}, ["seed=True", "use a whole number"]),
-        ({"reading": {"decay": "0.1"}}, ["reading.decay='0.1'", "use a number, without quotes"]),
-        ({"extract": {"members": "no"}}, ["extract.members='no'", "use true or false, without quotes"]),
+        ({"seed": True}, ["seed=true", "use a whole number"]),
+        ({"reading": {"decay": "0.1"}}, ['reading.decay="0.1"', "use a number, without quotes"]),
+        ({"extract": {"members": "no"}}, ['extract.members="no"', "use true or false, without quotes"]),
         ({"verify": {"enabled": 1}}, ["verify.enabled=1", "use true or false"]),
         ({"encoder": 5}, ["encoder=5", "use a string"]),
-        ({"device": "tpu"}, ["device='tpu'", "choose auto, cpu, mps, cuda or cuda:N"]),
-        ({"device": "cuda:x"}, ["device='cuda:x'", "choose auto, cpu, mps, cuda or cuda:N"]),
-        ({"dtype": "int8"}, ["dtype='int8'", "float32"]),
-        ({"preset": "fast"}, ["preset='fast'", "'default' or 'paper'"]),
-        ({"overlap": "some"}, ["overlap='some'", "choose 'flat' or 'nested'"]),
+        ({"encoder": ""}, ['encoder=""', "it is empty; write a name"]),
+        ({"examples": ""}, ['examples=""', "it is empty; write a name"]),
+        ({"labels": ""}, ['labels=""', "it is empty; write a name"]),
+        ({"encoder": None}, ["encoder=null: use a string"]),
+        ({"device": "tpu"}, ['device="tpu"', "choose auto, cpu, mps, cuda or cuda:N"]),
+        ({"device": "cuda:x"}, ['device="cuda:x"', "choose auto, cpu, mps, cuda or cuda:N"]),
+        ({"dtype": "int8"}, ['dtype="int8"', "float32"]),
+        ({"preset": "fast"}, ['preset="fast"', "'default' or 'paper'"]),
+        ({"overlap": "some"}, ['overlap="some"', "choose 'flat' or 'nested'"]),
         ({"min_score": 0.5, "target_precision": 0.9}, ["min_score and target_precision", "give one of them"]),
         ({"target_precision": 1.0}, ["target_precision=1.0", "less than 1"]),
         ({"min_score": 1.5}, ["min_score=1.5", "use a value less than or equal to 1"]),
         ({"extract": {"reading_floor": 0}}, ["extract.reading_floor=0"]),
         ({"reading": {"depths": [1.5]}}, ["reading.depths", "between 0 and 1"]),
         ({"reading": {"depths": []}}, ["reading.depths", "no layer is read; name one depth"]),
-        ({"reading": {"decay": float("inf")}}, ["reading.decay=inf: use a finite number"]),
-        ({"retrieval": {"sharpness": float("nan")}}, ["retrieval.sharpness=nan: use a finite number"]),
+        ({"reading": {"decay": float("inf")}}, ["reading.decay=Infinity: use a finite number"]),
+        ({"retrieval": {"sharpness": float("nan")}}, ["retrieval.sharpness=NaN: use a finite number"]),
         (
             {"extract": dict.fromkeys(("members", "noun_phrases", "pool_strings", "reading"), False)},
             ["extract: nobody proposes spans", "leave members"],
@@ -51,13 +56,16 @@ from el4ner.pipeline import El4ner
         ({"voters": "auto, reading"}, ["voters", "'auto' is unknown"]),
         ({"voters": ["readng"]}, ["'readng' is unknown", "auto, all or from reading, retrieval, smollm2-list"]),
         ({"voters": ""}, ["voters: none named"]),
+        ({"voters": []}, ["voters: none named"]),
+        ({"voters": "reading,"}, ["voters: a name is empty", "one comma between two"]),
+        ({"voters": ["reading", ""]}, ["voters: a name is empty"]),
         ({"voters": "reading, retrieval, reading"}, ["voters: reading named twice"]),
         ({"seed": 2**63}, ["seed=9223372036854775808", "less than or equal to"]),
         ({"verify": {"member": "nobody"}}, ["verify.member: 'nobody' is no member", "smollm2-list"]),
-        ({"members": [{"name": "A b", "source": "x"}]}, ["members.0.name='A b'", "use lower-case letters, digits"]),
-        ({"members": [{"name": "a", "source": ""}]}, ["members.0.source=''", "write a name"]),
+        ({"members": [{"name": "A b", "source": "x"}]}, ['members.0.name="A b"', "use lower-case letters, digits"]),
+        ({"members": [{"name": "a", "source": ""}]}, ['members.0.source=""', "write a name"]),
         ({"members": [{"name": "a"}]}, ["members.0.source: is missing; add it"]),
-        ({"members": {"a": 1}}, ["members={'a': 1}: use a list"]),
+        ({"members": {"a": 1}}, ['members={"a": 1}: use a list']),
         ({"members": 5}, ["members=5: use a list"]),
         ({"members": [{"name": "a", "source": "x"}] * 2}, ["members: a named twice"]),
         ({"members": [{"name": "reading", "source": "x"}]}, ["'reading' is the name of a voter"]),
@@ -70,10 +78,11 @@ from el4ner.pipeline import El4ner
         ({"preset": "paper", "classify": {"combine": "stack"}}, ["classify.combine: ", "choose majority or equal"]),
         ({"preset": "paper", "extract": {"reading": True}}, ["extract.reading: ", "or choose preset default"]),
         ({"voters": 5}, ["voters=5: choose auto, all, or a list of names"]),
-        ({"voters": [5]}, ["voters=(5,): choose auto, all, or a list of names"]),
+        ({"voters": [5]}, ["voters=[5]: choose auto, all, or a list of names"]),
         ({"retrieve": 5}, ["retrieve=5: use a mapping of settings"]),
-        ({5: 5}, ["setting 5 is int; settings have names"]),
-        ({"encoder": ["x"] * 1000}, ["encoder=('x', ", "...: use a string"]),
+        ({True: 5}, ["setting true is a boolean; settings have names"]),
+        ({5: 5}, ["setting 5 is a number; settings have names"]),
+        ({"encoder": ["x"] * 1000}, ['encoder=["x", ', "…: use a string"]),
     ],
 )
 def test_wrong_settings_are_one_line_with_setting_value_and_remedy(settings: dict[str, Any], parts: list[str]) -> None:
@@ -112,12 +121,41 @@ def test_json_is_a_settings_file_too(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text(json.dumps({"members": [{"name": "a", "source": "x/y", "variant": "ask"}]}))
     assert load_config(str(path)).members[0].variant == "ask"
+    path.write_text('{\n\t"seed": 1,\n\t"retrieve": {"k": 3}\n}\n')
+    assert load_config(str(path)).retrieve.k == 3
+    for content, message in [
+        ('{"seed": 1,}', ":1: not JSON ("),
+        ("seed: 1\n", ":1: not JSON ("),
+        ('{\n\t"seed": 1,\n\t"seed": 2\n}\n', ':3: key "seed" stands twice'),
+        ('{\n\t"batch_size": 1,\n\t"seed": "a\\tb"\n}\n', ':3: seed="a\\tb": use a whole number'),
+    ]:
+        path.write_text(content)
+        with pytest.raises(ConfigError) as caught:
+            load_config(str(path))
+        assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_messages_about_settings_on_standard_input_say_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    for content, message in [
+        ("a: [", "stdin:1: not YAML ("),
+        ("- 1\n", "stdin: holds a list, not a mapping"),
+        ("seed: many\n", 'stdin:1: seed="many": '),
+    ]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+        with pytest.raises(ConfigError) as caught:
+            load_config("-")
+        assert str(caught.value).startswith(message)
+
+
+def test_the_name_of_a_settings_file_is_not_empty() -> None:
+    with pytest.raises(ConfigError, match=r"^config: the name of the settings file is empty; name a file"):
+        load_config("")
 
 
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"- 1\n", ": holds list, not a mapping of settings; write lines such as"),
+        (b"- 1\n", ": holds a list, not a mapping of settings; write lines such as"),
         (b"", ": holds nothing, not a mapping of settings"),
         (b"a: [1\nb: {", ":2: not YAML ("),
         (b"a: \xff\n", ":1: invalid UTF-8 (byte 0xff)"),
@@ -126,7 +164,7 @@ def test_json_is_a_settings_file_too(tmp_path: Path) -> None:
         (b"retrieve:\n  k: 1\n  k: 2\n", ':3: key "k" stands twice in one mapping'),
         (b'{"seed": 1, "seed": 2}', ':1: key "seed" stands twice in one mapping'),
         (b"a: " + b"[" * 3000, ": nested too deeply; flatten it"),
-        (b"encoder: " + b"[" * 100 + b"]" * 100, ":1: encoder=([["),
+        (b"encoder: " + b"[" * 100 + b"]" * 100, ":1: encoder=[[["),
         (b"encoder: &a [*a]", ":1: encoder="),
         (b"2020-13-45: 1", ": holds a value YAML cannot read"),
         (None, ": no such file"),
@@ -206,7 +244,7 @@ def test_a_fingerprint_sees_its_parts_only() -> None:
     ("text", "line", "about"),
     [
         ("batch_size: 4\nretrieve:\n  by: spans\n  kk: 3\n", 4, "unknown setting 'retrieve.kk'"),
-        ("# a comment\nseed: many\n", 2, "seed='many'"),
+        ("# a comment\nseed: many\n", 2, 'seed="many"'),
         ("members:\n- {name: a, source: x/y}\n- name: b\n  source: x/y\n  variant: odd\n", 5, "members.1.variant"),
         ("voters: {a: 1}\n", 1, "voters"),
     ],
@@ -232,7 +270,7 @@ def test_all_wrong_settings_are_named_in_the_order_of_their_lines(tmp_path: Path
     assert others == [  # what there is to choose from stands there once
         f"{path}:3: unknown setting 'qqq'",
         f"{path}:5: unknown setting 'reading.hiden'; did you mean 'hidden'?",
-        f"{path}:6: reading.heads='many': use a whole number, without quotes; 2 more are wrong",
+        f'{path}:6: reading.heads="many": use a whole number, without quotes; 2 more are wrong',
     ]
     # a setting of several types is wrong once
     with pytest.raises(

@@ -259,6 +259,19 @@ def test_readme_file_map_equals_the_tree(root: Path) -> None:
     assert sorted(sources - listed) == [], "README.md's file map lacks these"
 
 
+def test_readme_names_every_instruction_set(root: Path) -> None:
+    from el4ner.kernels._dispatch import INSTRUCTION_SETS
+
+    assert f"EL4NER_ISA={'|'.join(INSTRUCTION_SETS)}" in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_the_demo_writes_is_ignored_even_if_it_is_killed(root: Path) -> None:
+    tracked(root)  # skips where there is no git
+    names = ["demo-output.jsonl", "demo-output.jsonl.0123abcd.partial"]
+    done = subprocess.run(["git", "check-ignore", *names], cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == names
+
+
 def test_file_map_parser() -> None:
     readme = "# x\n## File map\n\nWords.\n\n```text\na.py   first\nb/     second one\n```\n\n```\nc.py no\n```\n"
     assert file_map(readme) == {"a.py": "first", "b/": "second one"}

@@ -144,8 +144,10 @@ def test_bad_json_and_bytes(write) -> None:  # type: ignore[no-untyped-def]
         read_labels(write("[\nx]", "labels.json"))
     with pytest.raises(LabelsError, match=r'^labels\.json:2: label 1: unknown key "nam"; did you mean "name"'):
         read_labels(write('[\n{"nam": "a"}]', "labels.json"))
+    with pytest.raises(LabelsError, match=r'^labels\.json:2: label 1: unknown key "nam"; did you mean "name"'):
+        read_labels(write('[\n\t{"nam":\t"\\ud83d\\ude00"}]', "labels.json"))
     with pytest.raises(LabelsError, match=r'^labels\.json: label 1: unknown key "nam"; did you mean "name"'):
-        read_labels(write('[{"nam":\t"\\ud83d\\ude00"}]', "labels.json"))  # no YAML, so the line is not known
+        read_labels(write('[{"nam": "\x7f"}]', "labels.json"))  # no YAML, so the line is not known
     with pytest.raises(LabelsError, match=r'^labels\.json:2: key "name" stands twice in one object; keep one'):
         read_labels(write('[{"name": "a",\n"name": "b"}]', "labels.json"))
     with pytest.raises(LabelsError, match=r'label 1: "name" is .* leave out line breaks, control characters'):

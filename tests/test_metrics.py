@@ -120,12 +120,17 @@ def test_records_of_the_package_are_accepted_and_bad_ones_refused() -> None:
     assert evaluate([gold], [predicted], n_bootstrap=0).micro.f1 == 1.0
     with pytest.raises(ValueError, match="lists an entity twice"):
         evaluate([record(ADA, ADA)], [])
-    with pytest.raises(ValueError, match="offset '0'"):
+    with pytest.raises(ValueError, match='offset "0"'):
         evaluate([record(("0", 2, "person"))], [])
-    with pytest.raises(ValueError, match="label None"):
+    with pytest.raises(ValueError, match="label null"):
         evaluate([record((0, 2, None))], [])
-    with pytest.raises(ValueError, match="entities is None"):
+    with pytest.raises(ValueError, match="entities is null"):
         evaluate([{"id": "1", "text": "a"}], [])
+    with pytest.raises(ValueError, match="status is null"):
+        evaluate([record(ADA)], [{**record(ADA), "status": None}])
+    with pytest.raises(ValueError, match="label null") as caught:
+        evaluate([{**record((0, 2, None)), "id": "x" * 200_000}], [])
+    assert len(str(caught.value)) < 200
     with pytest.raises(ValueError, match="text is 5"):
         evaluate([{"id": "1", "text": 5, "entities": []}], [])
 
@@ -262,8 +267,8 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line, message in [
         ("{}", 'no "entities"; use a list of {start, end, label}, as el4ner predict writes it'),
         ('{"entities": null}', '"entities" is null; use a list of {start, end, label}, as el4ner predict writes it'),
-        ('{"entities": [{"start": null}]}', "record '2': an entity has the offset None; use integers"),
-        ('{"entities": [3]}', "record '2': an entity is 3; use an object with start, end and label"),
+        ('{"entities": [{"start": null}]}', 'record "2": an entity has the offset null; use integers'),
+        ('{"entities": [3]}', 'record "2": an entity is 3; use an object with start, end and label'),
         ('{"id": [], "entities": []}', '"id" is a list ([]); use a string or an integer'),
         ("x", "not JSON"),
     ]:

@@ -15,7 +15,16 @@ import pytest
 
 from el4ner import conversion, models
 from el4ner.errors import EngineError, ModelNotFoundError
-from el4ner.models import ResolvedModel, download, installed, local_folder, resolve
+from el4ner.models import (
+    ADAPTER_FILES,
+    ResolvedModel,
+    check_adapter,
+    download,
+    installed,
+    local_folder,
+    resolve,
+    server_url,
+)
 
 
 class _Distribution:
@@ -109,6 +118,25 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(ModelNotFoundError, match="name a"):
             resolve(str(path))
+
+
+def test_a_server_without_a_url_and_a_folder_without_an_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ModelNotFoundError, match="'openai:m': no server is named; write openai:MODEL@URL"):
+        server_url("openai:m", None)
+    assert server_url("openai:m@http://a/v1", "http://b/v1") == "http://a/v1"
+    assert server_url("openai:m", "http://b/v1") == "http://b/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://c/v1")
+    assert server_url("openai:m", None) == "http://c/v1"
+    for name in ADAPTER_FILES:
+        with pytest.raises(ModelNotFoundError, match=f"no {name} there; name a folder that peft saved"):
+            check_adapter(str(tmp_path))
+        (tmp_path / name).touch()
+    check_adapter(str(tmp_path))
+    with pytest.raises(ModelNotFoundError, match=r"no adapter_config\.json there"):
+        check_adapter("x" * 300)
 
 
 def test_an_embedded_model_that_is_not_installed(packages: Path) -> None:
