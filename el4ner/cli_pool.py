@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
-from el4ner.cli_predict import check_device, check_stdin, given, model_options, overlap_option
+from el4ner.cli_predict import check_device, check_models, check_stdin, given, model_options, overlap_option
 from el4ner.corpora import scan_examples
 from el4ner.errors import PoolError
 from el4ner.lines import display_name, visible
@@ -39,9 +39,11 @@ def build(config: str | None, quiet: bool, **options: Any) -> None:
         if not quiet:
             click.echo(f"el4ner: {message}", err=True)
 
+    check_stdin((), config, options)
     settings = load_config(config, overrides=given(options))
     check_stdin((), config, settings)
     check_device(settings.device)
+    check_models(settings)
     with warnings_as_messages(Messages(quiet, results_on_stdout=False).warn):
         El4ner.from_config(settings).prepare(progress=say)
     say("the pool is ready")

@@ -94,13 +94,13 @@ def check_models(settings: Config) -> None:
 
     What is wrong with them would show late, the encoder only after minutes of reading.
     """
-    from el4ner.models import SERVER_PREFIX, check_adapter, server_url
+    from el4ner.models import SERVER_PREFIX, adapter_folder, server_url
 
     for member in settings.members:
         if member.source.startswith(SERVER_PREFIX):
             server_url(member.source, settings.server.base_url)
         elif member.adapter is not None:
-            check_adapter(member.adapter)
+            adapter_folder(member.adapter)
     if "encoder" in settings.model_fields_set:  # the default may be missing where nobody needs it
         _check_encoder(settings.encoder)
 

@@ -180,18 +180,19 @@ def server_url(source: str, base_url: str | None) -> str:
     return url
 
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def check_adapter(folder: str) -> None:
-    """Raises ModelNotFoundError if a folder holds no adapter, or none that can be loaded without pickle."""
+def adapter_folder(folder: str) -> Path:
+    """Where an adapter lies. Raises ModelNotFoundError if there is none, or none that can be loaded without pickle."""
     # not pathlib's, which raises for a user who is not there and for a name that is too long
     path = Path(os.path.expanduser(folder))  # noqa: PTH111
-    for name in ADAPTER_FILES:
+    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
         if not os.path.isfile(path / name):  # noqa: PTH113
             raise ModelNotFoundError(
                 f"adapter {folder!r}: no {name} there; name a folder that peft saved, with safetensors"
             )
+    return path
 
 
 def _resolve_path(source: str, path: Path) -> ResolvedModel:

@@ -16,9 +16,9 @@ import pytest
 from el4ner import conversion, models
 from el4ner.errors import EngineError, ModelNotFoundError
 from el4ner.models import (
-    ADAPTER_FILES,
+    ADAPTER_WEIGHTS,
     ResolvedModel,
-    check_adapter,
+    adapter_folder,
     download,
     installed,
     local_folder,
@@ -130,13 +130,13 @@ def test_a_server_without_a_url_and_a_folder_without_an_adapter(
     assert server_url("openai:m", "http://b/v1") == "http://b/v1"
     monkeypatch.setenv("OPENAI_BASE_URL", "http://c/v1")
     assert server_url("openai:m", None) == "http://c/v1"
-    for name in ADAPTER_FILES:
+    for name in ("adapter_config.json", ADAPTER_WEIGHTS):
         with pytest.raises(ModelNotFoundError, match=f"no {name} there; name a folder that peft saved"):
-            check_adapter(str(tmp_path))
+            adapter_folder(str(tmp_path))
         (tmp_path / name).touch()
-    check_adapter(str(tmp_path))
+    assert adapter_folder(str(tmp_path)) == tmp_path
     with pytest.raises(ModelNotFoundError, match=r"no adapter_config\.json there"):
-        check_adapter("x" * 300)
+        adapter_folder("x" * 300)
 
 
 def test_an_embedded_model_that_is_not_installed(packages: Path) -> None:

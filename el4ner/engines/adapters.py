@@ -9,16 +9,12 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
-import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from el4ner.errors import EngineError
-from el4ner.models import folder_digest
-
-WEIGHTS = "adapter_model.safetensors"
+from el4ner.models import ADAPTER_WEIGHTS, adapter_folder, folder_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +32,12 @@ class Adapter:
 
 
 def find_adapter(folder: str) -> Adapter:
-    """The adapter in a folder. Raises EngineError if there is none, or none that can be loaded without pickle."""
+    """The adapter in a folder. Raises ModelNotFoundError if there is none, EngineError if it cannot be read."""
     from safetensors import safe_open
 
-    # not pathlib's, which raises for a user who is not there and for a name that is too long
-    path = Path(os.path.expanduser(folder))  # noqa: PTH111
-    for name in ("adapter_config.json", WEIGHTS):
-        if not os.path.isfile(path / name):  # noqa: PTH113
-            raise EngineError(f"adapter {folder!r}: no {name} there; name a folder that peft saved, with safetensors")
+    path = adapter_folder(folder)
     try:
-        with safe_open(path / WEIGHTS, framework="numpy") as file:
+        with safe_open(path / ADAPTER_WEIGHTS, framework="numpy") as file:
             shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  # no mapping
     except Exception as error:  # a damaged file fails in its own ways
         raise EngineError(f"adapter {folder!r} cannot be read: {first_line(error)}") from error

@@ -14,7 +14,6 @@ The last two know no probabilities: the choice that was written gets `ANSWERED`,
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +44,7 @@ from el4ner.engines.server_requests import (
     restored,
 )
 from el4ner.errors import EngineError
-from el4ner.models import resolve
+from el4ner.models import resolve, server_url
 
 Way = Literal["echo", "listed", "schema", "answer"]
 WAYS: Mapping[Way, str] = {
@@ -74,7 +73,8 @@ class OpenAIEngine:
     source: `openai:MODEL@URL`, `openai:MODEL` for the server of the settings or of OPENAI_BASE_URL, or a URL that
     serves one model. chat: ask within the server's chat template (/chat/completions), or let the model continue the
     plain text (/completions). Answers are remembered, so that a batch that failed for one request costs the others
-    nothing when it is asked again. Raises EngineError where the server cannot be reached or has no such model.
+    nothing when it is asked again. Raises EngineError where the server cannot be reached or has no such model,
+    ModelNotFoundError where none is named.
     """
 
     n_layers = 0
@@ -88,13 +88,7 @@ class OpenAIEngine:
         self.chat = chat
         self.counts = TokenCounts()
         resolved = resolve(source)
-        url = resolved.location or self.settings.base_url or os.environ.get("OPENAI_BASE_URL")
-        if not url:
-            raise EngineError(
-                f"model {source!r}: no server is named; write openai:MODEL@URL, or give --base-url, server.base_url or "
-                "OPENAI_BASE_URL"
-            )
-        self._server = Server(url, self.settings, budget)
+        self._server = Server(server_url(source, self.settings.base_url), self.settings, budget)
         listed = self._server.models()
         self.model = resolved.name or self._only(listed)
         self._models = [str(row["id"]) for row in listed]
