@@ -420,6 +420,14 @@ def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner]) -
     assert pipeline.configs[-1].overlap == "nested"
     twice = run("pool", "build", "--examples", "-", "--labels", "-", stdin="{}")
     assert (twice.exit_code, "is named for --examples and --labels" in twice.stderr) == (2, True)
+    prepared = pipeline.prepared
+    for wrong, message in (
+        (["--examples", "-", "--config", "-"], "is named for --examples and --config"),
+        (["--members", "a=openai:m"], "no server is named"),
+        (["--members", "a=x+folder"], "no adapter_config.json there"),
+    ):
+        result = run("pool", "build", *wrong, stdin="not settings")
+        assert (result.exit_code, message in result.stderr, pipeline.prepared) == (2, True, prepared)
 
 
 def test_evaluate_tables_and_json() -> None:
