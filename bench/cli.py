@@ -21,7 +21,7 @@ from el4ner.bench.cli_options import (
 from el4ner.bench.cli_pipeline import pipeline
 from el4ner.bench.cli_report import compare, report
 from el4ner.bench.cli_run import ablate, run, tune
-from el4ner.cli_messages import unexpected, warnings_as_messages
+from el4ner.cli_messages import escape_what_stdout_lacks, unexpected, warnings_as_messages
 from el4ner.errors import El4nerError
 from el4ner.interrupts import INTERRUPTED, end_in_order
 
@@ -159,6 +159,7 @@ def _warn(message: str) -> None:
 def main() -> None:
     """Entry point: errors raised on purpose become one line and their exit code."""
     end_in_order()
+    escape_what_stdout_lacks()
     try:
         with warnings_as_messages(_warn):
             group()

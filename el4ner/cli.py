@@ -5,17 +5,15 @@ Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok
 
 from __future__ import annotations
 
-import codecs
 import errno
 import os
 import sys
 import traceback
-from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import click
 
-from el4ner.cli_messages import need_stdout, say_warning, unexpected, warnings_as_messages
+from el4ner.cli_messages import escape_what_stdout_lacks, need_stdout, say_warning, unexpected, warnings_as_messages
 from el4ner.cli_plan import plan
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
@@ -84,17 +82,6 @@ class _Commands(click.Group):
         ctx.exit(1)
 
 
-def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """What stdout's encoding has not, as the escapes of JSON: readable for people, and valid where JSON is printed."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)), error.end
-
-
-codecs.register_error("el4ner.escaped", _escaped)
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="el4ner", prog_name="el4ner", message="%(prog)s %(version)s")
 def main() -> None:
@@ -102,8 +89,7 @@ def main() -> None:
 
     Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok, 130 interrupted.
     """
-    if isinstance(sys.stdout, TextIOWrapper):  # not where it is closed, or replaced
-        sys.stdout.reconfigure(errors="el4ner.escaped")
+    escape_what_stdout_lacks()
 
 
 main.add_command(predict)

@@ -1,13 +1,15 @@
-"""What the commands say on stderr, warnings of libraries included, and whether there is a stdout to write to."""
+"""What the commands say on stderr, warnings of libraries included, and what stdout can take."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import TextIOWrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -144,3 +146,20 @@ class _Bar:
     ) -> None:
         self._messages.stop()
         self._progress.stop()
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What stdout's encoding has not, as the escapes of JSON: readable for people, and valid where JSON is printed."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)), error.end
+
+
+codecs.register_error("el4ner.escaped", _escaped)
+
+
+def escape_what_stdout_lacks() -> None:
+    """From now on what stdout's encoding has not is written as escapes; it would end a command with an error."""
+    if isinstance(sys.stdout, TextIOWrapper):  # not where it is closed, or replaced
+        sys.stdout.reconfigure(errors="el4ner.escaped")
