@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 from el4ner.engines import Generate, SubstringList, decoding, lanes, load_engine  # noqa: E402  # noqa: E402
 from el4ner.engines import transformers as engine_module  # noqa: E402
 from el4ner.engines.drafts import Lookup  # noqa: E402
+from el4ner.engines.prefix_cache import Chunk, PrefixCache, PrefixRunner  # noqa: E402
 
 TEXTS = (
     "Ada Lovelace met Charles Babbage in London, and Charles Babbage met Ada Lovelace in Turin.",
@@ -64,10 +66,20 @@ def test_drafts_change_no_reply_and_save_steps(grounded: bool, monkeypatch: pyte
     assert drafted.steps < plain.steps == max(reply.generated_tokens for reply in written) - 1
     monkeypatch.setattr(decoding, "_LEAST_DRAFT", 16)
     monkeypatch.setattr(decoding, "_LONGEST_DRAFT", 16)
-    monkeypatch.setattr(decoding, "SPARE_COLUMNS", 2)  # less than a step takes: the memory grows
-    monkeypatch.setattr(lanes, "SPARE_COLUMNS", 1)
+    monkeypatch.setattr(decoding, "_spare", lambda _: 2)  # less than a step takes: the memory grows
     assert engine.generate(_requests(grounded)) == written
     assert [engine.generate([request])[0] for request in _requests(grounded)] == written
+
+
+def test_prefixes_that_are_continued_are_copied_within_a_budget() -> None:
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2))
+    backbone = SimpleNamespace(config=config)
+    runner = PrefixRunner(backbone, torch.device("cpu"), torch.float32, PrefixCache(1 << 20), 64, copied_bytes=3000)
+    parent = Chunk((0,) * 100, None, [], 100, (0,) * 100, 1000)  # 10 bytes a token
+    jobs: dict[tuple[int, ...], tuple[Chunk | None, tuple[int, ...]]] = {(i,): (parent, (i,)) for i in range(7)}
+    assert [len(batch) for batch in runner._batches(jobs)] == [3, 3, 1]
+    without = {key: (None, tokens) for key, (_, tokens) in jobs.items()}
+    assert [len(batch) for batch in runner._batches(without)] == [7]
 
 
 def test_a_lane_gives_back_the_columns_of_wrong_drafts() -> None:

@@ -18,12 +18,14 @@ from el4ner.engines.chat import PromptTokens, TokenIds
 from el4ner.engines.drafts import Lookup
 from el4ner.engines.grammar import RowGrammar
 from el4ner.engines.head import Head
-from el4ner.engines.lanes import SPARE_COLUMNS, Lane, LaneMemory
+from el4ner.engines.lanes import Lane, LaneMemory
 from el4ner.engines.prefix_cache import Chunk, Continued, PrefixRunner, Row
 from el4ner.engines.repeated import RepeatedCache
 from el4ner.engines.scoring import Budgets
 from el4ner.engines.token_trie import TokenTrie
 
+_LEAST_SPARE = 48
+"""Columns for what a row's replies write, at least."""
 _LEAST_DRAFT, _LONGEST_DRAFT = 2, 16
 """Tokens of a draft: as many where many replies are written; at most. Two of three drafted tokens were right (grounded
 lists of the embedded model over WNUT17), and one costs about 0.4 of a token that is read alone, so two always pay."""
@@ -159,7 +161,7 @@ class BatchDecoder:
                 own.computed += trie.missing(own.prompt.rest)
                 ends[-1].append(trie.insert(own.prompt.rest))
             inputs.append(Row(prefix, trie.tokens, trie.depths, trie.ancestors()))
-        state = self._runner.forward(inputs, extra=SPARE_COLUMNS)
+        state = self._runner.forward(inputs, extra=_spare(rows))
         memory = LaneMemory(state, len(rows))
         going = [
             (_lane(reply, r, inputs[r], end, state), reply)
@@ -254,3 +256,11 @@ class PlainDecoder:
                         break
                     ids.append(token)
                     logits, past = self._repeated.follow(ids if past is None else [token], past)
+
+
+def _spare(rows: Sequence[Sequence[Reply]]) -> int:
+    """Columns that a row's lanes share at first: what replies are taken to use, half of their limits.
+
+    Memory that grows a little at a time leaves holes that nothing fits into.
+    """
+    return max(_LEAST_SPARE, max(sum(reply.limit for reply in row) for row in rows) // 2)

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from el4ner.engines.drafts import Lookup
 from el4ner.engines.prefix_cache import Continued
 
-SPARE_COLUMNS = 48
-"""Columns that a row's lanes share at first, and how many more it gets when they are used up, which copies it all."""
-
 
 @dataclass(eq=False, slots=True)
 class Lane:
@@ -61,7 +58,10 @@ class Step:
 
 
 class LaneMemory:
-    """Which columns of the memory are free, row by row. The last one is nobody's: padding is written there."""
+    """Which columns of the memory are free, row by row. The last one is nobody's: padding is written there.
+
+    Where they are used up lanes get twice as many, which copies it all.
+    """
 
     def __init__(self, state: Continued, n_rows: int) -> None:
         self._state = state
@@ -76,7 +76,7 @@ class LaneMemory:
         short = max(count - len(self._free[row]) for row, count in needed.items())
         if short > 0:
             old = self._state.capacity
-            self._state.grow(old + max(short, SPARE_COLUMNS))
+            self._state.grow(old + max(short, old - self._begin))
             for own in self._free:
                 own += range(old - 1, self._state.capacity - 1)
         for lane in lanes:

@@ -213,18 +213,21 @@ class Row:
 class PrefixRunner:
     """Runs the backbone of a causal model behind cached prefixes.
 
-    forward_tokens: padded new tokens per forward pass when prefixes are computed. Raises what torch raises.
+    forward_tokens: padded new tokens per forward pass when prefixes are computed. copied_bytes: what the prefixes that
+    these continue may take, copied side by side. Raises what torch raises.
     computed, padded: tokens that `forward` has run so far, without and with padding.
     """
 
     def __init__(
-        self, backbone: Any, device: torch.device, dtype: torch.dtype, cache: PrefixCache, forward_tokens: int
-    ):
+        self, backbone: Any, device: torch.device, dtype: torch.dtype, cache: PrefixCache, forward_tokens: int,
+        copied_bytes: int = 1 << 30,
+    ) -> None:  # fmt: skip
         self._backbone = backbone
         self._device = device
         self._dtype = dtype
         self.cache = cache
         self._forward_tokens = forward_tokens
+        self._copied_bytes = copied_bytes
         self._n_layers = int(backbone.config.get_text_config().num_hidden_layers)
         self.computed = 0
         self.padded = 0
@@ -347,15 +350,26 @@ class PrefixRunner:
     def _compute(
         self, jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]], held: dict[tuple[int, ...], Chunk]
     ) -> None:
-        keys = list(jobs)
-        for batch in length_batches([len(jobs[key][1]) for key in keys], self._forward_tokens):
-            rows = [Row(*jobs[keys[index]]) for index in batch]
+        for keys in self._batches(jobs):
+            rows = [Row(*jobs[key]) for key in keys]
             done = self.forward(rows)
-            for position, index in enumerate(batch):
-                chunk = _chunk(done, position, rows[position], keys[index])
+            for position, key in enumerate(keys):
+                chunk = _chunk(done, position, rows[position], key)
                 self._spent[chunk.key] = len(chunk.tokens)
                 held[chunk.key] = chunk
                 self.cache.add(chunk)
+
+    def _batches(self, jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]]) -> list[list[tuple[int, ...]]]:
+        """What is computed at once: of like length, and no more rows than their prefixes may be copied for."""
+        keys = list(jobs)
+        batches: list[list[tuple[int, ...]]] = []
+        for batch in length_batches([len(jobs[key][1]) for key in keys], self._forward_tokens):
+            parents = [parent for parent, _ in (jobs[keys[index]] for index in batch) if parent is not None]
+            per_token = max((parent.n_bytes // len(parent.tokens) for parent in parents), default=0)
+            longest = max((parent.length for parent in parents), default=0)
+            rows = max(1, self._copied_bytes // max(1, longest * per_token))
+            batches += [[keys[index] for index in batch[i : i + rows]] for i in range(0, len(batch), rows)]
+        return batches
 
 
 def additive_mask(sees: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -292,7 +292,8 @@ class TransformersEngine:
         return tuple(sorted(set(ids)))
 
     def _runner(self, forward_tokens: int) -> PrefixRunner:
-        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens)
+        copied = self._budgets(forward_tokens).kv_bytes
+        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens, copied)
 
     @property
     def prefix_tokens(self) -> int:
