@@ -90,13 +90,16 @@ def check_device(device: str) -> None:
 
 
 def check_models(settings: Config) -> None:
-    """Raises UsageError or ModelNotFoundError where a server, an adapter or the encoder is not there.
+    """Raises UsageError or ModelNotFoundError where a server, an adapter or the encoder is not there, or is none.
 
     What is wrong with them would show late, the encoder only after minutes of reading.
     """
-    from el4ner.models import SERVER_PREFIX, adapter_folder, server_url
+    from el4ner.models import SERVER_PREFIX, adapter_folder, server_url, writes
 
     for member in settings.members:
+        if not writes(member.source):
+            raise ConfigError(f"member {member.name!r}: {member.source} is an encoder, which answers no questions; "
+                              "name a language model, such as embedded:smollm2")  # fmt: skip
         if member.source.startswith(SERVER_PREFIX):
             server_url(member.source, settings.server.base_url)
         elif member.adapter is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import secrets
 import stat
 import sys
@@ -350,13 +351,22 @@ def dump_line(record: Mapping[str, Any]) -> bytes:
     return line + b"\n"
 
 
+def _descriptor(path: str) -> int | None:
+    """The number under which this process has something open, of a path that names it so."""
+    named = re.fullmatch(r"/dev/(?:fd/(\d+)|(stdout)|(stderr))|/proc/self/fd/(\d+)", path)
+    if named is None:
+        return None
+    return 1 if named[2] else 2 if named[3] else int(named[1] or named[4])
+
+
 class OutputFile:
     """A file that appears under its name only when it is complete.
 
     Written beside its place as NAME.xxxxxxxx.partial and renamed at the end of the `with` block; if the block ends
     with an exception, the part that was written stays under that name (`partial`), or is removed if it is empty.
     A file that is replaced hands on its permissions, and its owner where the system allows that. A name that ends in
-    .gz is zipped, without a time stamp, so that equal records give equal bytes. Devices and pipes are written directly.
+    .gz is zipped, without a time stamp, so that equal records give equal bytes. Devices and pipes are written directly,
+    and what this process has open by its number (/dev/stdout, /dev/fd/N) where it stands: `>> file` adds to the file.
     Raises UsageError on construction if the place cannot be written to, which is tried.
     """
 
@@ -370,7 +380,8 @@ class OutputFile:
         if self._old is not None and stat.S_ISSOCK(self._old.st_mode):
             raise UsageError(f"{self._name}: is a socket, which is no file; name a file or a pipe")
         self.path = Path(os.path.realpath(path))
-        direct = self._old is not None and not self.path.is_file()
+        self._descriptor = _descriptor(str(path)) if self._old is not None else None
+        direct = self._old is not None and (self._descriptor is not None or not self.path.is_file())
         if direct:  # the pipe behind /dev/stdout has no name but this one
             self.path = Path(path)
         if not self.path.parent.is_dir():
@@ -398,6 +409,8 @@ class OutputFile:
 
     def _open(self) -> BinaryIO:
         try:
+            if self._descriptor is not None:
+                return os.fdopen(os.dup(self._descriptor), "wb")
             return self._written_to.open("wb") if self._written_to is self.path else self._open_partial()
         except OSError as error:
             raise UsageError(f"{self._name}: cannot be written ({error.strerror}); choose another place") from None

@@ -42,6 +42,8 @@ class EmbeddedModel:
     licence: str
     chat: bool = True
     """Whether questions are asked within the chat template where settings leave it open."""
+    encoder: bool = False
+    """Whether it reads sentences and writes nothing."""
 
 
 EMBEDDED: tuple[EmbeddedModel, ...] = (
@@ -65,6 +67,7 @@ EMBEDDED: tuple[EmbeddedModel, ...] = (
         kind="folder",
         hub_id="sentence-transformers/all-MiniLM-L6-v2",
         licence="Apache-2.0",
+        encoder=True,
     ),
 )
 SERVER_PREFIX = "openai:"
@@ -123,6 +126,11 @@ def prefers_chat(source: str) -> bool:
 def known_names() -> tuple[str, ...]:
     """Names that work without a path, hub id or URL."""
     return tuple(_BY_NAME)
+
+
+def writes(source: str) -> bool:
+    """Whether a source may be a member's: not where it is known to be an encoder."""
+    return source not in _BY_NAME or not _BY_NAME[source].encoder
 
 
 def resolve(source: str) -> ResolvedModel:

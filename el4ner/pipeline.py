@@ -226,8 +226,12 @@ class El4ner:
         close decisions: those that rounding in reduced precision might turn, by record and span (the
         first 10,000).
         tokens by stage: per member those of prompts, those of them that were not computed because another prompt
-        had them already, and those of replies.
+        had them already, and those of replies. Waits for a batch of another thread.
         """
+        with self._lock:
+            return self._report()
+
+    def _report(self) -> dict[str, Any]:
         team, preparation = self._team, self._preparation
         return {
             "settings": self.config.model_dump(mode="json"),

@@ -245,6 +245,7 @@ def test_only_what_was_given_reaches_the_settings(pipeline: type[FakeEl4ner]) ->
         (["x.jsonl", "--labels", ""], 'el4ner: error: settings: labels="": it is empty; write a name'),
         (["x.jsonl", "--config", ""], "el4ner: error: config: the name of the settings file is empty; name a file"),
         (["x.jsonl", "--members", "a=openai:m"], "el4ner: error: model 'openai:m': no server is named; write openai:"),
+        (["x.jsonl", "--members", "a=embedded:minilm"], "el4ner: error: member 'a': embedded:minilm is an encoder, "),
         (["x.jsonl", "--members", "a=openai:"], "el4ner: error: a source that starts with openai: names no model"),
         (["x.jsonl", "--members", "a=x+folder"], "el4ner: error: adapter 'folder': no adapter_config.json there; name"),
         (["x.jsonl", "--config", "missing.yaml"], "el4ner: error: "),

@@ -435,7 +435,16 @@ def test_pipes_are_written_by_the_name_that_was_given(here: Path) -> None:
     with Path("unlinked").open("w+b") as unlinked:
         Path("unlinked").unlink()
         write_predictions(f"/dev/fd/{unlinked.fileno()}", [Prediction("2", "b")])
+        unlinked.seek(0)
         assert json.loads(unlinked.read())["id"] == "2"
+    with Path("log").open("ab") as log:
+        log.write(b"before\n")
+        log.flush()
+        for name in ("3", "4"):
+            write_predictions(f"/dev/fd/{log.fileno()}", [Prediction(name, "c")])
+    first, *others = Path("log").read_bytes().splitlines()
+    assert (first, [json.loads(line)["id"] for line in others]) == (b"before", ["3", "4"])
+    Path("log").unlink()
     assert list(here.iterdir()) == []
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("s")
