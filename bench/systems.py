@@ -29,7 +29,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "retrieval-voter": {"voters": ["retrieval"]},
 }
 """default: whoever the pool says is worth asking. all: everybody. The voters alone choose their threshold on the pool
-as the default does."""
+as the default does. Beside these, `members` asks the prompted members together and no other voter, `member:NAME` one."""
 
 
 def _baseline(module: str, name: str) -> Maker:
@@ -51,6 +51,7 @@ BASELINES: Mapping[str, Maker] = {
     "fine-tuned": _baseline("fine_tuned", "FineTuned"),
 }
 
+MEMBERS = "members"
 MEMBER = "member:"
 _AT = re.compile(r"(.+)@(\d*\.?\d+)")
 
@@ -58,7 +59,7 @@ _AT = re.compile(r"(.+)@(\d*\.?\d+)")
 def system_names() -> str:
     """What may be named, for messages."""
     return (
-        f"{', '.join((*OWN, *BASELINES))}, {MEMBER}NAME, or a configuration file (.yaml, .yml, .json); "
+        f"{', '.join((*OWN, MEMBERS, *BASELINES))}, {MEMBER}NAME, or a configuration file (.yaml, .yml, .json); "
         "NAME@P for a target precision P"
     )
 
@@ -103,6 +104,8 @@ def make_system(
         return OwnSystem(short_name(name), load_config(base, merge(settings, fixed)), bench)
     if base.startswith(MEMBER):
         own: Mapping[str, Any] = {"voters": [base.removeprefix(MEMBER)]}
+    elif base == MEMBERS:
+        own = {"voters": [member.name for member in bench.config.members]}
     elif base in OWN:
         own = OWN[base]
     else:

@@ -358,12 +358,14 @@ def test_the_budget_of_demonstrations_holds_for_all(tmp_path: Path) -> None:
     bench = Workbench(make_config({}), 3, 7)
     file = tmp_path / "mine.yaml"
     file.write_text("retrieve: {k: 8}\nvoters: all\n")
-    for name in ("default", "paper", "member:smollm2-ask", str(file)):
+    for name in ("default", "paper", "members", "member:smollm2-ask", str(file)):
         system = make_system(name, bench, {"overlap": "nested"}, {})
         assert system.name == short_name(name)
         settings: Any = system.settings
         assert (settings["retrieve"]["k"], settings["seed"], settings["overlap"]) == (3, 7, "nested")
     assert short_name(str(file)) == "mine"
+    members: Any = make_system("members", bench, {}, {}).settings
+    assert list(members["voters"]) == ["smollm2-list", "smollm2-ask", "smollm2-define"]
 
 
 def test_an_operating_point_is_a_system_of_its_own(tmp_path: Path) -> None:
