@@ -161,7 +161,7 @@ class BatchDecoder:
                 own.computed += trie.missing(own.prompt.rest)
                 ends[-1].append(trie.insert(own.prompt.rest))
             inputs.append(Row(prefix, trie.tokens, trie.depths, trie.ancestors()))
-        state = self._runner.forward(inputs, extra=_spare(rows))
+        state = self._runner.forward(inputs, _spare(rows), most=_most(rows))
         memory = LaneMemory(state, len(rows))
         going = [
             (_lane(reply, r, inputs[r], end, state), reply)
@@ -259,8 +259,10 @@ class PlainDecoder:
 
 
 def _spare(rows: Sequence[Sequence[Reply]]) -> int:
-    """Columns that a row's lanes share at first: what replies are taken to use, half of their limits.
+    """Columns that a row's lanes share at first: what replies are taken to use, half of their limits."""
+    return min(max(_LEAST_SPARE, _most(rows) // 2), _most(rows))
 
-    Memory that grows a little at a time leaves holes that nothing fits into.
-    """
-    return max(_LEAST_SPARE, max(sum(reply.limit for reply in row) for row in rows) // 2)
+
+def _most(rows: Sequence[Sequence[Reply]]) -> int:
+    """Columns that a row's lanes can use: all their tokens, and one for padding."""
+    return max(sum(reply.limit for reply in row) for row in rows) + 1

@@ -60,7 +60,7 @@ class Step:
 class LaneMemory:
     """Which columns of the memory are free, row by row. The last one is nobody's: padding is written there.
 
-    Where they are used up lanes get twice as many, which copies it all.
+    Where they are used up lanes get twice as many, at most those that were laid out.
     """
 
     def __init__(self, state: Continued, n_rows: int) -> None:
@@ -76,7 +76,7 @@ class LaneMemory:
         short = max(count - len(self._free[row]) for row, count in needed.items())
         if short > 0:
             old = self._state.capacity
-            self._state.grow(old + max(short, old - self._begin))
+            self._state.grow(min(old + max(short, old - self._begin), self._state.most))
             for own in self._free:
                 own += range(old - 1, self._state.capacity - 1)
         for lane in lanes:
@@ -88,7 +88,7 @@ class LaneMemory:
         self._free[row] += columns
 
     def drop(self, lanes: Sequence[Lane]) -> None:
-        """Leave out rows without a lane once they are half of all: it copies the memory of the others."""
+        """Leave out rows without a lane once they are half of all: the others move to the front."""
         rows = sorted({lane.row for lane in lanes})
         if 2 * len(rows) > len(self._free):
             return

@@ -6,6 +6,8 @@ its keys and values once. What was used longest ago goes first, and a chunk stay
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +97,44 @@ class PrefixCache:
         self.n_bytes = 0
 
 
+_MAPPED_BYTES = 1 << 20
+"""Memory is mapped from this size on, which is returned as soon as it is free."""
+
+
+class _Block:
+    """One piece of memory for the keys and values of all blocks of a model, up to `columns` of them.
+
+    Many pieces of changing size would leave holes in the heap that nothing fits into. On a CPU what is not written to
+    takes no memory, so columns may be asked for that few replies need.
+    """
+
+    def __init__(self, n_layers: int, columns: int) -> None:
+        self.columns = columns
+        self._pieces = 2 * n_layers
+        self._memory: torch.Tensor | None = None
+        self._taken = 0
+
+    def take(self, like: torch.Tensor) -> torch.Tensor:
+        """Zeros (B, H, columns, D) for keys or values (B, H, N, D). Zeros, since what a mask hides must be finite."""
+        shape = (*like.shape[:2], self.columns, like.shape[3])
+        if self._memory is None:
+            self._memory = _zeros((self._pieces, *shape), like)
+        memory = self._memory
+        if self._taken == len(memory) or memory.shape[1:] != shape or memory.dtype != like.dtype:
+            return _zeros(shape, like)  # a model whose blocks differ
+        self._taken += 1
+        return memory[self._taken - 1]
+
+
+def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros of the same kind; on a CPU from the system, whose pages are there when they are first written to."""
+    n_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or n_bytes < _MAPPED_BYTES:
+        return like.new_zeros(shape)
+    # not by numpy: it asks for huge pages, which are there as a whole
+    return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=like.dtype).view(shape)
+
+
 class _BufferLayer(DynamicLayer):
     """One block's keys and values in memory that is allocated once: prefixes on the left, new tokens behind them.
 
@@ -104,21 +144,22 @@ class _BufferLayer(DynamicLayer):
     keys: torch.Tensor  # None only until the first update
     values: torch.Tensor
 
-    def __init__(self, prefixes: list[Layers], prefix_width: int, capacity: int) -> None:
+    def __init__(self, prefixes: list[Layers], prefix_width: int, capacity: int, block: _Block) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._prefixes = prefixes
         self._width = prefix_width
+        self._block = block
+        self._whole: tuple[torch.Tensor, torch.Tensor] | None = None
         self.capacity = capacity
         self.filled = 0
         self.places: tuple[torch.Tensor, torch.Tensor] | None = None
         """Rows and columns (B, N) that the next tokens are written to; None: behind what is there."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate for (B, H, capacity, D) and copy the prefixes in. Padding is zero, since 0 x NaN would be NaN."""
+        """Memory for (B, H, capacity, D), and the prefixes copied in."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        rows, heads = key_states.shape[:2]
-        self.keys = key_states.new_zeros((rows, heads, self.capacity, key_states.shape[-1]))
-        self.values = value_states.new_zeros((rows, heads, self.capacity, value_states.shape[-1]))
+        self._whole = self._block.take(key_states), self._block.take(value_states)
+        self._show(key_states.shape[0])
         for row, chunks in enumerate(self._prefixes):
             at = 0
             for keys, values in chunks:
@@ -128,6 +169,11 @@ class _BufferLayer(DynamicLayer):
         self._prefixes = []
         self.filled = self._width
         self.is_initialized = True
+
+    def _show(self, rows: int) -> None:
+        """The first rows, and the columns that are in use."""
+        assert self._whole is not None, "there is no memory before the first update"
+        self.keys, self.values = (memory[:rows, :, : self.capacity] for memory in self._whole)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -153,23 +199,24 @@ class _BufferLayer(DynamicLayer):
         """Columns in use, padding included."""
         return self.filled if self.is_initialized else self._width
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep only these rows of the batch."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep only these rows of the batch, in ascending order: they move to the front."""
+        for to, row in enumerate(rows):
+            if to != row:
+                self.keys[to], self.values[to] = self.keys[row], self.values[row]
+        self._show(len(rows))
 
     def grow(self, capacity: int) -> None:
-        """More columns behind those that are there."""
-        more = (0, 0, 0, capacity - self.capacity)
-        self.keys = torch.nn.functional.pad(self.keys, more)
-        self.values = torch.nn.functional.pad(self.values, more)
+        """More of the columns that were laid out."""
         self.capacity = capacity
+        self._show(len(self.keys))
 
 
 @dataclass(slots=True)
 class Continued:
     """A forward pass behind prefixes: hidden states (B, N, D) after the final norm, and the memory it wrote to.
 
-    prefix_width, width: columns of the padded prefixes and of the padded new tokens.
+    prefix_width, width: columns of the padded prefixes and of the padded new tokens. most: columns it may grow to.
     """
 
     hidden: torch.Tensor
@@ -177,6 +224,7 @@ class Continued:
     layers: list[_BufferLayer]
     prefix_width: int
     width: int
+    most: int
 
     @property
     def capacity(self) -> int:
@@ -184,15 +232,15 @@ class Continued:
         return self.layers[0].capacity
 
     def grow(self, capacity: int) -> None:
-        """More columns; block by block, so that only one block's memory is there twice."""
+        """More of the columns that were laid out; there are `most`."""
+        assert capacity <= self.most, "more columns than were laid out"
         for layer in self.layers:
             layer.grow(capacity)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep only these rows of the memory."""
-        index = torch.tensor(rows, device=self.hidden.device)
+        """Keep only these rows of the memory, in ascending order."""
         for layer in self.layers:
-            layer.keep(index)
+            layer.keep(rows)
 
 
 @dataclass(slots=True)
@@ -233,8 +281,9 @@ class PrefixRunner:
         self.padded = 0
         self._spent: dict[tuple[int, ...], int] = {}
 
-    def forward(self, rows: Sequence[Row], extra: int = 0) -> Continued:
-        """One forward pass over all rows, padded on the right. extra: columns to leave free behind them."""
+    def forward(self, rows: Sequence[Row], extra: int = 0, most: int = 0) -> Continued:
+        """One forward pass over all rows, padded on the right. extra: columns to leave free behind them; most: columns
+        that these may become."""
         prefix_width = max(row.start for row in rows)
         width = max(len(row.tokens) for row in rows)
         self.computed += sum(len(row.tokens) for row in rows)
@@ -247,10 +296,9 @@ class PrefixRunner:
             depths = torch.tensor(list(row.depths)) if row.depths is not None else torch.arange(n)
             positions[index, :n] = depths + row.start
         chains = [row.prefix.chain() if row.prefix is not None else [] for row in rows]
+        capacity, block = prefix_width + width + extra, _Block(self._n_layers, prefix_width + width + max(extra, most))
         layers = [
-            _BufferLayer(
-                [[chunk.layers[n] for chunk in chain] for chain in chains], prefix_width, prefix_width + width + extra
-            )
+            _BufferLayer([[chunk.layers[n] for chunk in chain] for chain in chains], prefix_width, capacity, block)
             for n in range(self._n_layers)
         ]
         cache = Cache(layers=list(layers))
@@ -262,7 +310,7 @@ class PrefixRunner:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-        return Continued(hidden, cache, layers, prefix_width, width)
+        return Continued(hidden, cache, layers, prefix_width, width, block.columns)
 
     def step(
         self,
@@ -399,9 +447,12 @@ def _stops(paths: Sequence[tuple[TokenIds, ...]]) -> set[tuple[int, ...]]:
 
 def _chunk(done: Continued, position: int, row: Row, key: tuple[int, ...]) -> Chunk:
     start, end = done.prefix_width, done.prefix_width + len(row.tokens)
-    layers = [
-        (layer.keys[position, :, start:end].clone(), layer.values[position, :, start:end].clone())
-        for layer in done.layers
-    ]
+    block = _Block(len(done.layers), end - start)  # in one piece, as above
+
+    def copied(memory: torch.Tensor) -> torch.Tensor:
+        own = memory[position : position + 1, :, start:end]
+        return block.take(own).copy_(own)[0]
+
+    layers = [(copied(layer.keys), copied(layer.values)) for layer in done.layers]
     size = sum(keys.nbytes + values.nbytes for keys, values in layers)
     return Chunk(tuple(row.tokens), row.prefix, layers, row.start + len(row.tokens), key, size)
