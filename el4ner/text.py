@@ -11,7 +11,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import regex  # type: ignore[import-untyped]
@@ -60,10 +62,29 @@ def words(text: str) -> list[Span]:
 
 
 @lru_cache(maxsize=1)
+def _tagger() -> Any:
+    """textblob's module of taggers by itself.
+
+    The whole package imports nltk, and with it scikit-learn and pandas where these are installed: some seconds of every
+    start and 170 MiB, of which a tagger needs nothing.
+    """
+    package = find_spec("textblob")
+    folders = list(package.submodule_search_locations or ()) if package is not None else []
+    spec = spec_from_file_location("el4ner._textblob_tagger", Path(folders[0], "_text.py")) if folders else None
+    if spec is None or spec.loader is None:
+        raise ImportError("textblob is not installed as files; reinstall it: pip install --force-reinstall textblob")
+    module: Any = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.FOLDER = Path(folders[0], "en")
+    return module
+
+
+@lru_cache(maxsize=1)
 def _lexicon() -> Any:
     """The English tagger that textblob carries: a word list with suffix rules, no corpus to download."""
-    from textblob.en import lexicon
-
+    tagger = _tagger()
+    rules = {name: str(tagger.FOLDER / f"en-{name}.txt") for name in ("morphology", "context", "entities")}
+    lexicon = tagger.Lexicon(path=str(tagger.FOLDER / "en-lexicon.txt"), language="en", **rules)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # textblob leaves the closing of its file to the collector
         lexicon.load()
@@ -80,9 +101,7 @@ def _unknown_tag(word: str, tag: str) -> str:
 
 
 def _tag(tokens: list[str]) -> list[str]:
-    from textblob._text import find_tags
-
-    lexicon = _lexicon()
+    find_tags, lexicon = _tagger().find_tags, _lexicon()
     tags: list[str] = []
     for token, (_, tag) in zip(tokens, find_tags(list(tokens), lexicon=lexicon, language="en"), strict=True):
         if token.isdecimal():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -86,6 +89,23 @@ def test_pos_tags_map_onto_units() -> None:
     assert tags["eBay"] == "NNP"
     assert tags["😂"] == "SYM"
     assert [pos_weight(tags[word]) for word in ("U", "lawyers", "She", "visited", "😂")] == [4, 2, 1, 0, 0]
+
+
+def test_the_tagger_is_textblobs_without_the_package_around_it(tmp_path: Path) -> None:
+    """textblob imports nltk, and that scikit-learn and pandas: seconds of every start. A tagger needs none of it."""
+    code = """
+import sys
+from el4ner import text
+tokens = "Sadly , the old Ada Lovelace flew to Geneva in May 1843 , purring NFkappaB-ly at 3 dogs' homes !".split()
+own = text._tagger().find_tags(list(tokens), lexicon=text._lexicon(), language="en")
+print([name for name in ("textblob", "nltk", "sklearn", "pandas") if name in sys.modules])
+from textblob._text import find_tags
+from textblob.en import lexicon
+print(own == find_tags(list(tokens), lexicon=lexicon, language="en"), dict(lexicon) == dict(text._lexicon()))
+"""
+    command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["[]", "True True"], done.stderr
 
 
 @given(st.text(max_size=60))
