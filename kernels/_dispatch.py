@@ -16,7 +16,7 @@ import logging
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property, update_wrapper
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -42,22 +42,53 @@ _OPERATIONS: dict[str, dict[str, Callable[..., Any]]] = {}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class Later:
+    """A function that is compiled when it is first used: importing numba or triton takes half a second and 60 MiB.
+
+    compiled: what the compiler made of it.
+    """
+
+    def __init__(self, function: Callable[..., Any], compiler: Callable[[Callable[..., Any]], Any]) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self._compiler = compiler
+
+    @cached_property
+    def compiled(self) -> Any:
+        """Compiled now, or earlier."""
+        return self._compiler(self._function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.compiled(*args, **kwargs)
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self.compiled[grid]
+
+
 def njit(function: _F) -> _F:
     """numba.njit with a cache on disk; the plain function where numba is missing (its backend is then refused)."""
+    return cast(_F, Later(function, _by_numba))
+
+
+def _by_numba(function: Callable[..., Any]) -> Any:
     try:
         import numba
     except ImportError:
         return function
-    return cast(_F, numba.njit(cache=True, nogil=True)(function))
+    return numba.njit(cache=True, nogil=True)(function)
 
 
 def triton_jit(function: _F) -> _F:
-    """triton.jit; the plain function where triton is missing (its backend is then refused). Compiles nothing yet."""
-    try:
-        import triton
-    except ImportError:
-        return function
-    return cast(_F, triton.jit(function))
+    """triton.jit of a kernel, which knows triton.language as `tl`. Compiles nothing before it is launched."""
+    return cast(_F, Later(function, _by_triton))
+
+
+def _by_triton(function: Callable[..., Any]) -> Any:
+    import triton
+    import triton.language
+
+    function.__globals__["tl"] = triton.language
+    return triton.jit(function)
 
 
 def register(op: str, **implementations: Callable[..., Any]) -> None:

@@ -22,14 +22,9 @@ from el4ner.kernels import _dispatch
 from el4ner.kernels._dispatch import Array, njit, triton_jit
 from el4ner.kernels._threads import thread_count
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = tl = None
-
 if TYPE_CHECKING:
     import torch
+    import triton.language as tl
 
 _Floats = NDArray[np.float32]
 Normalise = Literal["vocab", "choices"]
@@ -235,6 +230,7 @@ def _partial_kernel(  # type: ignore[no-untyped-def]  # descriptors, pointers an
 def choice_logprobs_triton(head: _Head, ids: torch.Tensor, normalise: Normalise) -> torch.Tensor:
     """Product and log-sum-exp fused; shares of the vocabulary are merged in a fixed order, so runs are repeatable."""
     import torch
+    import triton
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     chosen = _chosen(head, ids)

@@ -15,7 +15,7 @@ Source: weighted interval scheduling (Kleinberg and Tardos, Algorithm Design, 6.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,8 @@ from el4ner.kernels import _dispatch
 from el4ner.kernels._dispatch import Array, njit, triton_jit
 from el4ner.kernels._threads import thread_count
 
-try:
-    import triton
+if TYPE_CHECKING:
     import triton.language as tl
-except ImportError:
-    triton = tl = None
 
 _Floats = NDArray[np.float32]
 FlatSpan = tuple[int, int, int]
@@ -110,6 +107,7 @@ def _span_scores_kernel(  # type: ignore[no-untyped-def]  # pointers and scalars
 def span_scores_triton(mean_part: _Floats, last_part: _Floats, max_length: int) -> _Floats:
     """Running float64 sums from each start on: spans are short, and a scan over the text would need a second pass."""
     import torch
+    import triton
 
     tokens, labels = mean_part.shape
     device = "cpu" if _dispatch.interpreted() else "cuda"

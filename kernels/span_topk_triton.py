@@ -23,14 +23,9 @@ from numpy.typing import NDArray
 
 from el4ner.kernels._dispatch import interpreted, triton_jit
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = tl = None
-
 if TYPE_CHECKING:
     import torch
+    import triton.language as tl
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float32]

@@ -15,7 +15,7 @@ Source: EL4NER, weighted and majority voting over the members.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,8 @@ from el4ner.kernels import _dispatch
 from el4ner.kernels._dispatch import Array, njit, triton_jit
 from el4ner.kernels._threads import thread_count
 
-try:
-    import triton
+if TYPE_CHECKING:
     import triton.language as tl
-except ImportError:
-    triton = tl = None
 
 Votes = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 _Logp = NDArray[np.float32]
@@ -213,6 +210,7 @@ def _vote_kernel(  # type: ignore[no-untyped-def]  # pointers and scalars, typed
 def vote_triton(logp: _Logp, weights: _Weights, hard: bool) -> Votes:
     """The same sums, one program per 32 spans; in triton's interpreter where TRITON_INTERPRET=1."""
     import torch
+    import triton
 
     members, spans, labels = logp.shape
     if not logp.size:

@@ -59,7 +59,8 @@ def launches(capability: int) -> Iterator[tuple[str, Any, str, dict[str, Any], d
 
 def compile_for(capability: int) -> Iterator[dict[str, Any]]:
     """Rows of everything that is launched."""
-    for name, kernel, types, constants, options in launches(capability):
+    for name, later, types, constants, options in launches(capability):
+        kernel = later.compiled
         arguments = [argument for argument in kernel.arg_names if argument not in constants]
         kinds = [TYPES.get(kind[1:], kind) if kind[0] == "*" else kind for kind in types.split()]
         signature = dict(zip(arguments, kinds, strict=True)) | dict.fromkeys(constants, "constexpr")
