@@ -95,6 +95,30 @@ def test_embedded_scores_equal_plain_forward_passes_alone_batched_and_cached(emb
         assert alone.argmax() == scores.argmax()
 
 
+def test_what_a_tokenizer_would_merge_across_a_border_stays_apart(tmp_path: Path) -> None:
+    """A prompt's tokens do not depend on the choice behind it: else no two choices would continue the same prefix."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = save_tiny(tmp_path, "llama", None)
+    alphabet = [c for c in sorted(pre_tokenizers.ByteLevel.alphabet()) if c != "!"]
+    inner = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, ":Ġ"])}, [(":", "Ġ")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # as SentencePiece: no cuts
+    inner.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(folder)
+    engine: Any = load_engine(folder, device="cpu", dtype="float32")
+    together = engine.tokenizer("is: place", add_special_tokens=False)["input_ids"]
+    apart = engine.prompt_ids(("is:",)) + engine.choice_ids(" place")
+    assert len(together) == len(apart) - 1  # one token where prompt and choice meet
+    assert engine.tokenizer.decode(apart) == "is: place"
+    requests = [
+        Choose(("Rome ", "is:"), (" place", " person", "x")),
+        Choose(("Rome ", "was: here\n", "is:"), (" place", " p")),
+    ]
+    for request, scores in zip(requests, engine.choose(requests), strict=True):
+        np.testing.assert_allclose(scores, _reference(engine, request), atol=TOLERANCE)
+
+
 def test_choices_normalised_over_themselves_sum_to_one(tiny: Engine) -> None:
     for scores in tiny.choose(_requests("choices")):
         assert np.exp(scores.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
