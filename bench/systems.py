@@ -29,7 +29,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "retrieval-voter": {"voters": ["retrieval"]},
 }
 """default: whoever the pool says is worth asking. all: everybody. The voters alone choose their threshold on the pool
-as the default does. Beside these, `members` asks the prompted members together and no other voter, `member:NAME` one."""
+as the default does. Beside these, `members` asks the prompted members together and nobody else, `member:NAME` one."""
 
 
 def _baseline(module: str, name: str) -> Maker:
