@@ -236,7 +236,9 @@ def _run(
 def _summary(statuses: Counter[str]) -> str:
     bad = {status: count for status, count in sorted(statuses.items()) if status != "ok"}
     counts = ", ".join(f"{count} {status}" for status, count in bad.items())
-    return f"{sum(bad.values())} of {statuses.total()} records are not ok ({counts}); their `error` says why"
+    total, n_bad = statuses.total(), sum(bad.values())
+    verb, owner = ("is", "its") if n_bad == 1 else ("are", "their")
+    return f"{n_bad} of {total} record{'s'[: total != 1]} {verb} not ok ({counts}); {owner} `error` says why"
 
 
 def _promise(point: Mapping[str, Any]) -> str:

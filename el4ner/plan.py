@@ -1,6 +1,6 @@
 """Will the models fit? Weights, keys and values, and workspace of every model, predicted before any of them is loaded.
 
-    resident:  sum of all weights + the largest cache and workspace + what the process takes by itself
+    resident:  sum of all weights and caches + the largest workspace + tables and what the process takes by itself
     by turns:  the largest single model instead of the sum
 
 Members that share a source share its weights, and its cache unless their adapters differ. Prediction needs
@@ -29,14 +29,17 @@ LEAST_CACHE = 16 * MIB
 """Prefixes are kept in no less than this."""
 LEAST_TOKENS = 64
 """Forward passes are no smaller than this."""
+_WORD_BYTES = 2 << 10
+"""What a word of the vocabulary takes in tables: 45 MiB of tokenizer and 53 of grammar with 49,152 words."""
+_BYTES = ("weights", "cache", "tables", "workspace")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
     """One set of weights, with the adapters over it: who uses it, and the bytes it is predicted to take.
 
-    cache: keys and values of prefixes that are kept. workspace: those of the batch that runs, copied side by side,
-    with its states, masks and logits.
+    cache: keys and values of prefixes that are kept. tables: of its words, in tokenizer and grammar; 0 on a GPU.
+    workspace: keys and values of the batch that runs, copied side by side, with its states, masks and logits.
     """
 
     source: str
@@ -46,12 +49,13 @@ class ModelPlan:
     weights: int
     kv_per_token: int
     cache: int
+    tables: int
     workspace: int
 
     @property
     def total(self) -> int:
         """Everything this model takes while it runs."""
-        return self.weights + self.cache + self.workspace
+        return self.weights + self.cache + self.tables + self.workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +87,12 @@ class Plan:
 
     @property
     def _fixed(self) -> int:
-        return self.process + self.encoder
+        return self.process + self.encoder + sum(model.tables for model in self.models)
 
     @property
     def turns(self) -> int:
-        """One model in memory at a time."""
-        return self._fixed + max((model.total for model in self.models), default=0)
+        """One model in memory at a time; tables stay."""
+        return self._fixed + max((model.total - model.tables for model in self.models), default=0)
 
     @property
     def predicted(self) -> int:
@@ -112,8 +116,8 @@ class Plan:
         """Plain types, bytes as MiB, for JSON."""
         models = []
         for model in self.models:
-            facts = {key: value for key, value in asdict(model).items() if key not in ("weights", "cache", "workspace")}
-            parts = {"weights": model.weights, "cache": model.cache, "workspace": model.workspace, "total": model.total}
+            facts = {key: value for key, value in asdict(model).items() if key not in _BYTES}
+            parts = {key: getattr(model, key) for key in (*_BYTES, "total")}
             models.append(facts | {f"{key}_mib": mib(value) for key, value in parts.items()})
         sizes = {
             "encoder": self.encoder, "process": self.process, "resident": self.resident, "turns": self.turns,
@@ -209,7 +213,7 @@ def plan_model(
     return ModelPlan(
         source, tuple(member.name for member in members), quantization, size.parameters + added,
         size.weight_bytes(dtype, quantization) + added * dtype.itemsize, per_token, cache,
-        copies + states + mask + logits,
+        size.vocabulary * _WORD_BYTES if device == "cpu" else 0, copies + states + mask + logits,
     )  # fmt: skip
 
 
@@ -226,10 +230,11 @@ def resident_bytes() -> int:
 
 def process_bytes() -> int:
     """Resident memory of this process with the libraries that models run on, which it loads now; 0 as above."""
+    import llguidance
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers.modeling_utils
 
-    _ = torch, AutoModelForCausalLM
+    _ = llguidance, torch, transformers.modeling_utils  # the last brings what models need, 190 MiB that come late else
     return resident_bytes()
 
 
@@ -305,15 +310,15 @@ def check_fits(plan: Plan) -> None:
 def render_plan(plan: Plan) -> str:
     """The plan as lines for reading."""
     lines = [f"{plan.device}, {plan.dtype}; MiB predicted from configurations, nothing was loaded", ""]
-    lines.append(f"{'model':<36}{'weights':>9}{'cache':>8}{'work':>8}{'total':>8}  members")
+    lines.append(f"{'model':<36}{'weights':>9}{'cache':>8}{'tables':>8}{'work':>8}{'total':>8}  members")
     for model in plan.models:
         name = model.source if model.quantization == "none" else f"{model.source} ({model.quantization})"
-        sizes = (model.weights, model.cache, model.workspace, model.total)
-        columns = "".join(f"{mib(value):>{width}}" for value, width in zip(sizes, (9, 8, 8, 8), strict=True))
+        sizes = (model.cache, model.tables, model.workspace, model.total)
+        columns = f"{mib(model.weights):>9}" + "".join(f"{mib(value):>8}" for value in sizes)
         lines.append(f"{name:<36}{columns}  {', '.join(model.members)}")
-    lines.append(f"{'sentence encoder':<36}{mib(plan.encoder):>9}{'':>16}{mib(plan.encoder):>8}")
+    lines.append(f"{'sentence encoder':<36}{mib(plan.encoder):>9}{'':>24}{mib(plan.encoder):>8}")
     if plan.process:
-        lines.append(f"{'Python and libraries':<36}{'':>25}{mib(plan.process):>8}")
+        lines.append(f"{'Python and libraries':<36}{'':>33}{mib(plan.process):>8}")
     lines.append("")
     there = "unknown" if plan.available is None else f"{mib(plan.available)} MiB"
     what = "limit" if plan.limited else "free"

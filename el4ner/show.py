@@ -168,7 +168,7 @@ def problem_lines(evaluation: Evaluation) -> list[str]:
         "entities given twice (the second counts as wrong)": problems.duplicates,
     }
     lines = [f"{count} {what}" for what, count in named.items() if count]
-    lines += [f"{count} records with status {visible(status)}" for status, count in problems.not_ok.items()]
+    lines += [f"{count} record{'s'[: count != 1]} with status {visible(status)}" for status, count in problems.not_ok.items()]
     return lines + [line for line in [nothing_in_common(evaluation)] if line is not None]
 
 
@@ -204,6 +204,7 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
     table.add_row(*_row("spans, any label", evaluation.spans))
     console.print(table)
     bootstrap = f", intervals from {evaluation.n_bootstrap} bootstrap samples" if evaluation.intervals else ""
-    console.print(f"\n{evaluation.sentences} sentences{bootstrap}", highlight=False)
+    n = evaluation.sentences
+    console.print(f"\n{n} sentence{'s'[: n != 1]}{bootstrap}", highlight=False)
     for line in problem_lines(evaluation):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

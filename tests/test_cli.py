@@ -121,6 +121,8 @@ def test_bad_records_are_skipped_and_end_with_three() -> None:
     assert [record["status"] for record in records(result.stdout)] == ["ok", "skipped", "truncated", "skipped"]
     assert records(result.stdout)[1]["error"].startswith('x.jsonl:2: not JSON: "not json" (')
     assert result.stderr == ("el4ner: 3 of 4 records are not ok (2 skipped, 1 truncated); their `error` says why\n")
+    Path("one.jsonl").write_text('{"txt": 1}\n')
+    assert run("predict", "one.jsonl").stderr.endswith("1 of 1 record is not ok (1 skipped); its `error` says why\n")
 
 
 def test_stdin_text_files_gzip_and_limit() -> None:
