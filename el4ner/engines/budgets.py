@@ -7,7 +7,7 @@ READ_TOKENS = {"cpu": 192, "cuda": 32768}
 FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
 """Padded new tokens per packed forward pass. A CPU with two cores is busy from about 256 on; larger passes pad more."""
 PREFIX_CACHE_BYTES = {"cpu": 512 << 20, "cuda": 8 << 30}
-"""Keys and values of prefixes that are kept. On a CPU it keeps the embedded model's runs under 2 GiB."""
+"""Keys and values of prefixes that are kept. On a CPU it keeps the embedded model's runs to about 2 GiB."""
 
 STEP_TOKENS = {"cpu": 64, "cuda": 256}
 """Tokens in a step of writing that few replies fill up with drafts. With the embedded model in bfloat16 a step of 16
