@@ -168,7 +168,9 @@ def problem_lines(evaluation: Evaluation) -> list[str]:
         "entities given twice (the second counts as wrong)": problems.duplicates,
     }
     lines = [f"{count} {what}" for what, count in named.items() if count]
-    lines += [f"{count} record{'s'[: count != 1]} with status {visible(status)}" for status, count in problems.not_ok.items()]
+    lines += [
+        f"{count} record{'s'[: count != 1]} with status {visible(status)}" for status, count in problems.not_ok.items()
+    ]
     return lines + [line for line in [nothing_in_common(evaluation)] if line is not None]
 
 

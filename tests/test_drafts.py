@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from el4ner.engines import Generate, SubstringList, decoding, lanes, load_engine  # noqa: E402  # noqa: E402
+from el4ner.engines import Generate, SubstringList, decoding, lanes, load_engine, prefix_cache  # noqa: E402
 from el4ner.engines import transformers as engine_module  # noqa: E402
 from el4ner.engines.drafts import Lookup  # noqa: E402
 from el4ner.engines.prefix_cache import Chunk, PrefixCache, PrefixRunner  # noqa: E402
@@ -69,6 +70,42 @@ def test_drafts_change_no_reply_and_save_steps(grounded: bool, monkeypatch: pyte
     monkeypatch.setattr(decoding, "_spare", lambda _: 2)  # less than a step takes: the memory grows
     assert engine.generate(_requests(grounded)) == written
     assert [engine.generate([request])[0] for request in _requests(grounded)] == written
+
+
+def test_keys_and_values_of_all_blocks_are_one_piece_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pieces(like: torch.Tensor) -> list[torch.Tensor]:
+        block = prefix_cache._Block(2, 300)
+        return [block.take(like) for _ in range(4)]
+
+    def refused(*_: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    for dtype in (torch.float32, torch.bfloat16):
+        like = torch.ones(2, 3, 5, 128, dtype=dtype)
+        taken = pieces(like)
+        assert [(t.shape, t.dtype, int(t.count_nonzero())) for t in taken] == [((2, 3, 300, 128), dtype, 0)] * 4
+        assert len({t.untyped_storage().data_ptr() for t in taken}) == 1
+        taken[0].fill_(1)
+        assert not taken[1].any()
+    with monkeypatch.context() as patch:  # memory that cannot be mapped is asked of torch, which says what is wrong
+        patch.setattr(prefix_cache.mmap, "mmap", refused)
+        assert [int(t.count_nonzero()) for t in pieces(like)] == [0] * 4
+    block = prefix_cache._Block(2, 300)  # blocks of a model that differ
+    first, other = block.take(like), block.take(like[..., :64])
+    assert (first.shape[-1], other.shape[-1]) == (128, 64)
+    assert first.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
+
+
+def test_rows_that_stay_move_to_the_front() -> None:
+    layer = prefix_cache._BufferLayer([[], [], []], 0, 4, prefix_cache._Block(1, 6))
+    keys = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+    layer.update(keys, -keys)
+    layer.keep([0, 2])
+    assert layer.keys[:, 0, :2, 0].tolist() == [[0, 0], [2, 2]]
+    assert layer.values[:, 0, :2, 0].tolist() == [[0, 0], [-2, -2]]
+    assert layer.keys.shape[2] == 4
+    layer.grow(6)
+    assert (layer.keys.shape, layer.keys[1, 0, 4:].any().item()) == ((2, 1, 6, 2), False)
 
 
 def test_prefixes_that_are_continued_are_copied_within_a_budget() -> None:

@@ -131,8 +131,11 @@ def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     n_bytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or n_bytes < _MAPPED_BYTES:
         return like.new_zeros(shape)
-    # not by numpy: it asks for huge pages, which are there as a whole
-    return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=like.dtype).view(shape)
+    try:
+        mapped = mmap.mmap(-1, n_bytes)  # not numpy's zeros: it asks for huge pages, which are there as a whole
+    except OSError:
+        return like.new_zeros(shape)  # or torch's error, which says that memory ran out
+    return torch.frombuffer(mapped, dtype=like.dtype).view(shape)
 
 
 class _BufferLayer(DynamicLayer):
