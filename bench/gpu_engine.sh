@@ -41,13 +41,12 @@ echo "== plan: predicted before anything is loaded"
 CONFIGS="$(mktemp -d)"
 trap 'rm -rf "$CONFIGS"' EXIT
 MEMBERS=""
-for name in $MODELS; do
-  mkdir -p "$CONFIGS/$name"
-  "$BIN/python" -P -c 'import sys
+# shellcheck disable=SC2086  # a list of names
+"$BIN/python" -P -c 'import sys
 from el4ner.bench.random_models import shape_config
-shape_config("random:" + sys.argv[1]).save_pretrained(sys.argv[2])' "$name" "$CONFIGS/$name"
-  MEMBERS="$MEMBERS --members $name=$CONFIGS/$name"
-done
+for name in sys.argv[2:]:
+    shape_config("random:" + name).save_pretrained(f"{sys.argv[1]}/{name}")' "$CONFIGS" $MODELS
+for name in $MODELS; do MEMBERS="$MEMBERS --members $name=$CONFIGS/$name"; done
 # shellcheck disable=SC2086  # a list of options
 "$BIN/el4ner" plan $MEMBERS --device "$DEVICE" --dtype "$DTYPE"
 # shellcheck disable=SC2086

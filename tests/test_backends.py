@@ -33,8 +33,11 @@ def _records(root: Path, cache: Path, backend: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(_dispatch, "choose", watched)
     model = El4ner.from_config(
-        {"reading": {"heads": 1, "builtin": False}, "stack": {"sample": 4}}, voters="all", dtype="float32",
-        examples=str(root / "examples" / "pools" / "jobs.jsonl"),
+        {
+            "reading": {"heads": 1, "swaps": 0, "builtin": False}, "stack": {"sample": 4}, "retrieve": {"k": 2},
+            "extract": {"max_new_tokens": 16}, "voters": "all", "dtype": "float32",
+            "examples": str(root / "examples" / "pools" / "jobs.jsonl"),
+        }
     )  # fmt: skip
     records = [p.to_dict() for p in model.predict(list(read_inputs([root / "examples" / "jobs.jsonl"]))[:2])]
     monkeypatch.setattr(_dispatch, "choose", choose)

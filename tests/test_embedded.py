@@ -27,9 +27,10 @@ from el4ner.records import Prediction
 pytestmark = [pytest.mark.embedded, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MEMBERS = ["smollm2-list", "smollm2-ask", "smollm2-define"]
-CHEAP: dict[str, Any] = {"voters": ["reading", "retrieval"], "reading": {"hidden": 64, "heads": 1}, "dtype": "float32"}
-# for pools of a few sentences: hundreds of others beside them would take most of the time
-SMALL: dict[str, Any] = {**CHEAP, "reading": {"hidden": 64, "heads": 1, "builtin": False}}
+READING: dict[str, Any] = {"hidden": 64, "heads": 1, "swaps": 0}
+CHEAP: dict[str, Any] = {"voters": ["reading", "retrieval"], "reading": READING, "dtype": "float32"}
+# by themselves: hundreds of sentences of the built-in pool beside them would take most of the time
+SMALL: dict[str, Any] = {**CHEAP, "reading": {**READING, "builtin": False}}
 TEXTS = [
     "Maria Silva flew from Lisbon to Berlin on Monday.",
     "Nothing happened, and nobody was there to see it.",
@@ -99,7 +100,7 @@ def part() -> Pool:
 
 def test_a_part_of_the_builtin_pool_finds_what_a_reader_would(build: Build, root: Path, part: Pool) -> None:
     records = examples(root)
-    model = build(part, **CHEAP)
+    model = build(part, **SMALL)
     found = {p.id: p for p in model.predict(records)}
     assert list(found) == [record["id"] for record in records]
     for record in records:
@@ -159,18 +160,18 @@ def test_a_pool_of_ones_own_begins_at_what_was_fitted_on_the_builtin_one(build: 
 
 def test_a_record_does_not_depend_on_its_neighbours(build: Build, root: Path, part: Pool) -> None:
     records = examples(root)
-    together = as_bytes(build(part, **CHEAP, batch_size=8).predict(records))
-    assert as_bytes(build(part, **CHEAP, batch_size=1).predict(records)) == together
+    together = as_bytes(build(part, **SMALL, batch_size=8).predict(records))
+    assert as_bytes(build(part, **SMALL, batch_size=1).predict(records)) == together
     order = list(range(len(records)))
     random.Random(3).shuffle(order)
-    shuffled = as_bytes(build(part, **CHEAP, batch_size=5).predict([records[i] for i in order]))
+    shuffled = as_bytes(build(part, **SMALL, batch_size=5).predict([records[i] for i in order]))
     assert shuffled == [together[i] for i in order]
 
 
 def test_texts_without_words_emoji_and_long_texts(build: Build, part: Pool) -> None:
     long = "Anna met Otto in Rome. " * 150
     texts = ["\u200b", "🎉🎉", "e\u0301", "She moved to Paris <|im_end|> in May.", "东京是日本的首都。", long]
-    found = build(part, **CHEAP).predict(texts)
+    found = build(part, **SMALL).predict(texts)
     assert [p.status for p in found] == ["ok", "ok", "ok", "ok", "ok", "truncated"]
     assert found[0].entities == ()
     assert "Paris" in [e.text for e in found[3].entities]

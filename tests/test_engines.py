@@ -163,9 +163,9 @@ def test_prefixes_are_computed_once_across_calls(tiny: Any, monkeypatch: pytest.
     seen: list[int] = []
     forward = PrefixRunner.forward
 
-    def counting(self: Any, rows: Any, extra: int = 0) -> Any:
+    def counting(self: Any, rows: Any, *others: Any, **named: Any) -> Any:
         seen.append(sum(len(row.tokens) for row in rows))
-        return forward(self, rows, extra)
+        return forward(self, rows, *others, **named)
 
     monkeypatch.setattr(PrefixRunner, "forward", counting)
     requests = _requests()[:9]

@@ -218,10 +218,10 @@ def test_passes_are_halved_until_they_fit(tmp_path: Path, monkeypatch: pytest.Mo
     engine.forget_prefixes()
     forward = PrefixRunner.forward
 
-    def narrow(self: Any, rows: Any, extra: int = 0) -> Any:
+    def narrow(self: Any, rows: Any, *others: Any, **named: Any) -> Any:
         if len(rows) * max(len(row.tokens) for row in rows) > 100:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return forward(self, rows, extra)
+        return forward(self, rows, *others, **named)
 
     monkeypatch.setattr(PrefixRunner, "forward", narrow)
     for scores, plain in zip(engine.choose(requests), expected, strict=True):
