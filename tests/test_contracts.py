@@ -225,6 +225,21 @@ print([name for name in {HEAVY!r} if name in sys.modules], dict(os.environ) == b
     assert run_python(code, tmp_path) == "[] True"
 
 
+def test_compilers_are_imported_when_one_of_their_kernels_runs(tmp_path: Path) -> None:
+    code = """
+import sys
+import numpy as np
+from el4ner.kernels import vote
+loaded = lambda: [name for name in ("numba", "triton", "torch") if name in sys.modules]
+before, halves = loaded(), np.log(np.full((2, 3, 2), 0.5, np.float32))
+ref = vote(halves, np.ones(2), backend="ref")
+between = loaded()
+numba = vote(halves, np.ones(2), backend="numba")
+print(before, between, loaded(), all(np.array_equal(a, b) for a, b in zip(ref, numba)))
+"""
+    assert run_python(code, tmp_path) == "[] [] ['numba'] True"
+
+
 def test_kernels_is_not_a_top_level_module(root: Path, tmp_path: Path) -> None:
     code = "import importlib.util as u; print(u.find_spec('kernels'))"
     assert str(root) not in run_python(code, tmp_path)

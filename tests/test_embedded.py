@@ -27,7 +27,7 @@ from el4ner.records import Prediction
 pytestmark = [pytest.mark.embedded, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MEMBERS = ["smollm2-list", "smollm2-ask", "smollm2-define"]
-READING: dict[str, Any] = {"hidden": 64, "heads": 1, "swaps": 0}
+READING: dict[str, Any] = {"hidden": 64, "heads": 1, "swaps": 20}  # 800 copies take minutes
 CHEAP: dict[str, Any] = {"voters": ["reading", "retrieval"], "reading": READING, "dtype": "float32"}
 # by themselves: hundreds of sentences of the built-in pool beside them would take most of the time
 SMALL: dict[str, Any] = {**CHEAP, "reading": {**READING, "builtin": False}}

@@ -132,7 +132,8 @@ class BatchDecoder:
     def _batches(self, replies: Sequence[Reply]) -> list[list[list[Reply]]]:
         """Batches of rows of replies with one prefix, of like length, within the budgets of memory and replies.
 
-        Replies are taken to use half of their limits; few do, and the memory grows where they use more.
+        Replies are taken to use half of their limits; few do. There is room for all of it, which on a CPU takes memory
+        only where it is used.
         """
         by_prefix: dict[tuple[TokenIds, ...], list[Reply]] = {}
         for reply in replies:
