@@ -101,7 +101,14 @@ def kernels(
 @group.command()
 @data_argument
 @timing_options
-@click.option("--source", default="embedded:smollm2", show_default=True, help="A model, or random:NAME (made here).")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    default=("embedded:smollm2",),
+    show_default=True,
+    help="A model, or random:NAME (made here); repeatable, one after another.",
+)
 @click.option("--sentences", type=click.IntRange(1), default=2, show_default=True, help="How many of its sentences.")
 @click.option("--spans", type=click.IntRange(1), default=6, show_default=True, help="Most spans of a sentence.")
 @click.option("--shape", is_flag=True, help="6 spans x 2 questions behind a prefix of 700 tokens instead of DATA.")
@@ -110,37 +117,43 @@ def kernels(
 @click.option("--rows", type=click.IntRange(1), default=12, show_default=True, help="Prompts in a batch of the rival.")
 @click.pass_context
 def engine(
-    context: click.Context, data: Path | None, source: str, device: str, dtype: str, split: str, sentences: int,
-    spans: int, shape: bool, sides: str, loop_requests: int | None, rows: int, blocks: int, threads: int | None,
-    seed: int, out: str | None,
+    context: click.Context, data: Path | None, sources: tuple[str, ...], device: str, dtype: str, split: str,
+    sentences: int, spans: int, shape: bool, sides: str, loop_requests: int | None, rows: int, blocks: int,
+    threads: int | None, seed: int, out: str | None,
 ) -> None:  # fmt: skip
     """Score the questions of the default members with the engine and by hand: answers checked, then timed in blocks.
 
     DATA is a folder with train (the pool) and a split as JSONL; without it the built-in pool asks about itself. Answers
-    that differ end the run with exit code 1, before anything is timed.
+    that differ end the run with exit code 1, once all models had their turn; nothing of theirs is timed.
     """
+    from el4ner.bench.ceilings import measure_ceilings
     from el4ner.bench.engine import SIDES, engine_table, measure_engine
     from el4ner.bench.engine_requests import member_requests, shape_requests, shown_sentences
-    from el4ner.bench.random_models import bench_engine
+    from el4ner.bench.random_models import bench_engine, check_source, is_random
     from el4ner.models import prefers_chat
 
+    for source in sources:
+        check_source(source)
     names = names_of(sides, "--sides")
     if unknown := sorted(set(names) - set(SIDES)):
         raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(SIDES)}", param_hint="--sides")
     use_threads(threads)
     progress = Progress()
-    model = bench_engine(
-        source, device=device, dtype=dtype, chat=not source.startswith("random:") and prefers_chat(source)
-    )
-    if shape:
-        asked = shape_requests(model, spans=spans)
-    else:
-        asked = member_requests(shown_sentences(data, split, sentences, spans, seed), model)
-    found = list(
-        measure_engine(model, asked, sides=names, blocks=blocks, rows=rows, loop_requests=loop_requests, say=progress)
-    )
-    show_rows(found, engine_table(found), out)
-    if any(row["status"] == "wrong" for row in found):
+    shown = None if shape else shown_sentences(data, split, sentences, spans, seed)
+    ceilings, wrong = None, False
+    for source in sources:
+        chat = not is_random(source) and prefers_chat(source)
+        model = bench_engine(source, device=device, dtype=dtype, chat=chat)
+        ceilings = ceilings or measure_ceilings(model.device.type)
+        asked = shape_requests(model, spans=spans) if shown is None else member_requests(shown, model)
+        found = list(
+            measure_engine(model, asked, sides=names, blocks=blocks, rows=rows, loop_requests=loop_requests,
+                           say=progress, ceilings=ceilings)
+        )  # fmt: skip
+        show_rows(found, engine_table(found), out)
+        wrong = wrong or any(row["status"] == "wrong" for row in found)
+        del model, asked  # the next one needs the room
+    if wrong:
         context.exit(1)
 
 

@@ -48,19 +48,19 @@ for name in sys.argv[2:]:
     shape_config("random:" + name).save_pretrained(f"{sys.argv[1]}/{name}")' "$CONFIGS" $MODELS
 for name in $MODELS; do MEMBERS="$MEMBERS --members $name=$CONFIGS/$name"; done
 # shellcheck disable=SC2086  # a list of options
-"$BIN/el4ner" plan $MEMBERS --device "$DEVICE" --dtype "$DTYPE"
-# shellcheck disable=SC2086
-"$BIN/el4ner" plan $MEMBERS --device "$DEVICE" --dtype "$DTYPE" --json | "$BIN/python" -c 'import json, sys
+"$BIN/el4ner" plan $MEMBERS --device "$DEVICE" --dtype "$DTYPE" --json | tee /dev/stderr \
+  | "$BIN/python" -c 'import json, sys
 print(json.dumps({"what": "plan", **json.load(sys.stdin)}))' >> "$OUT"
 
 echo "== choices: a loop, batches of full prompts, the engine; answers checked first"
-for name in $MODELS; do
-  "$BIN/el4ner-bench" engine --source "random:$name" --device "$DEVICE" --dtype "$DTYPE" --shape --loop-requests "$LOOP" \
-    --blocks "$BLOCKS" --json "$OUT"
-  # shellcheck disable=SC2086
-  "$BIN/el4ner-bench" engine $DATA --source "random:$name" --device "$DEVICE" --dtype "$DTYPE" --sentences "$SENTENCES" \
-    --spans "$SPANS" --loop-requests "$LOOP" --rows 32 --blocks "$BLOCKS" --json "$OUT"
-done
+SOURCES=""
+for name in $MODELS; do SOURCES="$SOURCES --source random:$name"; done
+# shellcheck disable=SC2086  # lists of options
+"$BIN/el4ner-bench" engine $SOURCES --device "$DEVICE" --dtype "$DTYPE" --shape --loop-requests "$LOOP" \
+  --blocks "$BLOCKS" --json "$OUT"
+# shellcheck disable=SC2086
+"$BIN/el4ner-bench" engine $DATA $SOURCES --device "$DEVICE" --dtype "$DTYPE" --sentences "$SENTENCES" \
+  --spans "$SPANS" --loop-requests "$LOOP" --rows 32 --blocks "$BLOCKS" --json "$OUT"
 
 echo "== the whole pipeline, checked in float32"
 # shellcheck disable=SC2086

@@ -11,6 +11,7 @@ from typing import Any
 
 from el4ner.engines import load_engine
 from el4ner.errors import ConfigError
+from el4ner.models import local_folder, resolve
 
 PREFIX = "random:"
 
@@ -85,6 +86,14 @@ def shape_config(source: str) -> Any:
     return transformers.AutoConfig.for_model(settings.pop("model_type"), **settings, **ends)
 
 
+def check_source(source: str) -> None:
+    """Whether there can be such a model, before any is loaded. Raises ConfigError."""
+    if is_random(source):
+        shape_config(source)
+    else:
+        resolve(source)
+
+
 def bench_engine(source: str, *, device: str, dtype: str, chat: bool, **options: Any) -> Any:
     """The engine of a source, `random:NAME` among them. Raises ConfigError and what `load_engine` raises."""
     if not is_random(source):
@@ -95,7 +104,6 @@ def bench_engine(source: str, *, device: str, dtype: str, chat: bool, **options:
     from el4ner.engines.attention import install
     from el4ner.engines.loading import LoadedModel, choose_device, choose_dtype
     from el4ner.engines.transformers import TransformersEngine
-    from el4ner.models import local_folder, resolve
 
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)

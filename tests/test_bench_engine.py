@@ -47,6 +47,19 @@ def test_sides_agree_and_rows_are_complete(tmp_path: Path) -> None:
         assert row["peak_extra_mib"] is None or row["peak_extra_mib"] >= 0
 
 
+def test_several_models_take_turns_and_an_unknown_one_is_said_before_any_runs(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    common = ["engine", "--shape", "--spans", "1", "--sides", "engine", "--blocks", "1", "--json", str(out)]
+    done = CliRunner().invoke(group, [*common, "--source", "random:tiny", "--source", "random:tiny-phi3"])
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["model"].split(" ")[0].split("@")[0] for row in rows] == ["random:tiny", "random:tiny-phi3"]
+    out.unlink()
+    failed = CliRunner().invoke(group, [*common, "--source", "random:tiny", "--source", "random:unknown"])
+    assert isinstance(failed.exception, ConfigError)
+    assert not out.exists()
+
+
 def test_a_wrong_answer_is_not_timed(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     right = engine_bench.score_in_batches
     monkeypatch.setattr(engine_bench, "score_in_batches", lambda *args: [row + 0.1 for row in right(*args)])
