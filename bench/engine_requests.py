@@ -77,12 +77,13 @@ def member_requests(shown: Shown, engine: Any) -> Asked:
     choices = label_choices(shown.pool.labels)
     names = shown.pool.label_names
     requests: list[Choose] = []
+    bare = int(engine.count_tokens([prefix("", (), shown.pool.labels)])[0])
     for sentence, demonstrations, surfaces in zip(shown.sentences, shown.demonstrations, shown.surfaces, strict=True):
         fitted = fit_demonstrations(
             demonstrations,
             lambda own, text=sentence.text: (*prefix(text, own, shown.pool.labels), text),  # type: ignore[misc]
             lambda prompt: int(engine.count_tokens([prompt])[0]),
-            shown.max_prompt_tokens,
+            shown.max_prompt_tokens + bare,
         )
         shared = prefix(sentence.text, fitted.demonstrations, shown.pool.labels)
         requests += [

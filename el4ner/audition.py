@@ -16,18 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from el4ner.cache import content_key
-from el4ner.config import fingerprint
 from el4ner.engines.base import FloatArray
+from el4ner.fitted import fitted_key
 from el4ner.operating import Decided
-from el4ner.prompts import PROMPT_VERSION
 from el4ner.records import Candidate, Sentence, Span, Usage
 from el4ner.stages.classify import evidence_of, member_votes, worth_asking
 from el4ner.stages.extract import Extracted, unite
 from el4ner.stages.retrieve import Retrieved, input_spans
 from el4ner.stages.team import Team
 from el4ner.voters.conversations import together
-from el4ner.voters.features import FEATURE_VERSION
-from el4ner.voters.readout import READOUT_VERSION
 from el4ner.weighing import (
     NEUTRAL,
     ask_verifier,
@@ -211,16 +208,12 @@ def ask(
     folds = [pool.folds[s] for s in chosen]
     members = team.asked_members
     assert team.retriever is not None
-    spans, _ = input_spans(sentences, team)
+    spans, _ = input_spans(sentences, team, folds)
     shown = Retrieved(tuple(team.retriever.find(sentences, spans, folds)), (Usage(),) * len(sentences))
     key = content_key(
-        "audition", PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION,
-        [(m.name, m.engine.source, m.variant) for m in members],
-        [m.model_dump(mode="json") for m in config.members], pool.content, list(chosen),
-        preparation.encoder().source, config.server.context_tokens,
-        fingerprint(config, "preset", "encoder", "retrieve", "extract", "classify", "reading", "retrieval", "stack",
-                    "max_prompt_tokens", "seed", "dtype", "voters"), list(team.base.voters) if team.base else [],
-        listing, [[tuple(c.span) for c in examined.candidates[s]] for s in chosen],
+        "audition", fitted_key(preparation, team), [(m.name, m.engine.source, m.variant) for m in members],
+        list(team.base.voters) if team.base else [], list(chosen), listing,
+        [[tuple(c.span) for c in examined.candidates[s]] for s in chosen],
     )  # fmt: skip
     stored = preparation.cache.get(key)
     lists: dict[str, list[list[Span]]] = {}
@@ -274,19 +267,12 @@ def _cheap_rows(
     team: Team, examined: Examined, chosen: Sequence[int], sentences: Sequence[Sentence],
     candidates: Sequence[Sequence[Candidate]], folds: Sequence[int],
 ) -> dict[str, list[FloatArray]]:  # fmt: skip
-    """The cheap voters' out-of-fold votes; on spans that only members list, reading abstains and retrieval votes."""
+    """The cheap voters' out-of-fold votes, also on spans that only members list."""
     votes: dict[str, list[FloatArray]] = {}
-    n_columns = len(team.labels) + 1
+    spans = [[c.span for c in own] for own in candidates]
     for name in team.base.voters if team.base is not None else ():
         if team.retrieval is not None and name == team.retrieval.name:
-            spans = [[c.span for c in own] for own in candidates]
             votes[name] = team.retrieval.vote(sentences, spans, exclude_folds=folds)
-            continue
-        votes[name] = []
-        for s, own in zip(chosen, candidates, strict=True):
-            known = {c.span: row for c, row in zip(examined.candidates[s], examined.votes[name][s], strict=True)}
-            silent = np.full(n_columns, 0.01 / max(n_columns - 1, 1), dtype=np.float32)
-            silent[-1] = 0.99  # below the floor at which reading proposes: it takes the span for no entity
-            rows = [known.get(c.span, silent) for c in own]
-            votes[name].append(np.stack(rows) if rows else np.zeros((0, n_columns), np.float32))
+        else:
+            votes[name] = [np.exp(examined.tables[name][s].rows(own)) for s, own in zip(chosen, spans, strict=True)]
     return votes

@@ -305,8 +305,9 @@ def predict(
         model = El4ner.from_config(settings)
         model.progress = messages.note
         statuses = _run(model, sentences, target, messages, total)
-        if settings.target_precision is not None and not quiet and statuses:  # without records nothing was fitted
-            click.echo(f"el4ner: {_promise(model.report()['fitted']['operating point'])}", err=True)
+        promised = model.report()["fitted"].get("operating point")  # without a text to read nothing was fitted
+        if promised is not None and not quiet:
+            click.echo(f"el4ner: {_promise(promised)}", err=True)
         if report_file is not None:
             with report_file as stream:
                 stream.write(json_text(model.report() | {"memory, MiB": model.memory()}).encode() + b"\n")

@@ -77,13 +77,16 @@ class RetrieveConfig(_Settings):
     sentence embeddings), "bm25" (shared words) and "random".
     spans: whose spans of the input are compared: "members" asks every member zero-shot, as published; "proposers"
     takes noun phrases and pool strings, which costs no generation. On the pool side the spans are the gold entities,
-    as in the public re-implementation. pos_of: the word whose part of speech weighs a span.
+    as in the public re-implementation. pos_of: the word whose part of speech weighs a span. k: demonstrations of a
+    sentence. approximate: in pools of 200,000 entities and more, FAISS proposes the sentences that are compared, which
+    is faster where many entities are alike, and may overlook a better one; else all are compared.
     """
 
     k: int = Field(default=4, ge=0, le=64)
     by: Literal["spans", "sentence", "bm25", "random"] = "spans"
     spans: Literal["members", "proposers"] = "proposers"
     pos_of: Literal["first", "max", "last"] = "max"
+    approximate: bool = False
 
 
 class ExtractConfig(_Settings):
@@ -126,7 +129,7 @@ class VerifyConfig(_Settings):
     """Stage 4. by "choice": the verifier's yes/no odds; what to reject is fitted on the pool where one is stacked.
 
     by "generation": true or false is written, false is dropped. member: who verifies; the first unless named, and then
-    only where its verdicts bring something on the pool, or all voters are asked.
+    only where its verdicts bring something on the pool, or voters are not chosen there.
     """
 
     enabled: bool = True
@@ -156,7 +159,7 @@ class ReadingConfig(_Settings):
     entities than half of it gets none. Dev, three heads, best threshold, with 0, 2, 4 and 8 copies a sentence: 0.639,
     0.648, 0.654, 0.656 on CrossNER AI (three seeds); 0.596, 0.608, 0.594 on WNUT17 from 1,000 pool sentences with 0, 2
     and 4; 0.640, 0.643, 0.643 on WNUT17 from all with 0, 1 and 2. max_words: longest span, None for what the pool needs
-    (to 12).
+    (to 12). max_text_tokens: a text is read up to there.
     """
 
     depths: tuple[float, ...] = (0.2, 0.3, 0.4, 0.53)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from el4ner.engines.base import FloatArray
 from el4ner.records import Candidate
 from el4ner.stages.classify import EVIDENCE
 from el4ner.stages.team import Team
+from el4ner.voters.reading import SpanTable
 from el4ner.voters.stacking import Stack, fit_stack, start_stack
 
 
@@ -20,7 +21,8 @@ class Examined:
     """The pool's sentences as the voters see them: candidates, truth, votes of the cheap voters, evidence.
 
     truth: per sentence (n,) i64, label index or the number of labels for "none". votes: voter -> per sentence (n, C).
-    gold: entities per sentence, those nobody proposed included.
+    gold: entities per sentence, those nobody proposed included. tables: reading voter -> per sentence what it says of
+    every span.
     """
 
     candidates: tuple[tuple[Candidate, ...], ...]
@@ -28,6 +30,7 @@ class Examined:
     votes: dict[str, list[FloatArray]]
     evidence: tuple[FloatArray, ...]
     gold: tuple[int, ...]
+    tables: Mapping[str, Sequence[SpanTable]] = field(default_factory=dict)
 
 
 def pooled(

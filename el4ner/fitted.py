@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from el4ner.voters.stacking import Stack
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 16
+FITTED_VERSION = 17
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
 _UNFITTED = {
@@ -53,7 +54,9 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
         beside = preparation.beside(team.pool)
         starts = [preparation.start(team.pool, voter) for voter in preparation.readers(team.pool)]
         others = [start.key if start else beside.content if beside else "" for start in starts]
-    versions = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION]
+    versions: list[object] = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION]
+    if not portable:  # what proposes, constrains and tokenises
+        versions += [version(name) for name in ("textblob", "llguidance", "tokenizers", "transformers")]
     return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,
                        others, encoder)  # fmt: skip
 

@@ -42,7 +42,8 @@ def parse_span_list(
 ) -> SpanList:
     """A separator-joined list, or `empty`.
 
-    verbatim: the items are substrings of the text as they stand (grounded decoding), so backslashes are no escapes.
+    verbatim: the items are substrings of the text as they stand (grounded decoding), so backslashes are no escapes, and
+    only the whole separator parts them: "AT&amp;T" is one item.
     truncated: the token limit cut the reply, so its last item is dropped unless it is verbatim.
     Malformed: an empty reply, an empty item, a cut reply.
     """
@@ -51,8 +52,12 @@ def parse_span_list(
         return SpanList((), malformed=True)
     if line.casefold().rstrip(".") == empty.casefold():
         return SpanList(())
-    cut = separator.strip() or separator
-    items = [item.strip() for item in (line.split(cut) if verbatim else split_unescaped(line, cut))]
+    mark = separator.strip() or separator
+    if verbatim:
+        # a cut reply may end in a part of the separator
+        items = [item.strip() for item in (line.removesuffix(mark) if truncated else line).split(separator)]
+    else:
+        items = [item.strip() for item in split_unescaped(line, mark)]
     if items and not items[-1]:
         items.pop()  # a closing separator is common and harmless
     if truncated and not verbatim and items:

@@ -142,7 +142,8 @@ class El4ner:
 
     def _predict(self, texts: Iterable[Text]) -> Iterator[Prediction]:
         sentences = (_as_sentence(text, position) for position, text in enumerate(texts, start=1))
-        while chunk := list(islice(sentences, self.config.batch_size)):
+        broken: list[Exception] = []
+        while chunk := _read(sentences, self.config.batch_size, broken):
             usable = [s for s in chunk if s.error is None and s.text.strip()]
             with self._lock:  # voters, counts and caches are one thread's at a time
                 if usable:
@@ -154,6 +155,8 @@ class El4ner:
                 with self._lock:
                     self._statuses[prediction.status] += 1
                 yield prediction
+        for error in broken:
+            raise error
 
     def _chunk(self, chunk: Sequence[Sentence], usable: Sequence[Sentence]) -> list[Prediction]:
         """Usable sentences go through the stages, as many at a time as the engines keep prefixes of."""
@@ -175,11 +178,14 @@ class El4ner:
 
         A wrong call or setting ends the run, as does any other mistake where EL4NER_DEBUG is set.
         """
+        before = None if self._team is None else self._team.costs()
         try:
             return self._run(sentences)
         except UsageError:
             raise
         except Exception as error:
+            if self._team is not None and before is not None:
+                self._team.restore_costs(before)  # its sentences are asked again, each alone
             if os.environ.get("EL4NER_DEBUG") and not isinstance(error, EngineError | KernelError):
                 raise
             return error
@@ -265,6 +271,18 @@ def _weights(team: Team | None) -> dict[str, Any] | None:
         voter: {name: round(float(w), 3) for name, w in zip(names, row, strict=True)}
         for voter, row in zip(team.stack.voters, team.stack.weights, strict=True)
     }
+
+
+def _read(sentences: Iterator[Sentence], most: int, broken: list[Exception]) -> list[Sentence]:
+    """The next sentences; where their iterable fails, those before it, and the error in `broken`."""
+    chunk: list[Sentence] = []
+    if broken:
+        return chunk
+    try:
+        chunk.extend(islice(sentences, most))  # what came before an error stays in the list
+    except Exception as error:  # noqa: BLE001  whatever the caller's iterable raises; raised again, later
+        broken.append(error)
+    return chunk
 
 
 def _as_sentence(text: object, position: int) -> Sentence:

@@ -19,7 +19,10 @@ from el4ner.engines.adapters import find_adapter
 from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, decode_replies
 from el4ner.engines.sizes import ModelSize, encoder_parameters, size_of
 from el4ner.errors import ConfigError
+from el4ner.labels import read_labels
 from el4ner.models import resolve
+from el4ner.pool import labels_file
+from el4ner.prompts import instruction
 
 MIB = 1 << 20
 
@@ -197,7 +200,8 @@ def plan_model(
     `tokens` of a pass, its mask, and a row of float32 logits with its copy for every reply that is written at once.
     """
     per_token = size.kv_bytes_per_token(dtype)
-    longest = min(config.max_prompt_tokens, size.positions or config.max_prompt_tokens)
+    longest = config.max_prompt_tokens + _instruction_tokens(config)
+    longest = min(longest, size.positions or longest)
     adapters = dict.fromkeys(member.adapter for member in members)  # None: the model as it is
     added = sum(find_adapter(folder).parameters for folder in adapters if folder is not None)
     cache = min(cache_limit, config.batch_size * longest * per_token) * len(adapters)
@@ -215,6 +219,12 @@ def plan_model(
         size.weight_bytes(dtype, quantization) + added * dtype.itemsize, per_token, cache,
         size.vocabulary * _WORD_BYTES if device == "cpu" else 0, copies + states + mask + logits,
     )  # fmt: skip
+
+
+def _instruction_tokens(config: Config) -> int:
+    """Tokens of the label definitions that a prompt begins with, at 4 characters a token; 0 for those of a pool."""
+    file = labels_file(config.examples, config.labels)
+    return 0 if file is None else len(instruction(read_labels(file))) // 4
 
 
 def resident_bytes() -> int:

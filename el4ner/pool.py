@@ -169,6 +169,16 @@ def folds_for(n_sentences: int, most: int) -> int:
     return min(most, 2 if n_sentences >= 4000 else 3 if n_sentences >= 300 else most)
 
 
+_DATA = Path(__file__).parent / "data"
+
+
+def labels_file(examples: str | None, labels_path: str | None) -> str | None:
+    """The file that defines the labels of a run, None where a pool's own are taken, which have names only."""
+    if labels_path is not None:
+        return labels_path
+    return str(_DATA / "labels.yaml") if examples in (None, BUILTIN) else None
+
+
 def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -> Pool:
     """The pool of a run.
 
@@ -182,9 +192,8 @@ def load_pool(examples: str | None, labels_path: str | None, n_folds: int = 5) -
     if examples is None and labels_path is not None:
         return Pool((), read_labels(labels_path), n_folds, name=labels_path)
     if examples is None or examples == BUILTIN:
-        folder = Path(__file__).parent / "data"
-        labels = read_labels(labels_path or str(folder / "labels.yaml"))
-        builtin = tuple(read_examples(str(folder / "pool.jsonl")))
+        labels = read_labels(str(labels_file(examples, labels_path)))
+        builtin = tuple(read_examples(str(_DATA / "pool.jsonl")))
         named = {} if labels_path is None else {"labels_name": labels_path}
         return Pool(builtin, labels, folds_for(len(builtin), n_folds), **named)
     sentences = tuple(read_examples(examples))

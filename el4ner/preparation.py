@@ -393,7 +393,8 @@ class Preparation:
                 tables[voter.name] = voter.fit(pool, self.progress, None if start else beside, start)
                 if voter.unaligned:
                     self.notes.append(
-                        f"{voter.unaligned} pool entities do not fall on word borders; reading skips them"
+                        f"{voter.unaligned} pool entities do not fall on word borders, or stand where a long text is "
+                        "not read; reading skips them"
                     )
         candidates = []
         for i, (sentence, fold) in enumerate(zip(sentences, pool.folds, strict=True)):
@@ -419,7 +420,7 @@ class Preparation:
         )
         self.facts["candidate recall on the pool"] = round(found_share, 4)
         return Examined(
-            tuple(candidates), tuple(truth), votes, evidence, tuple(len(d.entities) for d in pool.sentences)
+            tuple(candidates), tuple(truth), votes, evidence, tuple(len(d.entities) for d in pool.sentences), tables
         )
 
     def _stack_cheap(self, team: Team, examined: Examined) -> None:

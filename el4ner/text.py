@@ -32,6 +32,13 @@ _GLUED = regex.compile(rf"(?V1){_RUN}(?:[.,'\u2019&/+\-\u2010\u2011]{_RUN})*+")
 _WORDLIKE = regex.compile(r"(?V1)[\p{L}\p{N}]")
 _UNSPACED_CHARACTER = regex.compile(rf"(?V1)[{_UNSPACED}]")
 _UNSPACED_RUN = regex.compile(r"(?V1)\p{Han}{2,12}+|[\p{Katakana}\u30fc]{2,}+|\p{Hangul}{2,12}+")
+
+
+def unspaced(character: str) -> bool:
+    """Whether a character belongs to a script that writes no spaces between words, or joins particles to them."""
+    return _UNSPACED_CHARACTER.match(character) is not None
+
+
 _HYPHENS = frozenset({"-", "\u2010", "\u2011"})  # stand alone in tokenised text: "22 - oxacalcitriol"
 _MODIFIERS = frozenset({"JJ", "JJR", "JJS", "CD", "VBG", "VBN", "FW", "LS"})
 

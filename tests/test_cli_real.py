@@ -61,6 +61,15 @@ def records(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout_bytes.split(b"\n") if line]
 
 
+def test_a_target_precision_promises_nothing_where_nothing_was_fitted() -> None:
+    for text, code in (('{"text": ""}', 0), ("not json", 3)):
+        result = run("predict", "-", "--target-precision", "0.9", "--report", "report.json", stdin=text.encode())
+        assert result.exit_code == code, result.stderr
+        assert len(records(result)) == 1
+        assert "expect" not in result.stderr
+        assert json.loads(Path("report.json").read_text())["fitted"] == {}
+
+
 def test_every_line_gives_a_record_and_bad_ones_say_why() -> None:
     Path("docs.jsonl").write_bytes(
         b'{"id": "good", "text": "Warsaw lies in Poland."}\n'

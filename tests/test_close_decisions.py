@@ -18,7 +18,7 @@ from el4ner.stages.verify import _is_close
 
 def _team(tolerance: float = 0.02, threshold: float = 0.5, weights: Any = None) -> Any:
     return SimpleNamespace(
-        tie_tolerance=tolerance, threshold=threshold, verifier_weights=weights, calibration=Calibration()
+        tie_tolerance=tolerance, threshold=threshold, verifier_weights=weights, calibration=Calibration(), stack="any"
     )
 
 
@@ -31,6 +31,15 @@ def test_what_rounding_might_turn() -> None:
     assert close_calls(spans, found, [far, near], _team(threshold=0.2)) == []  # what is left out has no label
     one_label = np.array([[0.9, 0.1]], dtype=np.float32)
     assert close_calls([far], one_label, [far], _team()) == []
+
+
+def test_where_nothing_is_fitted_none_is_a_rival_too() -> None:
+    span, team = Span(0, 3), _team(threshold=0.0)
+    team.stack = None
+    for row, is_close in (([0.495, 0.0, 0.505], True), ([0.505, 0.0, 0.495], True), ([0.6, 0.0, 0.4], False)):
+        assert close_calls([span], np.array([row], np.float32), [], team) == ([span] if is_close else [])
+    team.threshold = 0.9  # out of reach either way
+    assert close_calls([span], np.array([[0.505, 0.0, 0.495]], np.float32), [], team) == []
 
 
 def test_a_threshold_is_near_in_what_the_voters_say() -> None:

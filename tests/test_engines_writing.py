@@ -141,6 +141,20 @@ def test_constrained_items_are_substrings_whatever_the_model_says(tiny: Any, tex
         assert item == "none" or (item and item in text and item == item.strip() and "\n" not in item)
 
 
+@pytest.mark.parametrize("item", ["AT&amp;T", "Bob ;)", "x;y"])
+def test_what_the_grammar_admits_is_read_as_it_was_written(tiny: Any, item: str) -> None:
+    from el4ner.engines.grammar import GrammarTokens
+    from el4ner.parsing import parse_span_list
+
+    text = "AT&amp;T hired Bob ;) for x;y then"
+    tokens = GrammarTokens(tiny.tokenizer, len(tiny.tokenizer), (tiny.tokenizer.eos_token_id,))
+    for reply in (item, f"hired; {item}", f"{item}; then"):
+        matcher = tokens.matcher(SubstringList(text), leading_space=False)
+        ids = tiny.tokenizer.encode(reply + "\n", add_special_tokens=False)
+        assert matcher.valid(ids) == len(ids)
+        assert item in parse_span_list(reply, verbatim=True).surfaces
+
+
 @pytest.mark.parametrize(
     ("pieces", "text", "used"),
     [
@@ -207,6 +221,7 @@ def test_words_marks_and_characters_are_chunks() -> None:
 
     assert text_chunks("O'Brien-Smith  met") == ["O", "'", "Brien", "-", "Smith", "  ", "met"]
     assert text_chunks("東京 x") == ["東", "京", " ", "x"]
+    assert text_chunks("서울에서") == ["서", "울", "에", "서"]  # a name and its particle, written as one
     assert text_chunks("e\u0301t\u00e9 👩‍👩‍👧👍🏽") == ["e\u0301t\u00e9", " ", "👩‍👩‍👧", "👍🏽"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from scripted_members import GOLD, LABELS, POOL, large_pool, member, surfaces
 
 from el4ner.config import make_config
-from el4ner.engines.base import Completion, Generate
+from el4ner.engines.base import Choose, Completion, Generate
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError, EngineError, UsageError
 from el4ner.jsonl import read_inputs
@@ -146,6 +146,18 @@ def test_predict_iter_reads_a_chunk_at_a_time(make: Callable[..., El4ner]) -> No
     assert len(list(predictions)) == 9
 
 
+def test_records_before_an_iterable_that_fails_come_first(make: Callable[..., El4ner]) -> None:
+    def texts() -> Any:
+        yield from ("Bob 0", "Bob 1", "Bob 2")
+        raise OSError("the disk is gone")
+
+    for batch_size in (2, 3, 8):
+        predictions = make({"a": member(["Bob"], GOLD)}, batch_size=batch_size).predict_iter(texts())
+        assert [next(predictions).text for _ in range(3)] == ["Bob 0", "Bob 1", "Bob 2"]
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(predictions)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_a_record_that_fails_does_not_fail_the_others(make: Callable[..., El4ner], batch_size: int) -> None:
     good = member(["Bob", "Lima"], GOLD)
@@ -181,7 +193,26 @@ def test_what_succeeded_before_another_failed_is_asked_and_counted_once(make: Ca
     assert [p.status for p in found] == ["ok", "ok", "failed"]
     lists = [r for r in engine.requests if isinstance(r, Generate) and "boom" not in r.prompt[1]]
     assert len(lists) == len({r.prompt for r in lists}) == 2
-    assert model.report()["tokens"]["prompt"] == sum(p.usage.prompt_tokens for p in found)
+    report = model.report()
+    assert report["tokens"]["prompt"] == sum(p.usage.prompt_tokens for p in found)
+
+
+def test_what_a_failed_batch_cost_is_not_counted_beside_what_each_alone_costs(make: Callable[..., El4ner]) -> None:
+    good = member(["Bob", "Lima"], GOLD)
+
+    def choose(request: Choose) -> list[float]:
+        if "boom" in request.prompt[1]:
+            raise EngineError("out of memory")
+        return good.choose([request])[0].tolist()
+
+    engine = ScriptedEngine(generate=lambda request: good.generate([request])[0], choose=choose)
+    model = make({"a": engine})
+    found = model.predict(["Bob left.", "Lima is far.", "Bob goes boom."])
+    assert [p.status for p in found] == ["ok", "ok", "failed"]
+    report = model.report()
+    assert report["replies"]["a: replies"] == 2
+    spent = [own["prompt"] for stage in report["tokens by stage"].values() for own in stage.values()]
+    assert sum(spent) == report["tokens"]["prompt"] > 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -23,6 +23,7 @@ from scripted_members import (
     surfaces,
 )
 
+from el4ner.audition import _cheap_rows
 from el4ner.config import make_config
 from el4ner.crossfit import Examined, cross_fit
 from el4ner.engines.base import Generate, TokenStates
@@ -34,6 +35,8 @@ from el4ner.pool import Pool, load_pool
 from el4ner.preparation import Preparation
 from el4ner.records import Candidate, Demonstration, LabelledSpan, Span
 from el4ner.stages.team import Team
+from el4ner.voters.reading import SpanTable
+from el4ner.voters.stacking import start_stack
 
 
 def test_a_member_that_helps_on_the_pool_is_asked(make: Callable[..., El4ner]) -> None:
@@ -378,3 +381,24 @@ def test_the_reading_voter_proposes_votes_and_is_kept(make: Callable[..., El4ner
     again = make({"a": engine}, large_pool(), **given)
     assert [p.to_dict() for p in again.predict(texts)] == [p.to_dict() for p in found]
     assert len(engine.requests) == len(texts)  # of the pool nothing is read again
+
+
+def test_reading_votes_on_what_only_members_list_as_it_will(make: Callable[..., El4ner]) -> None:
+    """A span that no other voter proposed has a row in the table of the fold that did not see it."""
+    pool = large_pool()
+    width = len(pool.label_names) + 1
+    size = len(pool.sentences)
+    odd = Span(0, 4)
+    said = np.full((1, 1, width), np.log(0.1 / (width - 1)), np.float32)
+    said[..., 0] = np.log(0.9)
+    table = SpanTable((odd,), said)
+    examined = Examined(
+        ((),) * size, (np.zeros(0, np.int64),) * size, {"reading": [np.zeros((0, width), np.float32)] * size},
+        (np.zeros((0, 4), np.float32),) * size, (1,) * size, {"reading": [table] * size},
+    )  # fmt: skip
+    team = Team(make_config({}), pool)
+    team.base = start_stack(("reading",), width, 4)
+    (votes,) = _cheap_rows(team, examined, [3], pool.as_sentences([3]), [[Candidate(odd, ("a",))]], [pool.folds[3]])[
+        "reading"
+    ]
+    assert votes[0, 0] == pytest.approx(0.9)

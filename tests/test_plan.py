@@ -180,7 +180,7 @@ def test_peak_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytes
 
 def test_a_tight_limit_makes_passes_smaller(folders: list[str]) -> None:
     plans = {}
-    for limit in range(40, 400, 4):
+    for limit in range(40, 600, 4):
         plan = make_plan(_config(folders[:1], memory_limit_mib=limit), process=0)
         plans.setdefault((plan.mode, plan.forward_tokens), plan)
         assert plan.mode == "too large" or plan.turns <= limit * MIB * 0.9
@@ -265,3 +265,13 @@ print(before, predicted, resident_bytes())
         pytest.skip("the system does not say how much memory a process has")
     assert before < predicted
     assert predicted == pytest.approx(loaded, rel=0.02)
+
+
+def test_definitions_of_labels_count(folders: list[str], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("".join(f"- {{name: label {i}, definition: {'x' * 200}}}\n" for i in range(40)))
+    members = [{"name": "a", "source": folders[0]}]
+    plain = make_plan(make_config({"members": members, "examples": "pool.jsonl"}))
+    defined = make_plan(make_config({"members": members, "labels": str(labels)}))
+    assert defined.models[0].workspace > plain.models[0].workspace
+    assert defined.models[0].weights == plain.models[0].weights

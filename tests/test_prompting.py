@@ -235,6 +235,20 @@ def test_budget_drops_the_least_similar_demonstrations_alike_in_all_stages() -> 
     assert {request.prompt[:2] for batch in engine.chosen for request in batch} == {engine.generated[0][0].prompt[:2]}
 
 
+def test_long_definitions_leave_room_for_demonstrations_and_text() -> None:
+    """The budget is for what is shown; 30 definitions of 100 characters are not."""
+    labels = [Label(f"label {i}", "x" * 100) for i in range(30)]
+    engine = FakeEngine()
+    asked = PromptedMember("m", engine, "list", labels, "default", MemberSettings(max_prompt_tokens=1000))
+    shown = [Demonstration(str(i), f"number {i} " + "x" * 50, ()) for i in range(4)]
+    text = "Ada " * 60  # with a question about all of it, as long as the budget and more
+    short, long = asked.extract(sentences("Ada", text), [shown, shown])
+    assert (short.dropped_demonstrations, short.too_long) == (0, False)
+    assert (long.too_long, engine.generated[0][1].prompt[1].count(text)) == (False, 1)
+    assert np.isfinite(votes_of(asked, sentences(text), [shown], [[Span(0, 3)]])[0]).all()
+    assert asked.extract(sentences("Ada " * 300), [shown])[0].too_long
+
+
 @pytest.mark.parametrize("style", ["default", "paper"])
 def test_a_sentence_that_does_not_fit_is_not_asked(style: str) -> None:
     engine = FakeEngine(max_tokens=1500)

@@ -240,6 +240,11 @@ def test_parsers_take_anything_and_invent_nothing(reply: str, truncated: bool) -
     assert parse_verdict(reply) in (True, False, None)
 
 
+def test_a_mark_inside_a_verbatim_item_parts_nothing() -> None:
+    assert parse_span_list("AT&amp;T; Bob ;); x;y", verbatim=True) == SpanList(("AT&amp;T", "Bob ;)", "x;y"))
+    assert parse_span_list("AT&amp;T;", truncated=True, verbatim=True) == SpanList(("AT&amp;T",), malformed=True)
+
+
 def test_entities_that_look_like_the_empty_list() -> None:
     for surface in ("none", "NONE", "None."):
         assert parse_span_list(render_span_list([surface])).surfaces == (surface,)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scripted_members import POOL, LetterEncoder, member, settings, surface_of
+from scripted_members import POOL, LetterEncoder, demonstration, member, settings, surface_of
 
 from el4ner.config import make_config
 from el4ner.engines.base import Choose
@@ -17,9 +18,11 @@ from el4ner.pool import Pool
 from el4ner.preparation import Preparation
 from el4ner.records import Candidate, Entity, Sentence, Span, Usage
 from el4ner.stages import classify, extract, retrieve, verify
-from el4ner.stages.classify import EVIDENCE, combine, evidence_of, worth_asking
+from el4ner.stages.classify import EVIDENCE, Scored, combine, evidence_of, worth_asking
 from el4ner.stages.extract import pursued, unite
+from el4ner.stages.retrieve import input_spans
 from el4ner.stages.team import Team
+from el4ner.stages.verify import _judge
 from el4ner.voters.reading import SpanTable
 
 
@@ -149,6 +152,23 @@ def test_a_fitted_verdict_enters_the_score_and_the_threshold_decides(make_team: 
     assert {e.text: round(e.score, 3) for e in run(team, TEXT)[0][0]}["Dora"] == 0.063
 
 
+def test_a_verdict_that_cannot_be_used_weighs_as_even_odds(make_team: Callable[..., Team]) -> None:
+    """As where the weights were fitted."""
+    team = make_team({"a": member(["Dora"], GOLD)})
+    scored = Scored(Candidate(Span(0, 4), ("a",)), "person", 0.9, {})
+    team.verifier_weights, team.threshold = (1.0, 2.0, -0.5), 0.5
+    kept = _judge(Sentence("1", TEXT), scored, float("nan"), team)
+    assert kept is not None
+    assert kept.verified is None
+    assert kept.score == pytest.approx(1 / (1 + np.exp(-(np.log(9) - 0.5))), abs=1e-5)
+    team.threshold = 0.95
+    assert _judge(Sentence("1", TEXT), scored, float("nan"), team) is None
+    team.verifier_weights = None
+    kept = _judge(Sentence("1", TEXT), scored, float("nan"), team)
+    assert kept is not None
+    assert (kept.score, kept.verified) == (0.9, None)
+
+
 def test_the_named_member_verifies(make_team: Callable[..., Team]) -> None:
     engines = {"a": member(["Dora"], GOLD, rejects=["Dora"]), "b": member(["Dora"], GOLD)}
     assert found(make_team(engines), TEXT) == {}
@@ -212,6 +232,34 @@ def test_a_pool_sentence_is_never_its_own_demonstration(make_team: Callable[...,
     fold = POOL.folds[next(i for i, d in enumerate(POOL.sentences) if d.text == "Bob left Oslo.")]
     (left,) = team.retriever.find([Sentence("1", TEXT)], [[Span(9, 12)]], [fold])
     assert "Bob left Oslo." not in [d.text for d in left]
+
+
+def test_a_pool_sentence_is_not_compared_by_strings_that_only_its_fold_knows(make_team: Callable[..., Team]) -> None:
+    """As input from outside, so that what is fitted on it is no better shown than a text to come."""
+    odd = demonstration("it was xyzz0 and so on", {"was xyzz0 and": "person"})
+    pool = Pool((*POOL.sentences, odd), POOL.labels)
+    team = make_team({"a": member()}, pool=pool)
+    where = next(i for i, d in enumerate(pool.sentences) if d.text == odd.text)
+    sentence = Sentence("1", odd.text)
+    ((own,), _), ((left,), _) = input_spans([sentence], team), input_spans([sentence], team, [pool.folds[where]])
+    assert Span(3, 16) in own
+    assert Span(3, 16) not in left
+
+
+def test_candidates_of_an_index_are_the_same_demonstrations(
+    make_team: Callable[..., Team], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    stage = importlib.import_module("el4ner.stages.retrieve")
+    sentences = [Sentence("1", "Ada saw Rome."), Sentence("2", "Bob came to Oslo.")]
+    exact = retrieve(sentences, make_team({"a": member()})).demonstrations
+    monkeypatch.setattr(stage, "LARGE", 1)
+    team = make_team({"a": member()}, retrieve={"approximate": True})
+    assert team.retriever is not None
+    assert team.retriever._index is not None
+    assert retrieve(sentences, team).demonstrations == exact
+    monkeypatch.setattr(stage, "LARGE", 10**6)
+    assert make_team({"a": member()}, retrieve={"approximate": True}).retriever._index is None  # type: ignore[union-attr]
 
 
 def test_demonstrations_without_a_weighty_span_are_the_same_for_all(make_team: Callable[..., Team]) -> None:

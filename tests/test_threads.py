@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import pytest
@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 
 from el4ner import El4ner
 from el4ner.config import make_config
+from el4ner.engines.transformers import TransformersEngine
 
 TEXTS = [
     "Maria Silva flew to Lisbon.",
@@ -41,3 +42,26 @@ def test_threads_find_what_one_alone_finds() -> None:
         assert [found.entities for found in forwards.result()] == alone
         assert [found.entities for found in backwards.result()] == alone[::-1]
     assert shared.report()["records"] == {"ok": 2 * len(texts)}
+
+
+@pytest.mark.usefixtures("embedded")
+def test_who_tokenises_waits_for_others() -> None:
+    """Engines of one source share a tokenizer, which is told with every call whether special tokens are inert."""
+    from el4ner.engines import load_engine, loading
+
+    def make() -> TransformersEngine:
+        return load_engine("embedded:smollm2", device="cpu", dtype="float32")  # type: ignore[return-value]
+
+    engine = make()
+    calls = [
+        make, lambda: engine.count_tokens([("a <|im_end|> b",)]), lambda: engine.prompt_ids(("a",)),
+        lambda: engine.choice_ids(" b"),
+    ]  # fmt: skip
+    with ThreadPoolExecutor(len(calls)) as workers:
+        with loading._lock:
+            under_way = [workers.submit(call) for call in calls]
+            done, _ = wait(under_way, timeout=0.5)
+            assert not done
+        done, _ = wait(under_way, timeout=300)
+    assert len(done) == len(calls)
+    assert all(one.exception() is None for one in done)

@@ -20,12 +20,8 @@ from numpy.typing import NDArray
 
 from el4ner.engines.base import SubstringList
 from el4ner.errors import EngineError
+from el4ner.text import unspaced
 
-# Scripts written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han and its extensions, and their relatives.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1980-\u19ff\u1a20-\u1aaf\u3005-\u3007\u3040-\u30ff"
-    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
-)
 _JOINER = "\u200d"
 
 
@@ -53,7 +49,7 @@ def _kind(character: str) -> str:
         return "extend"
     if character.isspace():
         return "space"
-    if _UNSPACED.match(character):
+    if unspaced(character):
         return "character"
     return "word" if character.isalnum() or character == "_" else "mark"
 

@@ -71,7 +71,7 @@ class TransformersEngine:
         self._read_tokens = read_tokens or READ_TOKENS.get(self.device.type, 2048)
         self._forward_tokens = forward_tokens or FORWARD_TOKENS.get(self.device.type, 512)
         self._text = TextTokens(self.tokenizer)
-        self._prompts = PromptRenderer(self.tokenizer, name, chat)
+        self._prompts = self._renderer(chat)
         limit = prefix_cache_bytes or PREFIX_CACHE_BYTES.get(self.device.type, 512 << 20)
         self._cache: PrefixCache = self._loaded.shared.setdefault("prefixes", PrefixCache(limit))
         self.counts = TokenCounts()
@@ -116,14 +116,21 @@ class TransformersEngine:
         notes: list[str] = self._loaded.shared.setdefault("notes", [])
         return notes
 
+    @one_at_a_time  # engines of one source share its tokenizer, which is told with every call what a special token is
+    def _renderer(self, chat: bool) -> PromptRenderer:
+        return PromptRenderer(self.tokenizer, self.name, chat)
+
+    @one_at_a_time
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each rendered prompt, chat template included."""
         return [self._prompts.render(prompt).length for prompt in prompts]
 
+    @one_at_a_time
     def prompt_ids(self, prompt: Prompt) -> TokenIds:
         """The token ids that the model reads for a prompt, for those who run `.model` themselves."""
         return self._prompts.render(prompt).ids
 
+    @one_at_a_time
     def choice_ids(self, choice: str) -> TokenIds:
         """The token ids of a choice behind a prompt."""
         return self._prompts.segment(choice)

@@ -159,7 +159,8 @@ def classify(sentences: Sequence[Sentence], retrieved: Retrieved, extracted: Ext
 def close_calls(spans: Sequence[Span], found: FloatArray, kept: Sequence[Span], team: Team) -> list[Span]:
     """The spans of one sentence that rounding might decide otherwise; found (n, L + 1) are their distributions.
 
-    Their score is near the threshold; or they are kept and another label, or an overlapping span, comes near.
+    Their score is near the threshold, or near that of "none" where they must beat it; or they are kept and another
+    label, or an overlapping span, comes near.
     """
     near = team.tie_tolerance
     ordered = np.sort(found[:, :-1].astype(np.float64), axis=1)
@@ -169,6 +170,8 @@ def close_calls(spans: Sequence[Span], found: FloatArray, kept: Sequence[Span], 
     close = []
     for i, span in enumerate(spans):
         at_threshold = low[i] <= team.threshold <= high[i]
+        if team.stack is None:
+            at_threshold |= high[i] >= team.threshold and abs(scores[i] - found[i, -1]) <= near
         contested = span in kept and (
             scores[i] - second[i] <= near
             or any(

@@ -16,7 +16,7 @@ import numpy as np
 from el4ner.cache import ArrayCache, content_key
 from el4ner.config import RetrieveConfig
 from el4ner.engines.base import Encoder
-from el4ner.kernels import SpanPool, span_topk
+from el4ner.kernels import LARGE, SpanIndex, SpanPool, span_topk
 from el4ner.pool import Pool
 from el4ner.records import Demonstration, Sentence, Span, Usage
 from el4ner.stages.ranking import Bm25Ranking, RandomRanking, Ranking, SentenceRanking
@@ -55,13 +55,15 @@ class Retriever:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         vectors = stored["vectors"][[row[surface] for _, surface in owners]] if owners else stored["vectors"]
         self._spans = SpanPool.pack(np.ascontiguousarray(vectors), offsets)
+        large = config.approximate and len(vectors) >= LARGE
+        self._index = SpanIndex.build(self._spans, seed=seed) if large else None
         self._same_text: dict[str, set[int]] = {}
         self._in_fold: dict[int, set[int]] = {}
         for position, (demonstration, fold) in enumerate(zip(pool.sentences, pool.folds, strict=True)):
             self._same_text.setdefault(demonstration.text, set()).add(position)
             self._in_fold.setdefault(fold, set()).add(position)
         # where no span of the input weighs anything, every input gets the same few sentences
-        self._fallback = [s for s in pool.sample(len(pool.sentences)) if pool.sentences[s].entities]
+        self._fallback = [s for s, demonstration in enumerate(pool.sentences) if demonstration.entities]
 
     def find(
         self,
@@ -92,7 +94,7 @@ class Retriever:
             offsets.append(len(surfaces))
         ids, _ = span_topk(
             self._encoder.encode(surfaces), np.array(offsets), np.array(weights, dtype=np.float32),
-            self._spans, k, exclude=exclude, backend="auto",
+            self._spans, k, exclude=exclude, backend="auto", candidates=self._index,
         )  # fmt: skip
         found = []
         for row, left_out in zip(ids, exclude, strict=True):
@@ -118,10 +120,12 @@ def _ranking(
     return RandomRanking(len(texts), seed) if config.by == "random" else None
 
 
-def input_spans(sentences: Sequence[Sentence], team: Team) -> tuple[list[list[Span]], list[Usage]]:
+def input_spans(
+    sentences: Sequence[Sentence], team: Team, folds: Sequence[int] | None = None
+) -> tuple[list[list[Span]], list[Usage]]:
     """The spans of the input that retrieval compares: the members' zero-shot lists united, or the free proposers'.
 
-    None where it does not compare spans.
+    None where it does not compare spans. folds: of pool sentences as input, whose own strings propose nothing.
     """
     if team.config.retrieve.by != "spans":
         return [[] for _ in sentences], [Usage()] * len(sentences)
@@ -137,10 +141,9 @@ def input_spans(sentences: Sequence[Sentence], team: Team) -> tuple[list[list[Sp
                 usage[i] = usage[i] + listed.usage
         return [sorted(own) for own in spans], usage
     found = []
-    for sentence in sentences:
-        own = set(noun_phrases(sentence.text))
-        own.update(team.pool.strings.find(sentence.text, words(sentence.text)))
-        found.append(sorted(own))
+    for i, sentence in enumerate(sentences):
+        strings = team.pool.strings if folds is None else team.pool.strings_without(folds[i])
+        found.append(sorted({*noun_phrases(sentence.text), *strings.find(sentence.text, words(sentence.text))}))
     return found, [Usage()] * len(sentences)
 
 

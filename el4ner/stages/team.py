@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from el4ner.calibration import Calibration
 from el4ner.config import Config
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from el4ner.stages.retrieve import Retriever
 
 
+Costs: TypeAlias = "tuple[Counter[str], dict[str, dict[str, Counter[str]]]]"
+
+
 @dataclass
 class Team:
-    """Everything the stages need; filled by `el4ner.preparation`, read-only afterwards except for `counts`.
+    """Everything the stages need; filled by `el4ner.preparation`, afterwards read-only but for `counts` and `tokens`.
 
     asked: names of the voters that are asked, in the order of the stack. stack: None where voters count alike.
     base: the stack of the voters that cost no prompts, which decides what members are asked about. threshold: least
@@ -80,6 +84,14 @@ class Team:
             tokens["shared"] += own.prompt_tokens
             tokens["generated"] += own.generated_tokens
         tokens["shared"] -= computed
+
+    def costs(self) -> Costs:
+        """Counts and tokens so far, for `restore_costs`."""
+        return deepcopy((self.counts, self.tokens))
+
+    def restore_costs(self, costs: Costs) -> None:
+        """Forget what was counted since."""
+        self.counts, self.tokens = costs
 
     def count(self, member: str, listed: ExtractedSpans) -> None:
         """Add one reply to the counts."""

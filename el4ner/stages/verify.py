@@ -68,13 +68,16 @@ def verify(sentences: Sequence[Sentence], retrieved: Retrieved, classified: Clas
 
 
 def _judge(sentence: Sentence, scored: Scored, p: float, team: Team) -> Entity | None:
-    """The entity if the verifier lets it pass. No usable verdict: kept, but rejected where verdicts are written."""
-    if math.isnan(p):
-        return None if team.config.verify.by == "generation" else _entity(sentence, scored, None)
+    """The entity if the verifier lets it pass. No usable verdict: rejected where verdicts are written, else kept, or
+    weighed as even odds, which is how verdicts were weighed on the pool."""
+    unusable = math.isnan(p)
+    if unusable and team.config.verify.by == "generation":
+        return None
+    said = None if unusable else p
     if team.verifier_weights is None:
-        return _entity(sentence, scored, p) if p >= 0.5 else None
-    score = verified_score(scored.score, p, team.verifier_weights)
-    return _entity(sentence, replace(scored, score=score), p) if score >= team.threshold else None
+        return _entity(sentence, scored, said) if unusable or p >= 0.5 else None
+    score = verified_score(scored.score, 0.5 if unusable else p, team.verifier_weights)
+    return _entity(sentence, replace(scored, score=score), said) if score >= team.threshold else None
 
 
 def _is_close(scored: Scored, p: float, team: Team) -> bool:

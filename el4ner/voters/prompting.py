@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -44,7 +45,7 @@ Claim = tuple[Span, str]
 Demonstrations = Sequence[Sequence[Demonstration]]
 
 QUESTION_RESERVE = 64
-"""Tokens kept free beside the longest classification question, for the wordings of the other stages."""
+"""Tokens kept free beside a question about the whole sentence, for the wordings of the other stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class MemberSettings:
     calibrate: subtract what the same prompt says about a content-free span (Zhao et al. 2021); choices only.
     nearest: where the most similar demonstration stands; "first" is the order of the re-implementation.
     list_labels: write the label set out when labels are generated; the re-implementation does not.
-    max_prompt_tokens: None for what the engine allows; the least similar demonstrations are dropped to meet it.
+    max_prompt_tokens: most tokens of demonstrations and sentence, whatever the instruction takes; the least similar
+    demonstrations are dropped to meet it, or what the engine allows. None for what the engine allows.
     """
 
     grounded: bool = True
@@ -422,12 +424,17 @@ class PromptedMember:
 
     def _fit(self, sentences: Sequence[Sentence], demonstrations: Demonstrations) -> list[FittedDemonstrations]:
         """The same demonstrations for every stage: room is kept for a question about the longest possible span."""
-        limit = self._limit(max(self.settings.max_new_tokens, QUESTION_RESERVE))
-        builders = [self._longest_question(sentence.text) for sentence in sentences]
-        return self._fitted(demonstrations, builders, [limit] * len(sentences))
+        texts = [sentence.text for sentence in sentences]
+        reserve = max(self.settings.max_new_tokens, QUESTION_RESERVE)
+        longest = self.engine.count_tokens([(classification_question(text, self.variant),) for text in texts])
+        limits = [self._limit(reserve + question, self._bare_prefix) for question in longest]
+        builders = [partial(self._prefix, text) for text in texts]
+        return self._fitted(demonstrations, builders, limits)
 
-    def _longest_question(self, text: str) -> Callable[[Sequence[Demonstration]], Prompt]:
-        return lambda shown: (*self._prefix(text, shown), classification_question(text, self.variant))
+    @cached_property
+    def _bare_prefix(self) -> int:
+        """Tokens of a prompt without demonstrations and sentence."""
+        return self.engine.count_tokens([self._prefix("", ())])[0]
 
     def _fit_paper(
         self,
@@ -441,12 +448,17 @@ class PromptedMember:
             return lambda shown: self._paper_labels(text, shown, own)
 
         builders = [build(sentence.text, None if spans is None else spans[i]) for i, sentence in enumerate(sentences)]
-        limits = [self._limit(self._reply_limit(0 if spans is None else len(spans[i]))) for i in range(len(sentences))]
+        bare = self.engine.count_tokens([build("", None if spans is None else ())(())])[0]
+        limits = [
+            self._limit(self._reply_limit(0 if spans is None else len(spans[i])), bare) for i in range(len(sentences))
+        ]
         return self._fitted(demonstrations, builders, limits)
 
-    def _limit(self, reserve: int) -> int:
+    def _limit(self, reserve: int, bare: int) -> int:
+        """Most tokens of a prompt beside `reserve`; bare: those that it has without demonstrations and sentence."""
         room = self.engine.max_tokens - reserve
-        return room if self.settings.max_prompt_tokens is None else min(room, self.settings.max_prompt_tokens)
+        own = self.settings.max_prompt_tokens
+        return room if own is None else min(room, own + bare)
 
     def _fitted(
         self,
