@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from el4ner.bench.cli_pipeline import pipeline
 from el4ner.bench.cli_report import compare, report
 from el4ner.bench.cli_run import ablate, run, tune
 from el4ner.cli_messages import escape_what_stdout_lacks, unexpected, warnings_as_messages
-from el4ner.errors import El4nerError
+from el4ner.errors import El4nerError, debugging
 from el4ner.interrupts import INTERRUPTED, end_in_order
 
 
@@ -180,7 +179,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(error.exit_code) from None
     except Exception as error:
-        if os.environ.get("EL4NER_DEBUG"):
+        if debugging():
             raise
         click.echo(f"error: {unexpected(error)}", err=True)
         raise SystemExit(1) from None

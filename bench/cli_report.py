@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import click
@@ -35,6 +36,8 @@ def compare(
         run = load_run(Path(places[0]))
         if not run.counts:
             raise UsageError(f"{places[0]}: has no finished systems to compare")
+        if len(run.counts) == 1:
+            raise UsageError(f"{places[0]}: has one finished system, {next(iter(run.counts))}; a comparison needs two")
         if against is not None and against not in run.counts:
             raise UsageError(f"--against {against}: no finished system; there are {', '.join(run.counts)}")
         found = compare_all(run.counts, against, seed=seed, permutations=permutations)
@@ -44,6 +47,9 @@ def compare(
         (name_a, a), (name_b, b) = (answers_of(place, gold) for place in places)
         if [(p.id, p.gold) for p in a if not p.is_extra] != [(p.id, p.gold) for p in b if not p.is_extra]:
             raise UsageError(f"{places[0]} and {places[1]} do not answer the same sentences")
+        for place, answers in zip(places, (a, b), strict=True):
+            if all(p.is_lost for p in answers if not p.is_extra):
+                warnings.warn(f"{place}: none of its ids occurs in gold; give the records the same ids", stacklevel=1)
         names = (name_a, name_b) if name_a != name_b else places
         sides = sentence_counts(a), sentence_counts(b)
         found = [compare_two(names[0], sides[0], names[1], sides[1], seed=seed, permutations=permutations)]

@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,17 +17,20 @@ from el4ner.cli_messages import escape_what_stdout_lacks, need_stdout, say_warni
 from el4ner.cli_plan import plan
 from el4ner.cli_pool import pool
 from el4ner.cli_predict import predict
-from el4ner.errors import El4nerError
+from el4ner.errors import El4nerError, debugging
 from el4ner.interrupts import INTERRUPTED
 from el4ner.jsonl import json_text
 from el4ner.lines import STDIN, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What the system says when it takes no more output."""
 
 
 def _say(message: str) -> None:
-    if os.environ.get("EL4NER_DEBUG"):
+    if debugging():
         click.echo(traceback.format_exc(), err=True, nl=False)
     click.echo(f"el4ner: {visible(message)}", err=True)  # it may quote a text, which must not move the cursor
 
@@ -38,6 +41,13 @@ def _discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (AttributeError, OSError, ValueError):  # stdout is closed, or no file, as in tests: nothing is held
         return
+
+
+def _console() -> Console:
+    """For results: so wide that no column of a table is left out or cut, whatever COLUMNS says; terminals wrap."""
+    from rich.console import Console
+
+    return Console(width=max(Console().width, 120))
 
 
 class _Commands(click.Group):
@@ -51,6 +61,11 @@ class _Commands(click.Group):
         except KeyboardInterrupt:  # click would say "Aborted!" and end with 1
             _say("interrupted")
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except OSError as error:  # of --help and --version, whose output nobody takes
+            if not isinstance(error, BrokenPipeError):
+                _say(f"error: output cannot be written ({error.strerror}); make room, or write somewhere else")
+            _discard_stdout()
+            raise click.exceptions.Exit(1) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -130,9 +145,7 @@ def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -
         if warning := nothing_in_common(result):  # in words too, which the tables have
             say_warning(warning)
         return
-    from rich.console import Console
-
-    show_evaluation(result, Console())
+    show_evaluation(result, _console())
 
 
 @main.command()
@@ -140,12 +153,10 @@ def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -
 def show(files: tuple[str, ...]) -> None:
     """Print predictions (or labelled sentences) readably, entities in brackets with label and score."""
     need_stdout()
-    from rich.console import Console
-
     from el4ner.metrics import iterate_predicted
     from el4ner.show import show_records
 
-    console = Console()
+    console = _console()
     for path in files:
         show_records(iterate_predicted(path), console)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import os
 import sys
 import time
 import warnings
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from el4ner.errors import UsageError
+from el4ner.errors import UsageError, debugging
 from el4ner.lines import visible
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def warnings_as_messages(warn: Callable[[str], None]) -> Iterator[None]:
 
 def unexpected(error: Exception) -> str:
     """An error that nobody raised on purpose, in one line."""
-    hint = "" if os.environ.get("EL4NER_DEBUG") else "; run with EL4NER_DEBUG=1 for the traceback"
+    hint = "" if debugging() else "; run with EL4NER_DEBUG=1 for the traceback"
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{hint}"
 
 

@@ -137,8 +137,14 @@ def _is_same_file(one: str, other: str) -> bool:
     """Whether two paths lead to one regular file, by whatever links; also where none of them exists yet."""
     try:
         return Path(one).samefile(other) and Path(one).is_file()
-    except (OSError, ValueError):  # one of them is not there, or cannot be a path
+    except OSError:  # one of them is not there
+        pass
+    except ValueError:  # one of them cannot be a path
+        return False
+    try:
         return os.path.realpath(one) == os.path.realpath(other)
+    except OSError:  # the current folder is gone
+        return one == other
 
 
 def _files_read(inputs: Sequence[str], config_path: str | None, settings: Config) -> list[tuple[str, str]]:
@@ -305,7 +311,13 @@ def predict(
         model = El4ner.from_config(settings)
         model.progress = messages.note
         statuses = _run(model, sentences, target, messages, total)
-        promised = model.report()["fitted"].get("operating point")  # without a text to read nothing was fitted
+        fitted = model.report()["fitted"]
+        if fitted.get("calibrated") is False and settings.preset == "default":
+            messages.warn(
+                f"nothing was fitted on the pool ({model.report()['pool']['sentences']} sentences): voters count "
+                "alike, scores are no probabilities"
+            )
+        promised = fitted.get("operating point")  # without a text to read nothing was fitted
         if promised is not None and not quiet:
             click.echo(f"el4ner: {_promise(promised)}", err=True)
         if report_file is not None:

@@ -266,7 +266,7 @@ def scan_conll(
 
 def is_columns(path: str | Path) -> bool:
     """Whether a file is read as columns, by its name: it ends in one of COLUMN_SUFFIXES, or in one and .gz."""
-    return str(path).removesuffix(".gz").endswith(COLUMN_SUFFIXES)
+    return str(path).lower().removesuffix(".gz").endswith(COLUMN_SUFFIXES)
 
 
 def scan_examples(path: str | Path) -> Iterator[Demonstration | PoolError]:

@@ -16,6 +16,13 @@ A message says what came, what is allowed, and what to do about it.
 
 from __future__ import annotations
 
+import os
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted: EL4NER_DEBUG is set, and not to 0."""
+    return os.environ.get("EL4NER_DEBUG", "") not in ("", "0")
+
 
 class El4nerError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""

@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -103,7 +104,7 @@ def _line_sentence(raw: bytes, where: str, line: int, plain: bool) -> Sentence:
 
 
 def _is_plain(path: str | Path) -> bool:
-    return str(path).endswith((".txt", ".txt.gz"))
+    return str(path).lower().endswith((".txt", ".txt.gz"))
 
 
 def _file_sentences(path: str | Path, others: bool) -> Iterator[tuple[int, Sentence]]:
@@ -122,15 +123,26 @@ def _file_sentences(path: str | Path, others: bool) -> Iterator[tuple[int, Sente
 
 
 class _Repeats:
-    """Warns about repeated ids: each of the first MAX_ID_WARNINGS once, the rest as one count."""
+    """Warns about repeated ids: each of the first MAX_ID_WARNINGS once, the rest as one count.
+
+    Plain text has no place for an id: that its line numbers repeat from file to file is said once.
+    """
 
     def __init__(self, warn: Callable[[str], None] | None) -> None:
         self._warn = warn
         self._first: dict[str, str] = {}
         self._repeated: set[str] = set()
+        self._plain = False
 
-    def add(self, identifier: str, where: str) -> None:
+    def add(self, identifier: str, where: str, plain: bool) -> None:
         if self._warn is None:
+            return
+        if plain and identifier in self._first:
+            if not self._plain:
+                self._warn(
+                    f"{where}: lines of several text files have the same ids, their numbers; their order remains"
+                )
+            self._plain = True
             return
         first = self._first.setdefault(identifier, where)
         if first is where or identifier in self._repeated:
@@ -180,7 +192,7 @@ def _sentences(
         if limit is not None and count >= limit:
             break
         for line, sentence in _file_sentences(path, others=count > 0):
-            repeats.add(sentence.id, f"{name}:{line}")
+            repeats.add(sentence.id, f"{name}:{line}", _is_plain(path))
             yield sentence
             count += 1
             if limit is not None and count >= limit:
@@ -224,7 +236,7 @@ def check_label(label: object) -> str:
     """
     if not isinstance(label, str):
         raise LineError(f"is {kind(label)} ({excerpt(label)}); use a string")
-    if not label.strip():
+    if all(unicodedata.category(character)[0] in "ZC" for character in label):  # also what has no width
         raise LineError(f"is blank ({excerpt(label)}); name the entity type")
     if label != label.strip() or visible(label) != label:
         raise LineError(f"is {excerpt(label)}; leave out line breaks, control characters and blanks at its ends")
@@ -379,7 +391,10 @@ class OutputFile:
             raise UsageError(f"{self._name}: is a folder; name a file in it")
         if self._old is not None and stat.S_ISSOCK(self._old.st_mode):
             raise UsageError(f"{self._name}: is a socket, which is no file; name a file or a pipe")
-        self.path = Path(os.path.realpath(path))
+        try:
+            self.path = Path(os.path.realpath(path))
+        except OSError as error:  # the current folder is gone
+            raise UsageError(f"{self._name}: cannot be written ({error.strerror}); choose another place") from None
         self._descriptor = _descriptor(str(path)) if self._old is not None else None
         direct = self._old is not None and (self._descriptor is not None or not self.path.is_file())
         if direct:  # the pipe behind /dev/stdout has no name but this one
@@ -430,7 +445,7 @@ class OutputFile:
     def __enter__(self) -> BinaryIO:
         file = self._open()
         self._file = self._stream = file
-        if self.path.name.endswith(".gz"):
+        if self.path.name.lower().endswith(".gz"):
             self._stream = cast(BinaryIO, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
         return self._stream
 

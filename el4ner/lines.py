@@ -91,9 +91,9 @@ def check_readable(path: str | Path, *, may_be_empty: bool = False) -> None:
     if not str(path):
         raise InputError("the name of an input file is empty; name a file, or - for stdin")
     try:
-        info = Path(path).stat()
+        info = os.stat(path)  # noqa: PTH116  a Path would forget a slash at the end
     except FileNotFoundError:
-        raise InputError(f"{name}: no such file; check the path (the current folder is {Path.cwd()})") from None
+        raise InputError(f"{name}: no such file; check the path (the current folder is {_here()})") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: cannot be read ({error}); check the path and its permissions") from None
     if stat.S_ISDIR(info.st_mode):
@@ -102,6 +102,18 @@ def check_readable(path: str | Path, *, may_be_empty: bool = False) -> None:
         raise InputError(f"{name}: is empty; expected one record a line")
     if not os.access(path, os.R_OK):
         raise InputError(f"{name}: permission denied; make it readable (chmod u+r)")
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return "gone"
+
+
+def is_zipped(path: str | Path) -> bool:
+    """Whether a file's name says that it is gzipped."""
+    return str(path).lower().endswith(".gz")
 
 
 @contextmanager
@@ -115,7 +127,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         return
     try:
         # Opened outside `with`, so that only opening errors are translated here, not those of the caller's block.
-        stream = gzip.open(path, "rb") if str(path).endswith(".gz") else Path(path).open("rb")  # noqa: SIM115
+        stream = gzip.open(path, "rb") if is_zipped(path) else Path(path).open("rb")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{display_name(path)}: cannot be read ({error.strerror}); check the file") from None
     with stream:
@@ -143,12 +155,12 @@ def numbered_lines(path: str | Path) -> Generator[tuple[int, bytes], None, None]
             for number, raw in enumerate(stream, start=1):
                 if number == 1:
                     _check_encoding(raw[:2], name)
-                    raw = raw.removeprefix(_BOM)
+                raw = raw.removeprefix(_BOM)  # files that were joined have one where each began
                 if raw.strip():
                     found = True
                     yield number, raw[:-2] if raw.endswith(b"\r\n") else raw.removesuffix(b"\n")
         except (OSError, EOFError, zlib.error) as error:
-            what = "the gzip data are damaged or cut off" if str(path).endswith(".gz") else "reading failed"
+            what = "the gzip data are damaged or cut off" if is_zipped(path) else "reading failed"
             message = f"{name}:{number + 1}: {what} ({error}); what follows is lost, fetch or write the file again"
             raise DamagedError(message, number + 1) from None
     if not found:

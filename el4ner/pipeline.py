@@ -13,7 +13,7 @@ from typing import Any
 
 from el4ner.config import Config, load_config, merge, settings_of
 from el4ner.engines.base import Encoder, Engine
-from el4ner.errors import ConfigError, EngineError, KernelError, UsageError
+from el4ner.errors import ConfigError, EngineError, KernelError, UsageError, debugging
 from el4ner.jsonl import make_sentence, record_sentence
 from el4ner.kernels._dispatch import check_environment
 from el4ner.plan import mib, peak_mib
@@ -58,6 +58,8 @@ class El4ner:
 
     def __init__(self, config: Config, *, engines: dict[str, Engine] | None = None, encoder: Encoder | None = None,
                  pool: Pool | None = None) -> None:  # fmt: skip
+        if not isinstance(config, Config):
+            raise ConfigError(f"config is {type(config).__name__}; write El4ner.from_config(...), or give a Config")
         self.config = config
         self.watch: Watch | None = None
         """Called with every batch and what its stages found, for evaluations; None for nobody."""
@@ -81,6 +83,7 @@ class El4ner:
 
         Raises ConfigError for settings that are wrong. Nothing is loaded before it is needed.
         """
+        overrides = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in overrides.items()}
         if isinstance(config, Config):
             if not overrides:
                 return cls(config)
@@ -186,7 +189,7 @@ class El4ner:
         except Exception as error:
             if self._team is not None and before is not None:
                 self._team.restore_costs(before)  # its sentences are asked again, each alone
-            if os.environ.get("EL4NER_DEBUG") and not isinstance(error, EngineError | KernelError):
+            if debugging() and not isinstance(error, EngineError | KernelError):
                 raise
             return error
 

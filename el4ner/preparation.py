@@ -320,8 +320,14 @@ class Preparation:
             self.notes.append("the reading voter is named, but not asked: there is none without a fit")
         if config.preset != "paper":
             self.notes.append(
-                f"{len(pool.sentences)} pool sentences: nothing was fitted, voters count alike, scores are uncalibrated"
+                f"{len(pool.sentences)} pool sentences{self._too_few(pool)}: nothing was fitted, voters count alike, "
+                "scores are uncalibrated"
             )
+
+    def _too_few(self, pool: Pool) -> str:
+        """Why nothing is fitted, where it is not that they are few."""
+        enough = len(pool.sentences) >= self.config.stack.min_sentences
+        return ", all in one fold" if enough and len(set(pool.folds)) == 1 else ""
 
     # With a fit
 

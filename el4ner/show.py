@@ -160,14 +160,18 @@ def _row(name: str, score: Score) -> Sequence[str]:
 def problem_lines(evaluation: Evaluation) -> list[str]:
     """What counted as an error besides wrong spans and labels, a line each; empty if there was nothing."""
     problems = evaluation.problems
-    named = {
-        "gold records without prediction (their entities count as missed)": problems.lost_records,
-        "predicted records without gold (their entities count as wrong)": problems.extra_records,
-        "records whose text differs from gold": problems.different_texts,
-        "entities that are not in the text (count as wrong)": problems.not_in_text,
-        "entities given twice (the second counts as wrong)": problems.duplicates,
-    }
-    lines = [f"{count} {what}" for what, count in named.items() if count]
+    named = [
+        (problems.lost_records, "gold record without prediction (its entities count as missed)",
+         "gold records without prediction (their entities count as missed)"),
+        (problems.extra_records, "predicted record without gold (its entities count as wrong)",
+         "predicted records without gold (their entities count as wrong)"),
+        (problems.different_texts, "record whose text differs from gold", "records whose texts differ from gold"),
+        (problems.not_in_text, "entity that is not in the text (counts as wrong)",
+         "entities that are not in the text (count as wrong)"),
+        (problems.duplicates, "entity given twice (the second counts as wrong)",
+         "entities given twice (the second counts as wrong)"),
+    ]  # fmt: skip
+    lines = [f"{count} {one if count == 1 else several}" for count, one, several in named if count]
     lines += [
         f"{count} record{'s'[: count != 1]} with status {visible(status)}" for status, count in problems.not_ok.items()
     ]

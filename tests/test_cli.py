@@ -65,7 +65,7 @@ class FakeEl4ner:
         return {"peak": 7}
 
     def report(self) -> dict[str, Any]:
-        return {"seconds": 1.5}
+        return {"seconds": 1.5, "fitted": {}}
 
     def prepare(self, progress: Any = None) -> None:
         progress("reading states of 3 sentences")
@@ -149,7 +149,7 @@ def test_output_file_and_report() -> None:
     result = run("predict", "x.jsonl", "-o", "out.jsonl", "--report", "report.json")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert len(records(Path("out.jsonl").read_bytes())) == 2
-    assert json.loads(Path("report.json").read_text()) == {"seconds": 1.5, "memory, MiB": {"peak": 7}}
+    assert json.loads(Path("report.json").read_text()) == {"seconds": 1.5, "fitted": {}, "memory, MiB": {"peak": 7}}
     assert sorted(path.name for path in Path().iterdir()) == ["out.jsonl", "report.json", "x.jsonl"]
     assert records(run("predict", "x.jsonl", "-o", "-").stdout) == records(Path("out.jsonl").read_bytes())
 
@@ -446,7 +446,7 @@ def test_evaluate_tables_and_json() -> None:
     assert rows["place"] == ["1.0000", "1.0000", "1.0000", "1", "1", "1"]
     assert rows["[red]x"][2] == "0.0000"
     assert rows["micro (strict)"] == ["1.0000", "0.5000", "0.6667", "2", "1", "1"]
-    assert "1 gold records without prediction (their entities count as missed)" in result.stdout
+    assert "1 gold record without prediction (its entities count as missed)" in result.stdout
     scores = json.loads(run("evaluate", "gold.jsonl", "pred.jsonl", "--json").stdout)
     assert scores["micro"]["f1"] == pytest.approx(2 / 3)
     assert len(scores["micro"]["intervals"]["f1"]) == 2

@@ -186,6 +186,17 @@ def test_batch_size_and_neighbours_do_not_change_the_bytes() -> None:
     assert predict("docs.jsonl", "--limit", "2").stdout_bytes == b"\n".join(whole.stdout_bytes.split(b"\n")[:2]) + b"\n"
 
 
+UNFITTED = (
+    "el4ner: warning: nothing was fitted on the pool (6 sentences): voters count alike, scores are no probabilities\n"
+)
+
+
+def test_scores_that_are_no_probabilities_are_announced() -> None:
+    Path("docs.jsonl").write_text('{"text": "Warsaw is a city."}\n')
+    assert predict("docs.jsonl").stderr == UNFITTED
+    assert predict("docs.jsonl", "-q").stderr == ""
+
+
 @pytest.mark.filterwarnings("default::el4ner.cache.CacheWarning")
 def test_an_unusable_cache_is_one_warning_and_costs_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("docs.jsonl").write_text('{"text": "Warsaw is a city."}\n')
@@ -194,7 +205,8 @@ def test_an_unusable_cache_is_one_warning_and_costs_no_record(monkeypatch: pytes
     monkeypatch.setenv("EL4NER_CACHE", "file")
     result = predict("docs.jsonl")
     assert (result.exit_code, result.stdout) == (0, sound.stdout)
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.count("\n") == 2
+    assert result.stderr.endswith(UNFITTED)
     assert result.stderr.startswith("el4ner: warning: cache folder file/pools cannot be written (Not a directory)")
     assert "EL4NER_CACHE" in result.stderr
     assert predict("docs.jsonl", "-q").stderr == ""
@@ -213,10 +225,10 @@ def test_damaged_cache_files_are_messages(monkeypatch: pytest.MonkeyPatch, tmp_p
         return predict("docs.jsonl", *options)
 
     sound = damaged()  # nothing is there yet
-    assert sound.stderr == ""
+    assert sound.stderr == UNFITTED
     result = damaged()
     assert (result.exit_code, result.stdout) == (0, sound.stdout)
-    lines = result.stderr.splitlines()
+    lines = result.stderr.removesuffix(UNFITTED).splitlines()
     assert lines
     assert all(line.startswith("el4ner: warning: cache file ") and "computing it again" in line for line in lines)
     assert damaged("--quiet").stderr == ""

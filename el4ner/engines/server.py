@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from el4ner.errors import EngineError
+from el4ner.errors import ConfigError, EngineError
 
 T = TypeVar("T")
 
@@ -119,13 +119,11 @@ class Server:
         self.budget = budget or Budget(settings.max_requests, settings.max_tokens)
         self._key = settings.api_key or os.environ.get("OPENAI_API_KEY") or ""
         self._openai = _import_client()
-        timeout_s = settings.timeout_s
-        self._client = self._openai.OpenAI(
-            base_url=self.url,
-            api_key=self._key or "none",  # most servers of one's own want no key; the client wants one
-            max_retries=0,
-            timeout=self._openai.Timeout(timeout_s, connect=min(10.0, timeout_s)),
-        )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError(
+                "the server's API key holds what no key can, such as a letter with an accent; copy it anew"
+            )
+        self._client = self._new_client(settings.timeout_s)
         weakref.finalize(self, self._client.close)  # connections do not outlive the server they lead to
         # the client's HTTP library, whichever it is built on: reading a reply fails with that one's errors
         http = importlib.import_module(type(self._client.base_url).__module__.partition(".")[0])
@@ -134,6 +132,21 @@ class Server:
         self._stopped = threading.Event()
         self._silent = False
         self.silent_calls = 0
+
+    def _new_client(self, timeout_s: float) -> Any:
+        try:
+            return self._openai.OpenAI(
+                base_url=self.url,
+                api_key=self._key or "none",  # most servers of one's own want no key; the client wants one
+                max_retries=0,
+                timeout=self._openai.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+            )
+        except Exception as error:  # noqa: BLE001  its HTTP library has many kinds for addresses and proxies
+            reason = self._clean(" ".join(str(error).split()) or type(error).__name__)
+            raise EngineError(
+                f"server {self.url}: no connection can be set up ({reason}); check the URL, and HTTP_PROXY, "
+                "HTTPS_PROXY and ALL_PROXY"
+            ) from None
 
     # Asking
 
@@ -228,7 +241,7 @@ class Server:
         if isinstance(received, Exception):
             raise received  # outside the client's own exceptions, whose texts may quote the key
         try:
-            return json.loads(received)
+            return _with_whole_characters(json.loads(received))
         except ValueError:
             start = self._clean(received[:60].decode("utf-8", "replace"))
             raise _Failure(
@@ -294,6 +307,17 @@ class Server:
         if self._key:
             text = text.replace(self._key, "***")
         return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _with_whole_characters(data: Any) -> Any:
+    """The data with U+FFFD for halves of a character (lone surrogates), which JSON can hold and no tokenizer reads."""
+    if isinstance(data, str):
+        return data if data.isascii() else data.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    if isinstance(data, list):
+        return [_with_whole_characters(value) for value in data]
+    if isinstance(data, dict):
+        return {_with_whole_characters(key): _with_whole_characters(value) for key, value in data.items()}
+    return data
 
 
 def checked_url(url: str) -> str:
