@@ -164,6 +164,19 @@ class PlainModel:
 
     # Hidden states
 
+    def read_ends(self, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[FloatArray]:
+        """States of the last token of each prompt, by a pass of its own through the whole model."""
+        found = []
+        for prompt in prompts:
+            ids = [
+                i
+                for segment in prompt
+                for i in self.tokenizer(segment, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ]
+            hidden = self._forward(ids, output_hidden_states=True, use_cache=False).hidden_states
+            found.append(np.stack([hidden[layer][0, -1].float().cpu().numpy() for layer in sorted(set(layers))]))
+        return found
+
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         """Hidden states of each text alone, by a pass through the whole model. Layers up to the last but one."""
         found = []

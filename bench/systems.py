@@ -26,6 +26,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "all": {"voters": "all"},
     "paper": {"preset": "paper"},
     "reading-voter": {"voters": ["reading"]},
+    "probing-voter": {"voters": ["probing"]},
     "retrieval-voter": {"voters": ["retrieval"]},
 }
 """default: whoever the pool says is worth asking. all: everybody. The voters alone choose their threshold on the pool

@@ -270,9 +270,12 @@ def _cheap_rows(
     """The cheap voters' out-of-fold votes, also on spans that only members list."""
     votes: dict[str, list[FloatArray]] = {}
     spans = [[c.span for c in own] for own in candidates]
+    probers = {voter.name: voter for voter in team.probers}
     for name in team.base.voters if team.base is not None else ():
         if team.retrieval is not None and name == team.retrieval.name:
             votes[name] = team.retrieval.vote(sentences, spans, exclude_folds=folds)
+        elif name in probers:
+            votes[name] = probers[name].vote(sentences, spans, exclude_folds=folds)
         else:
             votes[name] = [np.exp(examined.tables[name][s].rows(own)) for s, own in zip(chosen, spans, strict=True)]
     return votes

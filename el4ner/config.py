@@ -19,8 +19,9 @@ from el4ner.lines import display_name, kind, read_text
 
 Variant = Literal["list", "ask", "define"]
 
-_TAKEN = ("auto", "all", "reading", "retrieval", "noun-phrases", "pool-strings")
-"""Names that mean something else among voters and proposers; "reading.NAME" is the reading voter of one of several."""
+_TAKEN = ("auto", "all", "reading", "probing", "retrieval", "noun-phrases", "pool-strings")
+"""Names that mean something else among voters and proposers; "reading.NAME" and "probing.NAME" are
+the voters of one model of several."""
 
 
 class _Settings(BaseModel):
@@ -201,6 +202,23 @@ class RetrievalConfig(_Settings):
     sharpness: float = Field(default=20.0, gt=0)
 
 
+class ProbingConfig(_Settings):
+    """The probing voter: the model's state behind a question about a span, read by a small probe fitted on the pool.
+
+    depths: layers read, as shares of the model's depth. directions: principal directions kept of each layer. hidden,
+    decay, dropout: the probe's hidden units, and how it is fitted. heads: probes fitted from different starts. sample:
+    most pool sentences on whose candidates it is fitted, and then the stack of everybody too.
+    """
+
+    depths: tuple[float, ...] = (0.6, 0.8)
+    directions: int = Field(default=128, ge=0, le=8192)
+    hidden: int = Field(default=128, ge=1, le=4096)
+    decay: float = Field(default=0.1, ge=0)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    heads: int = Field(default=5, ge=1, le=16)
+    sample: int = Field(default=1000, ge=20)
+
+
 class StackConfig(_Settings):
     """What is estimated on the pool. Below `min_sentences` nothing is fitted and all voters count alike.
 
@@ -282,6 +300,7 @@ class Config(_Settings):
     verify: VerifyConfig = VerifyConfig()
     reading: ReadingConfig = ReadingConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    probing: ProbingConfig = ProbingConfig()
     stack: StackConfig = StackConfig()
     server: ServerConfig = ServerConfig()
 
@@ -291,10 +310,10 @@ class Config(_Settings):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"members: {', '.join(repeated)} named twice; every member needs its own name")
-        taken = [name for name in names if name in _TAKEN or name.startswith("reading.")]
+        taken = [name for name in names if name in _TAKEN or name.startswith(("reading.", "probing."))]
         if taken:
             raise ValueError(f"members: {taken[0]!r} is the name of a voter or proposer; choose another")
-        known = ["reading", "retrieval", *names]
+        known = ["reading", "probing", "retrieval", *names]
         if isinstance(self.voters, tuple):
             if not any(self.voters):
                 raise ValueError("voters: none named; choose auto, all or a list of names")
@@ -320,7 +339,11 @@ class Config(_Settings):
     def _only_prompts(self) -> None:
         if not self.members:
             raise ValueError("members: the paper preset needs at least one")
-        others = [v for v in self.voters if v in ("reading", "retrieval")] if isinstance(self.voters, tuple) else []
+        others = (
+            [v for v in self.voters if v in ("reading", "probing", "retrieval")]
+            if isinstance(self.voters, tuple)
+            else []
+        )
         if others:
             raise ValueError(f"voters: the paper preset has prompted members only, not {', '.join(others)}")
         if self.classify.combine == "stack":

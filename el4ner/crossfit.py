@@ -22,7 +22,8 @@ class Examined:
 
     truth: per sentence (n,) i64, label index or the number of labels for "none". votes: voter -> per sentence (n, C).
     gold: entities per sentence, those nobody proposed included. tables: reading voter -> per sentence what it says of
-    every span.
+    every span. stacked: the sentences on which voters are stacked, where a voter votes on a part of the pool only, else
+    None for all; on others such a voter has no votes.
     """
 
     candidates: tuple[tuple[Candidate, ...], ...]
@@ -31,6 +32,12 @@ class Examined:
     evidence: tuple[FloatArray, ...]
     gold: tuple[int, ...]
     tables: Mapping[str, Sequence[SpanTable]] = field(default_factory=dict)
+    stacked: tuple[int, ...] | None = None
+
+    @property
+    def sentences(self) -> tuple[int, ...]:
+        """The sentences on which voters are stacked."""
+        return tuple(range(len(self.candidates))) if self.stacked is None else self.stacked
 
 
 def pooled(
@@ -43,12 +50,12 @@ def pooled(
 
 
 def cross_fit(team: Team, examined: Examined, voters: Sequence[str]) -> tuple[Stack, list[FloatArray]]:
-    """The stack fitted on the whole pool, and per pool sentence what stacks of the other folds make of it."""
+    """The stack fitted on `examined.sentences`, and for each of these what stacks of the other folds make of it."""
     start = start_stack(voters, len(team.labels) + 1, len(EVIDENCE))
-    everyone = range(len(examined.candidates))
+    everyone = examined.sentences
     folds = team.pool.folds
-    shares: list[FloatArray] = [np.zeros((0, len(team.labels) + 1), np.float32) for _ in everyone]
-    for fold in sorted(set(folds)):
+    shares: dict[int, FloatArray] = {i: np.zeros((0, len(team.labels) + 1), np.float32) for i in everyone}
+    for fold in sorted({folds[i] for i in everyone}):
         inside = [i for i in everyone if folds[i] != fold]
         if not inside:
             continue
@@ -56,4 +63,4 @@ def cross_fit(team: Team, examined: Examined, voters: Sequence[str]) -> tuple[St
         for i in everyone:
             if folds[i] == fold:
                 shares[i] = stack.probabilities([examined.votes[name][i] for name in voters], examined.evidence[i])
-    return fit_stack(start, *pooled(examined, voters, list(everyone))), shares
+    return fit_stack(start, *pooled(examined, voters, everyone)), [shares[i] for i in everyone]

@@ -19,6 +19,7 @@ from el4ner.engines.base import without_numbers
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.stages.team import Team
 from el4ner.voters.features import FEATURE_VERSION
+from el4ner.voters.probing import PROBE_VERSION
 from el4ner.voters.readout import READOUT_VERSION
 from el4ner.voters.stacking import Stack
 
@@ -42,7 +43,7 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
         if member["adapter"] is None:
             member.pop("adapter")
     settings["context_tokens"] = config.server.context_tokens  # what else a server is asked is in its source
-    named = preparation.wants("reading") or preparation.wanted_members()
+    named = preparation.wants("reading") or preparation.wants("probing") or preparation.wanted_members()
     models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
     models += sorted({preparation.engine(m.source, adapter=m.adapter).source for m in config.members if m.adapter})
     encoder = preparation.encoder().source
@@ -50,11 +51,13 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
         settings.pop("dtype")
         models, encoder = [without_numbers(source) for source in models], without_numbers(encoder)
     others = []  # what the reading voters are fitted with, besides the pool
+    if not preparation.wants("probing"):
+        settings.pop("probing")
     if preparation.wants("reading"):
         beside = preparation.beside(team.pool)
         starts = [preparation.start(team.pool, voter) for voter in preparation.readers(team.pool)]
         others = [start.key if start else beside.content if beside else "" for start in starts]
-    versions: list[object] = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION]
+    versions: list[object] = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION, PROBE_VERSION]
     if not portable:  # what proposes, constrains and tokenises
         versions += [version(name) for name in ("textblob", "llguidance", "tokenizers", "transformers")]
     return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,
@@ -74,6 +77,8 @@ def fitted_arrays(preparation: Preparation, team: Team) -> dict[str, NDArray[Any
     arrays: dict[str, NDArray[Any]] = {}
     for position, voter in enumerate(team.asked_readers):
         arrays |= {f"reader {position} {name}": array for name, array in voter.state().items()}
+    for position, prober in enumerate(team.asked_probers):
+        arrays |= {f"prober {position} {name}": array for name, array in prober.state().items()}
     if team.asks_retrieval and team.retrieval is not None:
         surfaces, counts, vectors = team.retrieval.state()
         arrays |= {"surfaces": _pack(surfaces), "counts": counts, "vectors": vectors}
@@ -86,6 +91,7 @@ def fitted_arrays(preparation: Preparation, team: Team) -> dict[str, NDArray[Any
         {
             "asked": team.asked,
             "readers": [voter.name for voter in team.asked_readers],
+            "probers": [voter.name for voter in team.asked_probers],
             "base": team.base.voters if team.base is not None else None,
             "threshold": preparation.threshold,
             "calibration": [team.calibration.slope, team.calibration.shift],
@@ -108,6 +114,12 @@ def restore(preparation: Preparation, team: Team, arrays: Mapping[str, NDArray[A
         for position, voter in enumerate(team.readers):
             prefix = f"reader {position} "
             voter.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+    if rest["probers"]:
+        named = {voter.name: voter for voter in preparation.probers(team.pool)}
+        team.probers = tuple(named[name] for name in rest["probers"])
+        for position, prober in enumerate(team.probers):
+            prefix = f"prober {position} "
+            prober.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
     if "counts" in arrays:
         team.retrieval = preparation.retrieval_voter(team.pool)
         team.retrieval.restore(_unpack(arrays["surfaces"]), arrays["counts"], arrays["vectors"])

@@ -34,6 +34,7 @@ from el4ner.stages.extract import free_proposals, pursued, unite
 from el4ner.stages.retrieve import Retriever
 from el4ner.stages.team import Team
 from el4ner.voters.features import FeatureReader
+from el4ner.voters.probing import ProbingVoter
 from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember, Style
 from el4ner.voters.reading import ReadingVoter, SpanTable, Start
 from el4ner.voters.retrieval import RetrievalVoter
@@ -251,7 +252,7 @@ class Preparation:
     def wants(self, name: str) -> bool:
         """Whether the settings allow a voter to be asked; the paper preset has prompted members only."""
         voters = self.config.voters
-        if self.config.preset == "paper" and name in ("reading", "retrieval"):
+        if self.config.preset == "paper" and name in ("reading", "probing", "retrieval"):
             return False
         return voters in ("auto", "all") or name in voters
 
@@ -383,6 +384,20 @@ class Preparation:
             voters.append(ReadingVoter(name, reader, pool.label_names, config.reading, self.cache, config.seed))
         return tuple(voters)
 
+    def probers(self, pool: Pool) -> tuple[ProbingVoter, ...]:
+        """One probing voter per distinct model among the members whose states can be read, without their adapters."""
+        config = self.config
+        sources = list(dict.fromkeys(member.source for member in config.members))
+        voters = []
+        for source in sources:
+            first = next(member.name for member in config.members if member.source == source)
+            engine = self.engine(source)
+            if engine.n_layers:
+                name = "probing" if len(sources) == 1 else f"probing.{first}"
+                own = ProbingVoter(name, engine, pool.label_names, config.probing, self.cache, config.seed)
+                voters.append(own)
+        return tuple(voters)
+
     def _examine(self, team: Team) -> Examined:
         """Cheap voters fitted, and what they say about every candidate of every pool sentence they did not see."""
         config, pool = self.config, team.pool
@@ -414,6 +429,19 @@ class Preparation:
             name: [np.exp(table.rows(own)) for table, own in zip(found, spans, strict=True)]
             for name, found in tables.items()
         }
+        stacked: tuple[int, ...] | None = None
+        if self.wants("probing") and config.probing.sample < len(pool.sentences):
+            stacked = tuple(pool.sample(config.probing.sample, config.seed))
+        for voter in self.probers(pool) if self.wants("probing") else ():
+            chosen = range(len(pool.sentences)) if stacked is None else stacked
+            if not any(spans[s] for s in chosen):
+                self.notes.append(f"{voter.name}: nobody proposes a span on the pool, so there is nothing to fit on")
+                continue
+            found = voter.fit(pool, chosen, [spans[s] for s in chosen], self.progress)
+            empty = np.zeros((0, len(pool.labels) + 1), np.float32)
+            rows = dict(zip(chosen, found, strict=True))
+            votes[voter.name] = [rows.get(s, empty) for s in range(len(pool.sentences))]
+            team.probers = (*team.probers, voter)
         if self.wants("retrieval"):
             self.progress("retrieval: encoding the pool's strings")
             team.retrieval = self.retrieval_voter(pool)
@@ -426,7 +454,13 @@ class Preparation:
         )
         self.facts["candidate recall on the pool"] = round(found_share, 4)
         return Examined(
-            tuple(candidates), tuple(truth), votes, evidence, tuple(len(d.entities) for d in pool.sentences), tables
+            tuple(candidates),
+            tuple(truth),
+            votes,
+            evidence,
+            tuple(len(d.entities) for d in pool.sentences),
+            tables,
+            stacked,
         )
 
     def _stack_cheap(self, team: Team, examined: Examined) -> None:
@@ -442,7 +476,10 @@ class Preparation:
         for voters in (subset for size in sizes for subset in combinations(names, size)):
             self.progress(f"stacking {', '.join(voters)}")
             stack, shares = cross_fit(team, examined, voters)
-            decided[voters] = Decided(examined.candidates, shares, examined.truth, examined.gold, self.config.overlap)
+            candidates, truth, gold = (
+                [own[s] for s in examined.sentences] for own in (examined.candidates, examined.truth, examined.gold)
+            )
+            decided[voters] = Decided(candidates, shares, truth, gold, self.config.overlap)
             f1, threshold = best_threshold(decided[voters])
             options[voters] = (f1, threshold, stack)
             self.facts[f"cross-validated F1 of {' + '.join(voters)}"] = round(f1, 4)

@@ -54,7 +54,10 @@ from el4ner.pipeline import El4ner
             ["extract: nobody proposes spans", "leave members"],
         ),
         ({"voters": "auto, reading"}, ["voters", "'auto' is unknown"]),
-        ({"voters": ["readng"]}, ["'readng' is unknown", "auto, all or from reading, retrieval, smollm2-list"]),
+        (
+            {"voters": ["readng"]},
+            ["'readng' is unknown", "auto, all or from reading, probing, retrieval, smollm2-list"],
+        ),
         ({"voters": ""}, ["voters: none named"]),
         ({"voters": []}, ["voters: none named"]),
         ({"voters": "reading,"}, ["voters: a name is empty", "one comma between two"]),

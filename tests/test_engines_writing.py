@@ -268,6 +268,27 @@ def test_states_equal_the_models_own(embedded_engine: Any) -> None:
         assert covered == set(range(len(text)))
 
 
+def test_states_behind_questions_are_the_same_bits_in_any_company(embedded_engine: Any) -> None:
+    texts = [
+        "Ada met Bob in Lima.\n",
+        "日本 👩‍👩‍👧 İstanbul\n",
+        "a longer text about Angela Merkel in Berlin " * 9 + "\n",
+    ]
+    prompts = [(text, f'"{word}" is a') for text in texts for word in text.split()[:5]]
+    together = embedded_engine.read_ends(prompts, [24, 18])
+    assert {states.shape for states in together} == {(2, 576)}
+    for text in texts:
+        own = [i for i, prompt in enumerate(prompts) if prompt[0] == text]
+        for i, states in zip(own, embedded_engine.read_ends([prompts[i] for i in own], [18, 24]), strict=True):
+            np.testing.assert_array_equal(states, together[i])
+    (plain,) = embedded_engine.read(["".join(prompts[0])], [18, 24])
+    expected = np.stack([plain.states[18][-1], plain.states[24][-1]])
+    np.testing.assert_allclose(together[0], expected, atol=2e-2, rtol=1e-3)
+    with pytest.raises(EngineError, match="no last token"):
+        embedded_engine.read_ends([("", "")], [1])
+    assert embedded_engine.read_ends([], [1]) == []
+
+
 def test_reading_does_not_depend_on_place_or_company(embedded_engine: Any) -> None:
     """Every text has the same bits at every place of a batch and beside texts of every length."""
     texts = [f"{'word ' * (i % 23)}Number {i} went to Berlin" for i in range(60)]

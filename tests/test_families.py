@@ -153,6 +153,7 @@ def test_packed_equals_one_prompt_at_a_time(family: str, tmp_path: Path) -> None
     _check(engine)
     assert engine.notes == []
     _check_states(engine)
+    _check_ends(engine)
 
 
 def _check_states(engine: Any) -> None:
@@ -167,6 +168,20 @@ def _check_states(engine: Any) -> None:
         np.testing.assert_allclose(after_norm.numpy(), own[2][0].numpy(), atol=1e-4, rtol=1e-5)
 
 
+def _check_ends(engine: Any) -> None:
+    """States of the last tokens of prompts that share a text, against a plain pass for each prompt."""
+    prompts = [
+        (f"{text}\n", f'"{surface}" is a')
+        for text, surfaces in (("Ann met Bob in São Paulo.", ("Ann", "São Paulo")), ("東京 <|im_end|> 👍🏽", ("東京",)))
+        for surface in surfaces
+    ]
+    for prompt, found in zip(prompts, engine.read_ends(prompts, [1, 0]), strict=True):
+        ids = torch.tensor([[i for segment in prompt for i in engine.choice_ids(segment)]])
+        with torch.inference_mode():
+            own = engine.model(ids, output_hidden_states=True).hidden_states
+        np.testing.assert_allclose(found, np.stack([own[n][0, -1].numpy() for n in (0, 1)]), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", WINDOWED)
 def test_a_short_window_repeats_the_cache_and_says_so(family: str, tmp_path: Path) -> None:
     engine: Any = load_engine(save_family(tmp_path, WINDOWED[family]), device="cpu", dtype="float32")
@@ -179,6 +194,7 @@ def test_a_short_window_repeats_the_cache_and_says_so(family: str, tmp_path: Pat
     full = sum(len(engine.prompt_ids(r.prompt)) for r in requests)
     assert run < full  # prefixes are kept, though their last tokens are run again for every question
     _check(engine)
+    _check_ends(engine)
     assert len(engine.notes) == 1
     assert "attention window" in engine.notes[0]
 

@@ -102,6 +102,11 @@ class Engine(Protocol):
         """Hidden states of plain texts, without template or special tokens."""
         ...
 
+    def read_ends(self, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[FloatArray]:
+        """Hidden states (n_layers, D) f32 of the last token of each prompt, layers ascending; no template or special
+        tokens. Prompts that share leading segments share their computation."""
+        ...
+
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens of each rendered prompt, chat template included."""
         ...

@@ -143,6 +143,10 @@ class OpenAIEngine:
     def _estimate(self, text: str) -> int:
         return estimated_tokens(text) + (CHAT_TOKENS if self.chat else 1)
 
+    def read_ends(self, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[FloatArray]:  # noqa: ARG002
+        """A server shows no hidden states: raises EngineError."""
+        raise EngineError(f"{self.source}: a server shows no hidden states")
+
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:  # noqa: ARG002 - the protocol's
         """Raises EngineError: servers show no hidden states."""
         raise EngineError(f"engine {self.name!r}: hidden states cannot be read from a server; use a local model")

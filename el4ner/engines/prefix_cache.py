@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from el4ner.engines.batches import length_batches
 from el4ner.engines.chat import TokenIds
+from el4ner.engines.states import additive_mask
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Per block the keys and values (H, T, D) of one chunk."""
@@ -421,12 +422,6 @@ class PrefixRunner:
             rows = max(1, self._copied_bytes // max(1, longest * per_token))
             batches += [[keys[index] for index in batch[i : i + rows]] for i in range(0, len(batch), rows)]
         return batches
-
-
-def additive_mask(sees: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Booleans to what attention adds to its scores."""
-    mask = torch.zeros(sees.shape, dtype=dtype)
-    return mask.masked_fill_(~sees, torch.finfo(dtype).min).to(device)
 
 
 def _joined(parts: Sequence[TokenIds]) -> tuple[int, ...]:

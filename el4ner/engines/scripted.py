@@ -110,6 +110,11 @@ class ScriptedEngine:
             states.append(self._read(text, wanted))
         return states
 
+    def read_ends(self, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[FloatArray]:
+        """The last of the scripted states of each prompt, read as one text."""
+        found = self.read(["".join(prompt) for prompt in prompts], layers)
+        return [np.stack([own.states[layer][-1] for layer in sorted(own.states)]) for own in found]
+
     def _unscripted(self, what: str, prompt: str) -> EngineError:
         shown = prompt if len(prompt) <= 80 else f"...{prompt[-77:]}"
         return EngineError(f"engine {self.name!r}: no scripted reply to {what} for the prompt {shown!r}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from el4ner.engines.base import FloatArray, IntArray, TokenStates
+from el4ner.engines.token_trie import TokenTrie
 from el4ner.errors import EngineError
 
 
@@ -96,6 +97,42 @@ def read_batch(
         {layer: np.ascontiguousarray(host[layer][position, : len(row)]) for layer in layers}
         for position, row in enumerate(rows)
     ]
+
+
+def read_trie_ends(
+    backbone: Any,
+    blocks: torch.nn.ModuleList,
+    tries: Sequence[TokenTrie],
+    ends: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, int] | None = None,
+) -> list[FloatArray]:
+    """Hidden states at some nodes of tries of tokens, each of which sees its ancestors only: per trie (n_ends,
+    n_layers, D) f32. shape: tries and nodes to pad to, more than there are."""
+    n_rows, width = shape or (len(tries), max(map(len, tries)))
+    ids = torch.zeros((n_rows, width), dtype=torch.long)
+    positions = torch.zeros((n_rows, width), dtype=torch.long)
+    sees = torch.eye(width, dtype=torch.bool).repeat(n_rows, 1, 1)  # padding sees itself: a softmax over nothing is NaN
+    for row, trie in enumerate(tries):
+        n = len(trie)
+        ids[row, :n], positions[row, :n] = torch.tensor(trie.tokens), torch.tensor(trie.depths)
+        sees[row, :n, :n] = torch.from_numpy(trie.ancestors())
+    mask = additive_mask(sees[:, None], dtype, device)
+    with torch.inference_mode(), layer_capture(blocks, layers) as caught:
+        with suppress(_Deep):
+            backbone(input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device), use_cache=False)
+        return [
+            torch.stack([caught[layer][row, list(own)] for layer in layers], dim=1).float().cpu().numpy()
+            for row, own in enumerate(ends)
+        ]
+
+
+def additive_mask(sees: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Booleans to what attention adds to its scores."""
+    mask = torch.zeros(sees.shape, dtype=dtype)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min).to(device)
 
 
 def cut(ids: list[int], offsets: IntArray, limit: int) -> tuple[list[int], IntArray, int | None]:

@@ -22,7 +22,8 @@ from el4ner.engines.prefix_cache import PrefixCache, PrefixRunner
 from el4ner.engines.repeated import RepeatedCache
 from el4ner.engines.residency import Residency
 from el4ner.engines.scoring import Budgets, ChoiceScorer, PlainScorer, Question
-from el4ner.engines.states import cut, find_blocks, read_batch, token_states
+from el4ner.engines.states import cut, find_blocks, read_batch, read_trie_ends, token_states
+from el4ner.engines.token_trie import TokenTrie
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
 
@@ -343,9 +344,61 @@ class TransformersEngine:
                 results[index] = token_states(frames[index][0], found, frames[index][1])
         return results
 
+    @one_at_a_time
+    def read_ends(self, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[FloatArray]:
+        """Hidden states (n_layers, D) f32 of every prompt's last token, layers ascending; as `read`, but several
+        segments to a text.
+
+        Prompts with the same first segment are run as one trie, so that what they share is read once. Raises
+        EngineError for a prompt that has no token, or more than `max_tokens`.
+        """
+        wanted = check_layers(layers, self.n_layers)
+        rows = [tuple(i for segment in prompt for i in self._prompts.segment(segment)) for prompt in prompts]
+        self._check_lengths([len(row) for row in rows])
+        if not all(rows):
+            raise EngineError("a prompt without any text has no last token; give it at least one non-empty segment")
+        backbone, blocks = self.model.base_model, find_blocks(self.model.base_model)
+        results: list[FloatArray] = [np.zeros((0, 0), dtype=np.float32)] * len(prompts)
+        packed = [i for i, row in enumerate(rows) if self.packing.allows(len(row))]
+        with run_errors(self.name):
+            groups = self._end_groups(packed, prompts, rows)
+            for batch, shape in self._read_batches([len(trie) for trie, _ in groups]):
+                tries, ends = [groups[i][0] for i in batch], [groups[i][1] for i in batch]
+                nodes = [list(own.values()) for own in ends]
+                found = read_trie_ends(backbone, blocks, tries, nodes, wanted, self.device, self.dtype, shape)
+                for own, states in zip(ends, found, strict=True):
+                    for index, state in zip(own, states, strict=True):
+                        results[index] = state
+            for index in sorted(set(range(len(rows))) - set(packed)):
+                (states,) = read_batch(backbone, blocks, [rows[index]], wanted, self.device)
+                results[index] = np.stack([states[layer][-1] for layer in wanted])
+        return results
+
+    def _end_groups(
+        self, chosen: Sequence[int], prompts: Sequence[Prompt], rows: Sequence[TokenIds]
+    ) -> list[tuple[TokenTrie, dict[int, int]]]:
+        """Tries of prompts with the same first segment, and in each by prompt the node where it ends.
+
+        A trie holds no more nodes than a forward pass, unless one prompt does.
+        """
+        groups: list[tuple[TokenTrie, dict[int, int]]] = []
+        latest: dict[str, int] = {}
+        for index in chosen:
+            place = latest.get(prompts[index][0])
+            if place is None or len(groups[place][0]) + groups[place][0].missing(rows[index]) > self._forward_tokens:
+                place = latest[prompts[index][0]] = len(groups)
+                groups.append((TokenTrie(), {}))
+            trie, ends = groups[place]
+            ends[index] = trie.insert(rows[index])
+        return groups
+
     def _read_batches(self, lengths: list[int]) -> list[tuple[list[int], tuple[int, int] | None]]:
         """Indices of texts read together, and the shape to pad them to."""
         if self.device.type != "cpu":
             return [(batch, None) for batch in length_batches(lengths, self._read_tokens)]
         even = even_batches(lengths, _READ_MULTIPLE, self._read_tokens)
-        return [(batch, (rows, min(tokens, self.max_tokens))) for batch, rows, tokens in even]
+        # beyond the model's positions there is nothing to pad; of a trie more nodes than positions may be needed
+        return [
+            (batch, (rows, max(min(tokens, self.max_tokens), *(lengths[i] for i in batch))))
+            for batch, rows, tokens in even
+        ]

@@ -62,8 +62,8 @@ def evidence_of(sentence: Sentence, candidates: Sequence[Candidate], members: Se
 def cheap_votes(
     sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]], team: Team
 ) -> dict[str, list[FloatArray]]:
-    """Votes of the reading and retrieval voters that are asked: voter -> per sentence (n_spans, L + 1)."""
-    voters: list[Voter] = [*team.asked_readers]
+    """Votes of the voters that are asked and write nothing: voter -> per sentence (n_spans, L + 1)."""
+    voters: list[Voter] = [*team.asked_readers, *team.asked_probers]
     if team.asks_retrieval and team.retrieval is not None:
         voters.append(team.retrieval)
     return {voter.name: voter.vote(sentences, spans) for voter in voters}

@@ -12,6 +12,7 @@ from el4ner.calibration import Calibration
 from el4ner.config import Config
 from el4ner.pool import Pool
 from el4ner.records import Usage
+from el4ner.voters.probing import ProbingVoter
 from el4ner.voters.prompting import ExtractedSpans, PromptedMember
 from el4ner.voters.reading import ReadingVoter
 from el4ner.voters.retrieval import RetrievalVoter
@@ -41,6 +42,7 @@ class Team:
     pool: Pool
     members: tuple[PromptedMember, ...] = ()
     readers: tuple[ReadingVoter, ...] = ()
+    probers: tuple[ProbingVoter, ...] = ()
     retrieval: RetrievalVoter | None = None
     retriever: Retriever | None = None
     asked: tuple[str, ...] = ()
@@ -70,6 +72,11 @@ class Team:
     def asked_readers(self) -> tuple[ReadingVoter, ...]:
         """Reading voters that are asked."""
         return tuple(voter for voter in self.readers if voter.name in self.asked)
+
+    @property
+    def asked_probers(self) -> tuple[ProbingVoter, ...]:
+        """Probing voters that are asked."""
+        return tuple(voter for voter in self.probers if voter.name in self.asked)
 
     @property
     def asks_retrieval(self) -> bool:
