@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from el4ner.engines.base import Choose, Completion, FloatArray, Generate, TokenStates
+from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, TokenStates
 from el4ner.preparation import Preparation
 
 STATES_BYTES = 1 << 30
@@ -22,6 +22,7 @@ class Remembering:
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._states: dict[tuple[str, tuple[int, ...]], TokenStates] = {}
+        self._ends: dict[tuple[Prompt, tuple[int, ...]], FloatArray] = {}
         self._replies: dict[Generate | Choose, Any] = {}
         self._bytes = 0
         self.answered = 0
@@ -33,6 +34,19 @@ class Remembering:
     def choose(self, requests: Sequence[Choose]) -> list[FloatArray]:
         """As `Engine.choose`; what was asked before is not asked again."""
         return self._asked(requests, self._inner.choose)
+
+    def read_ends(self, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[FloatArray]:
+        """As `Engine.read_ends`; what was read before is not read again, as long as there is room for it."""
+        keys = [(prompt, tuple(layers)) for prompt in prompts]
+        distinct = dict.fromkeys(keys)
+        missing = [key for key in distinct if key not in self._ends]
+        self.answered += len(distinct) - len(missing)
+        read = dict(zip(missing, self._inner.read_ends([prompt for prompt, _ in missing], layers), strict=True))
+        for key, states in read.items():
+            self._bytes += states.nbytes
+            if self._bytes <= STATES_BYTES:
+                self._ends[key] = states
+        return [read[key] if key in read else self._ends[key] for key in keys]
 
     def _asked(self, requests: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
         distinct = dict.fromkeys(requests)

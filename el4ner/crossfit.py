@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.engines.base import FloatArray
+from el4ner.operating import Decided
 from el4ner.records import Candidate
 from el4ner.stages.classify import EVIDENCE
 from el4ner.stages.team import Team
@@ -38,6 +39,14 @@ class Examined:
     def sentences(self) -> tuple[int, ...]:
         """The sentences on which voters are stacked."""
         return tuple(range(len(self.candidates))) if self.stacked is None else self.stacked
+
+    def decided(self, shares: Sequence[FloatArray], overlap: str) -> Decided:
+        """What is decided where the stacked sentences' candidates have these distributions."""
+        chosen = self.sentences
+        return Decided(
+            [self.candidates[s] for s in chosen], shares, [self.truth[s] for s in chosen],
+            [self.gold[s] for s in chosen], overlap,
+        )  # fmt: skip
 
 
 def pooled(

@@ -29,14 +29,13 @@ from el4ner.operating import Decided, best_threshold, fewest, threshold_for
 from el4ner.plan import Plan, check_fits, make_plan, mib, process_bytes
 from el4ner.pool import Pool, load_pool
 from el4ner.shipped import shipped_fit, shipped_start
-from el4ner.stages.classify import evidence_of
-from el4ner.stages.extract import free_proposals, pursued, unite
+from el4ner.stages.extract import free_proposals, unite
 from el4ner.stages.retrieve import Retriever
 from el4ner.stages.team import Team
 from el4ner.voters.features import FeatureReader
 from el4ner.voters.probing import ProbingVoter
 from el4ner.voters.prompting import PAPER_SETTINGS, MemberSettings, PromptedMember, Style
-from el4ner.voters.reading import ReadingVoter, SpanTable, Start
+from el4ner.voters.reading import ReadingVoter, Start
 from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack
 
@@ -210,6 +209,7 @@ class Preparation:
 
     def _fitted(self, team: Team) -> None:
         """What is estimated on the pool, now or in an earlier run."""
+        from el4ner.examining import examine
         from el4ner.fitted import fitted_arrays, fitted_key, restore
 
         key = fitted_key(self, team)
@@ -217,7 +217,7 @@ class Preparation:
         if stored is not None:
             restore(self, team, stored)
         else:
-            examined = self._examine(team)
+            examined = examine(self, team)
             self._stack_cheap(team, examined)
             if self.wanted_members():
                 from el4ner.audition import audition
@@ -398,73 +398,8 @@ class Preparation:
                 voters.append(own)
         return tuple(voters)
 
-    def _examine(self, team: Team) -> Examined:
-        """Cheap voters fitted, and what they say about every candidate of every pool sentence they did not see."""
-        config, pool = self.config, team.pool
-        sentences = pool.as_sentences(range(len(pool.sentences)))
-        tables: dict[str, list[SpanTable]] = {}
-        if self.wants("reading"):
-            team.readers = self.readers(pool)
-            beside = self.beside(pool)
-            apart = f"{len(beside.sentences)} sentences fitted beside" if beside else "not used"
-            used = self.facts["built-in pool"] = {}
-            for voter in team.readers:
-                start = self.start(pool, voter)
-                used[voter.name] = "begun at its read-outs" if start else apart
-                tables[voter.name] = voter.fit(pool, self.progress, None if start else beside, start)
-                if voter.unaligned:
-                    self.notes.append(
-                        f"{voter.unaligned} pool entities do not fall on word borders, or stand where a long text is "
-                        "not read; reading skips them"
-                    )
-        candidates = []
-        for i, (sentence, fold) in enumerate(zip(sentences, pool.folds, strict=True)):
-            proposals = pursued(free_proposals(sentence, team, fold), [own[i] for own in tables.values()], team)
-            if config.extract.reading:
-                floor = config.extract.reading_floor
-                proposals += [(name, own[i].above(floor)) for name, own in tables.items()]
-            candidates.append(unite(proposals))
-        spans = [[c.span for c in own] for own in candidates]
-        votes = {
-            name: [np.exp(table.rows(own)) for table, own in zip(found, spans, strict=True)]
-            for name, found in tables.items()
-        }
-        stacked: tuple[int, ...] | None = None
-        if self.wants("probing") and config.probing.sample < len(pool.sentences):
-            stacked = tuple(pool.sample(config.probing.sample, config.seed))
-        for voter in self.probers(pool) if self.wants("probing") else ():
-            chosen = range(len(pool.sentences)) if stacked is None else stacked
-            if not any(spans[s] for s in chosen):
-                self.notes.append(f"{voter.name}: nobody proposes a span on the pool, so there is nothing to fit on")
-                continue
-            found = voter.fit(pool, chosen, [spans[s] for s in chosen], self.progress)
-            empty = np.zeros((0, len(pool.labels) + 1), np.float32)
-            rows = dict(zip(chosen, found, strict=True))
-            votes[voter.name] = [rows.get(s, empty) for s in range(len(pool.sentences))]
-            team.probers = (*team.probers, voter)
-        if self.wants("retrieval"):
-            self.progress("retrieval: encoding the pool's strings")
-            team.retrieval = self.retrieval_voter(pool)
-            team.retrieval.fit(pool, spans)
-            votes["retrieval"] = team.retrieval.vote(sentences, spans, exclude_folds=pool.folds)
-        truth = [pool.truth(i, [c.span for c in own]) for i, own in enumerate(candidates)]
-        evidence = tuple(evidence_of(s, own, ()) for s, own in zip(sentences, candidates, strict=True))
-        found_share = sum(int((t < len(pool.labels)).sum()) for t in truth) / max(
-            1, sum(len(d.entities) for d in pool.sentences)
-        )
-        self.facts["candidate recall on the pool"] = round(found_share, 4)
-        return Examined(
-            tuple(candidates),
-            tuple(truth),
-            votes,
-            evidence,
-            tuple(len(d.entities) for d in pool.sentences),
-            tables,
-            stacked,
-        )
-
     def _stack_cheap(self, team: Team, examined: Examined) -> None:
-        """The stack of reading and retrieval voters, who of them is worth asking, and the threshold."""
+        """The stack of the voters that write nothing, who of them is worth asking, and the threshold."""
         if not examined.votes:
             return
         options: dict[tuple[str, ...], tuple[float, float, Stack]] = {}
@@ -476,10 +411,7 @@ class Preparation:
         for voters in (subset for size in sizes for subset in combinations(names, size)):
             self.progress(f"stacking {', '.join(voters)}")
             stack, shares = cross_fit(team, examined, voters)
-            candidates, truth, gold = (
-                [own[s] for s in examined.sentences] for own in (examined.candidates, examined.truth, examined.gold)
-            )
-            decided[voters] = Decided(candidates, shares, truth, gold, self.config.overlap)
+            decided[voters] = examined.decided(shares, self.config.overlap)
             f1, threshold = best_threshold(decided[voters])
             options[voters] = (f1, threshold, stack)
             self.facts[f"cross-validated F1 of {' + '.join(voters)}"] = round(f1, 4)

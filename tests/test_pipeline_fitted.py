@@ -29,6 +29,7 @@ from el4ner.crossfit import Examined, cross_fit
 from el4ner.engines.base import Generate, TokenStates
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError
+from el4ner.examining import examine
 from el4ner.operating import THRESHOLDS
 from el4ner.pipeline import El4ner
 from el4ner.pool import Pool, load_pool
@@ -275,7 +276,7 @@ def test_no_pool_sentence_is_judged_by_what_its_own_fold_says(tmp_path: Path, mo
     config = make_config(settings(["a"], voters=["retrieval"], extract={"reading": False, "noun_phrases": True}))
     preparation = Preparation(config, engines={"a": member()}, encoder=LetterEncoder(), pool=pool)
     team = Team(config, pool)
-    examined = preparation._examine(team)
+    examined = examine(preparation, team)
     assert not any("pool-strings" in c.proposed_by for own in examined.candidates for c in own)
     assert team.retrieval is not None
     sentences = pool.as_sentences(range(len(pool.sentences)))

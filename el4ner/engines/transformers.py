@@ -370,8 +370,8 @@ class TransformersEngine:
                     for index, state in zip(own, states, strict=True):
                         results[index] = state
             for index in sorted(set(range(len(rows))) - set(packed)):
-                (states,) = read_batch(backbone, blocks, [rows[index]], wanted, self.device)
-                results[index] = np.stack([states[layer][-1] for layer in wanted])
+                (alone,) = read_batch(backbone, blocks, [rows[index]], wanted, self.device)
+                results[index] = np.stack([alone[layer][-1] for layer in wanted])
         return results
 
     def _end_groups(

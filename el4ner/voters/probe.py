@@ -86,7 +86,8 @@ def fit_probes(
     width, units = values.shape[1], settings.hidden
 
     def draw(*shape: int) -> torch.Tensor:
-        return ((torch.rand((heads, *shape), generator=generator) * 2 - 1) * shape[0] ** -0.5).requires_grad_()
+        drawn: torch.Tensor = (torch.rand((heads, *shape), generator=generator) * 2 - 1) * shape[0] ** -0.5
+        return drawn.requires_grad_()
 
     zeros = (torch.zeros(heads, 1, n).requires_grad_() for n in (units, n_columns))
     hidden, output = draw(width, units), draw(units, n_columns)

@@ -20,7 +20,7 @@ from el4ner.cache import ArrayCache, content_key
 from el4ner.config import ProbingConfig
 from el4ner.engines.base import Engine, FloatArray, Prompt
 from el4ner.pool import Pool
-from el4ner.records import Demonstration, Sentence, Span
+from el4ner.records import Sentence, Span
 from el4ner.voters.probe import Probe, ProbeSettings, fit_probes, mean_distribution
 from el4ner.voters.projection import Projection, fit_projection
 
@@ -76,7 +76,7 @@ class ProbingVoter:
                           [[tuple(span) for span in own] for own in spans])  # fmt: skip
         stored = self._cache.get(key)
         if stored is None:
-            values = self._values(sentences, spans, progress)
+            values = self._values([sentence.text for sentence in sentences], spans, progress)
             stored = self._fit(values, np.concatenate([np.zeros(0, np.int64), *truth]), folds, spans, progress)
             self._cache.put(key, stored)
         self.restore(stored)
@@ -87,17 +87,16 @@ class ProbingVoter:
         return [stored["out_of_fold"][a:b] for a, b in pairwise(borders)]
 
     def _values(
-        self, sentences: Sequence[Demonstration] | Sequence[Sentence], spans: Sequence[Sequence[Span]],
-        progress: Progress | None = None,
-    ) -> FloatArray:  # fmt: skip
-        """Features (n, D) f32 of all spans, sentence by sentence."""
+        self, texts: Sequence[str], spans: Sequence[Sequence[Span]], progress: Progress | None = None
+    ) -> FloatArray:
+        """Features (n, D) f32 of all spans, text by text."""
         rows: list[FloatArray] = []
-        for begin in range(0, len(sentences), _CHUNK):
+        for begin in range(0, len(texts), _CHUNK):
             if progress is not None:
-                progress(f"{self.name}: asking about the pool, {begin:,} of {len(sentences):,} sentences")
+                progress(f"{self.name}: asking about the pool, {begin:,} of {len(texts):,} sentences")
             prompts = [
-                question(sentence.text, span)
-                for sentence, own in zip(sentences[begin : begin + _CHUNK], spans[begin : begin + _CHUNK], strict=True)
+                question(text, span)
+                for text, own in zip(texts[begin : begin + _CHUNK], spans[begin : begin + _CHUNK], strict=True)
                 for span in own
             ]
             distinct = list(dict.fromkeys(prompts))
@@ -156,7 +155,7 @@ class ProbingVoter:
         """
         if self._projection is None:
             raise RuntimeError("ProbingVoter.vote before fit()")
-        values = self._values(sentences, spans)
+        values = self._values([sentence.text for sentence in sentences], spans)
         votes: list[FloatArray] = []
         at = 0
         for i, own in enumerate(spans):

@@ -1,0 +1,104 @@
+"""The pool as the voters that write nothing see it: each of them fitted, and what it says of sentences it did not see.
+
+reading voters (cross-fitted) -> candidates -> probing voters (cross-fitted on candidates), retrieval voter
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from el4ner.crossfit import Examined
+from el4ner.engines.base import FloatArray
+from el4ner.records import Candidate, Span
+from el4ner.stages.classify import evidence_of
+from el4ner.stages.extract import free_proposals, pursued, unite
+from el4ner.stages.team import Team
+from el4ner.voters.reading import SpanTable
+
+if TYPE_CHECKING:
+    from el4ner.preparation import Preparation
+
+
+def examine(preparation: Preparation, team: Team) -> Examined:
+    """Fits the voters that write nothing, and gives what they say about the candidates of the pool out of fold."""
+    pool = team.pool
+    sentences = pool.as_sentences(range(len(pool.sentences)))
+    tables = _read(preparation, team) if preparation.wants("reading") else {}
+    candidates = _candidates(team, tables)
+    spans = [[c.span for c in own] for own in candidates]
+    votes = {
+        name: [np.exp(table.rows(own)) for table, own in zip(found, spans, strict=True)]
+        for name, found in tables.items()
+    }
+    stacked: tuple[int, ...] | None = None
+    if preparation.wants("probing"):
+        most = preparation.config.probing.sample
+        stacked = tuple(pool.sample(most, preparation.config.seed)) if most < len(pool.sentences) else None
+        votes |= _probe(preparation, team, spans, stacked)
+    if preparation.wants("retrieval"):
+        preparation.progress("retrieval: encoding the pool's strings")
+        team.retrieval = preparation.retrieval_voter(pool)
+        team.retrieval.fit(pool, spans)
+        votes["retrieval"] = team.retrieval.vote(sentences, spans, exclude_folds=pool.folds)
+    truth = [pool.truth(i, own) for i, own in enumerate(spans)]
+    gold = tuple(len(d.entities) for d in pool.sentences)
+    found_share = sum(int((t < len(pool.labels)).sum()) for t in truth) / max(1, sum(gold))
+    preparation.facts["candidate recall on the pool"] = round(found_share, 4)
+    evidence = tuple(evidence_of(s, own, ()) for s, own in zip(sentences, candidates, strict=True))
+    return Examined(tuple(candidates), tuple(truth), votes, evidence, gold, tables, stacked)
+
+
+def _read(preparation: Preparation, team: Team) -> dict[str, list[SpanTable]]:
+    """The reading voters fitted, and what each says of every span of every pool sentence."""
+    pool = team.pool
+    team.readers = preparation.readers(pool)
+    beside = preparation.beside(pool)
+    apart = f"{len(beside.sentences)} sentences fitted beside" if beside else "not used"
+    used: dict[str, str] = {}
+    preparation.facts["built-in pool"] = used
+    tables = {}
+    for voter in team.readers:
+        start = preparation.start(pool, voter)
+        used[voter.name] = "begun at its read-outs" if start else apart
+        tables[voter.name] = voter.fit(pool, preparation.progress, None if start else beside, start)
+        if voter.unaligned:
+            preparation.notes.append(
+                f"{voter.unaligned} pool entities do not fall on word borders, or stand where a long text is not read; "
+                "reading skips them"
+            )
+    return tables
+
+
+def _candidates(team: Team, tables: dict[str, list[SpanTable]]) -> list[tuple[Candidate, ...]]:
+    """Candidates of the pool's sentences, each without what its own fold knows."""
+    pool, config = team.pool, team.config.extract
+    found = []
+    for i, (sentence, fold) in enumerate(zip(pool.as_sentences(range(len(pool.sentences))), pool.folds, strict=True)):
+        proposals = pursued(free_proposals(sentence, team, fold), [own[i] for own in tables.values()], team)
+        if config.reading:
+            proposals += [(name, own[i].above(config.reading_floor)) for name, own in tables.items()]
+        found.append(unite(proposals))
+    return found
+
+
+def _probe(
+    preparation: Preparation, team: Team, spans: Sequence[Sequence[Span]], stacked: tuple[int, ...] | None
+) -> dict[str, list[FloatArray]]:
+    """The probing voters fitted on the candidates of `stacked` (all for None), and their votes on these."""
+    pool = team.pool
+    chosen = tuple(range(len(pool.sentences))) if stacked is None else stacked
+    silent = np.zeros((0, len(pool.labels) + 1), np.float32)
+    votes: dict[str, list[FloatArray]] = {}
+    for voter in preparation.probers(pool):
+        if not any(spans[s] for s in chosen):
+            note = f"{voter.name}: nobody proposes a span on the pool, so there is nothing to fit on"
+            preparation.notes.append(note)
+            continue
+        found = voter.fit(pool, chosen, [spans[s] for s in chosen], preparation.progress)
+        rows = dict(zip(chosen, found, strict=True))
+        votes[voter.name] = [rows.get(s, silent) for s in range(len(pool.sentences))]
+        team.probers = (*team.probers, voter)
+    return votes
