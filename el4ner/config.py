@@ -207,7 +207,8 @@ class ProbingConfig(_Settings):
 
     depths: layers read, as shares of the model's depth. directions: principal directions kept of each layer. hidden,
     decay, dropout: the probe's hidden units, and how it is fitted. heads: probes fitted from different starts. sample:
-    most pool sentences on whose candidates it is fitted, and then the stack of everybody too.
+    about how many candidates of the pool are asked about, in sentences drawn from it; on the same ones the stack of
+    everybody is fitted then.
     """
 
     depths: tuple[float, ...] = (0.6, 0.8)
@@ -216,7 +217,7 @@ class ProbingConfig(_Settings):
     decay: float = Field(default=0.1, ge=0)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     heads: int = Field(default=5, ge=1, le=16)
-    sample: int = Field(default=1000, ge=20)
+    sample: int = Field(default=8000, ge=20)
 
 
 class StackConfig(_Settings):

@@ -12,6 +12,7 @@ import numpy as np
 
 from el4ner.crossfit import Examined
 from el4ner.engines.base import FloatArray
+from el4ner.pool import Pool
 from el4ner.records import Candidate, Span
 from el4ner.stages.classify import evidence_of
 from el4ner.stages.extract import free_proposals, pursued, unite
@@ -35,8 +36,7 @@ def examine(preparation: Preparation, team: Team) -> Examined:
     }
     stacked: tuple[int, ...] | None = None
     if preparation.wants("probing"):
-        most = preparation.config.probing.sample
-        stacked = tuple(pool.sample(most, preparation.config.seed)) if most < len(pool.sentences) else None
+        stacked = _sampled(pool, spans, preparation.config.probing.sample, preparation.config.seed)
         votes |= _probe(preparation, team, spans, stacked)
     if preparation.wants("retrieval"):
         preparation.progress("retrieval: encoding the pool's strings")
@@ -82,6 +82,14 @@ def _candidates(team: Team, tables: dict[str, list[SpanTable]]) -> list[tuple[Ca
             proposals += [(name, own[i].above(config.reading_floor)) for name, own in tables.items()]
         found.append(unite(proposals))
     return found
+
+
+def _sampled(pool: Pool, spans: Sequence[Sequence[Span]], most: int, seed: int) -> tuple[int, ...] | None:
+    """Drawn sentences with about `most` spans together; None for all, where there are no more."""
+    size, total = len(pool.sentences), sum(map(len, spans))
+    if total <= most:
+        return None
+    return tuple(pool.sample(max(2, size * most // total), seed))
 
 
 def _probe(
