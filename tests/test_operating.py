@@ -61,8 +61,8 @@ def test_a_voter_more_must_lead_by_more_than_chance() -> None:
     truth = [[0]] * 400
     good = decided([[0.9] if i % 10 else [0.1] for i in range(400)], truth)  # finds nine of ten
     same = decided([[0.9] if i % 10 != 1 else [0.1] for i in range(400)], truth)  # nine of ten, other ones
-    wins = {i: i in (0, 10, 20, 30) for i in (0, 1, 10, 20, 30)}
-    little = decided([[0.9] if wins.get(i, i % 10) else [0.1] for i in range(400)], truth)  # four more, one less
+    wins = {i: i in (0, 10, 20) for i in (0, 1, 2, 10, 20)}
+    little = decided([[0.9] if wins.get(i, i % 10) else [0.1] for i in range(400)], truth)  # three more, two less
     better = decided([[0.9] if i % 20 else [0.1] for i in range(400)], truth)
     poor = decided([[0.9] if i % 2 else [0.1] for i in range(400)], truth)
     assert good.lead(0.5, poor, 0.5)[0] == pytest.approx(good.f1(0.5)[0] - poor.f1(0.5)[0])
