@@ -114,6 +114,22 @@ def test_a_fit_is_kept_and_another_pool_or_setting_is_another_fit(tmp_path: Path
     assert asked(own=[own[:1] for own in spans]) == 12
 
 
+def test_what_is_too_long_is_not_asked_about(tmp_path: Path) -> None:
+    engine = ScriptedEngine(read=knowing, n_layers=2, max_tokens=240)
+    voter = make(engine, tmp_path)
+    spans = [spans_of(d.text) for d in POOL.sentences]
+    long = "Dora " * 60
+    fitted = voter.fit(POOL, range(12), spans, lambda _: None)
+    assert all(np.isfinite(rows).all() for rows in fitted)
+    (votes,) = voter.vote([Sentence("1", long)], [[Span(0, 4), Span(0, 201), Span(250, 254)]])
+    assert np.isnan(votes[1]).all()
+    assert votes[[0, 2]].argmax(axis=1).tolist() == [POOL.label_names.index("person")] * 2
+    shown = [request[0] for request in engine.requests[-2:]]
+    assert all(len(text) <= 240 for text in shown)  # a part of the text, as the model takes
+    wide = "👩" * 30 + " Dora " + "👩" * 30
+    assert np.isnan(voter.vote([Sentence("1", wide)], [[Span(31, 35)]])[0]).all()  # 240 bytes and more
+
+
 def test_one_surface_is_asked_about_once_in_a_sentence(tmp_path: Path) -> None:
     engine = ScriptedEngine(read=knowing, n_layers=2)
     voter = make(engine, tmp_path)

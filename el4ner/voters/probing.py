@@ -28,20 +28,22 @@ PROBE_VERSION = 1
 """Part of every cache key; raised whenever the same pool would be fitted otherwise."""
 
 _AROUND = 700
-"""Characters on either side of a span that are shown of a longer text."""
+"""Characters on either side of a span that are shown of a longer text; fewer to a model that takes few tokens."""
+_LONGEST = 200
+"""Characters of the longest span that is asked about."""
 _CHUNK = 64
 """Sentences whose spans are asked about at once."""
 
 Progress = Callable[[str], None]
 
 
-def question(text: str, span: Span) -> Prompt:
+def question(text: str, span: Span, around: int = _AROUND) -> Prompt:
     """What is read about a span: the text, or the part of a long one around the span, and the question."""
     shown = text
-    if len(text) > 2 * _AROUND:
+    if len(text) > 2 * around:
         # the same part for neighbours, whose computation is shared then
-        begin = max(0, span.start // _AROUND - 1) * _AROUND
-        shown = text[begin : max(begin + 3 * _AROUND, span.end)]
+        begin = max(0, span.start // around - 1) * around
+        shown = text[begin : max(begin + 3 * around, span.end)]
     return (f"{shown}\n", f'"{text[span.start : span.end]}" is a')
 
 
@@ -57,6 +59,7 @@ class ProbingVoter:
         self._config = config
         self._cache = cache
         self._seed = seed
+        self._around = max(1, min(_AROUND, engine.max_tokens // 6))
         self._layers = sorted({max(1, round(share * engine.n_layers)) for share in config.depths})
         self._projection: Projection | None = None
         self._scale = 1.0
@@ -67,12 +70,12 @@ class ProbingVoter:
         self, pool: Pool, chosen: Sequence[int], spans: Sequence[Sequence[Span]], progress: Progress
     ) -> list[FloatArray]:
         """Fits on the spans that are proposed in some pool sentences; returns the votes on them (n_spans, L + 1), each
-        by probes that saw no sentence of its fold. What was fitted is cached by content."""
+        by probes that saw no sentence of its fold; NaN where nothing is asked. What was fitted is cached by content."""
         sentences = [pool.sentences[s] for s in chosen]
         folds = [pool.folds[s] for s in chosen]
         truth = [pool.truth(s, own) for s, own in zip(chosen, spans, strict=True)]
         key = content_key("probing", PROBE_VERSION, self._engine.source, self._layers, pool.content, pool.n_folds,
-                          self._seed, self._config.model_dump(mode="json"), list(chosen),
+                          self._seed, self._config.model_dump(mode="json", exclude={"sample"}), list(chosen),
                           [[tuple(span) for span in own] for own in spans])  # fmt: skip
         stored = self._cache.get(key)
         if stored is None:
@@ -89,42 +92,55 @@ class ProbingVoter:
     def _values(
         self, texts: Sequence[str], spans: Sequence[Sequence[Span]], progress: Progress | None = None
     ) -> FloatArray:
-        """Features (n, D) f32 of all spans, text by text."""
-        rows: list[FloatArray] = []
+        """Features (n, D) f32 of all spans, text by text; NaN for those that are not asked about."""
+        rows: list[FloatArray | None] = []
         for begin in range(0, len(texts), _CHUNK):
             if progress is not None:
                 progress(f"{self.name}: asking about the pool, {begin:,} of {len(texts):,} sentences")
             prompts = [
-                question(text, span)
+                self._question(text, span)
                 for text, own in zip(texts[begin : begin + _CHUNK], spans[begin : begin + _CHUNK], strict=True)
                 for span in own
             ]
-            distinct = list(dict.fromkeys(prompts))
+            distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
             states = dict(zip(distinct, self._engine.read_ends(distinct, self._layers), strict=True))
-            rows += [states[prompt].reshape(-1) for prompt in prompts]
-        return np.stack(rows) if rows else np.zeros((0, 1), dtype=np.float32)
+            rows += [None if prompt is None else states[prompt].reshape(-1) for prompt in prompts]
+        width = next((len(row) for row in rows if row is not None), 1)
+        values = np.full((len(rows), width), np.nan, dtype=np.float32)
+        for value, row in zip(values, rows, strict=True):
+            if row is not None:
+                value[:] = row
+        return values
+
+    def _question(self, text: str, span: Span) -> Prompt | None:
+        """None for what is too long to be a name, or for the model: no token has less than a byte."""
+        if span.end - span.start > _LONGEST:
+            return None
+        prompt = question(text, span, self._around)
+        return prompt if len("".join(prompt).encode()) <= self._engine.max_tokens else None
 
     def _fit(
         self, values: FloatArray, truth: np.ndarray, folds: Sequence[int], spans: Sequence[Sequence[Span]],
         progress: Progress,
     ) -> dict[str, np.ndarray]:  # fmt: skip
         width = values.shape[1] // len(self._layers)
-        projection = fit_projection(values, [width] * len(self._layers), self._config.directions)
+        asked = ~np.isnan(values).any(axis=1)
+        projection = fit_projection(values[asked], [width] * len(self._layers), self._config.directions)
         turned = projection(values)
-        scale = float(turned.std()) or 1.0
+        scale = float(turned[asked].std()) or 1.0
         turned /= scale
         settings = ProbeSettings(self._config.hidden, self._config.decay, self._config.dropout)
         fold_of = np.repeat(np.asarray(folds, dtype=np.int64), [len(own) for own in spans])
-        out_of_fold = np.zeros((len(values), len(self.labels) + 1), dtype=np.float32)
+        out_of_fold = np.full((len(values), len(self.labels) + 1), np.nan, dtype=np.float32)
         arrays: dict[str, np.ndarray] = {}
-        progress(f"{self.name}: fitting on {len(values):,} spans")
+        progress(f"{self.name}: fitting on {asked.sum():,} spans")
         for fold in sorted(set(folds)):
-            seen = fold_of != fold
+            seen = asked & (fold_of != fold)
             probes = self._probes_of(turned[seen], truth[seen], settings)
             arrays |= {f"without {fold} {name}": array for name, array in _pack(probes).items()}
-            for row in np.flatnonzero(~seen):
+            for row in np.flatnonzero(asked & (fold_of == fold)):
                 out_of_fold[row] = mean_distribution(probes, turned[row])
-        probes = self._probes_of(turned, truth, settings)
+        probes = self._probes_of(turned[asked], truth[asked], settings)
         return {
             **projection.to_arrays(), "scale of all": np.array(scale), **_pack(probes), "out_of_fold": out_of_fold,
             **arrays,
@@ -149,7 +165,7 @@ class ProbingVoter:
     def vote(
         self, sentences: Sequence[Sentence], spans: Sequence[Sequence[Span]], exclude_folds: Sequence[int] | None = None
     ) -> list[FloatArray]:
-        """Label distributions (n_spans, L + 1), "none" last.
+        """Label distributions (n_spans, L + 1), "none" last; NaN for a span that is too long to be asked about.
 
         exclude_folds (N): of pool sentences as input, whose fold's probes vote, which did not see it.
         """
@@ -160,10 +176,10 @@ class ProbingVoter:
         at = 0
         for i, own in enumerate(spans):
             probes = self._probes if exclude_folds is None else self._left_out[exclude_folds[i]]
-            rows = np.zeros((len(own), len(self.labels) + 1), dtype=np.float32)
+            rows = np.full((len(own), len(self.labels) + 1), np.nan, dtype=np.float32)
             for row in rows:
-                # one by one: a product may depend on how many rows it has
-                row[:] = mean_distribution(probes, self._projection(values[at : at + 1])[0] / self._scale)
+                if not np.isnan(values[at, 0]):  # one by one: a product may depend on how many rows it has
+                    row[:] = mean_distribution(probes, self._projection(values[at : at + 1])[0] / self._scale)
                 at += 1
             votes.append(rows)
         return votes
