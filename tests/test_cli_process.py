@@ -46,7 +46,7 @@ class El4ner:
         for sentence in sentences:
             if sentence.text == "wait": time.sleep(60)
             yield Prediction(sentence.id, sentence.text)
-    def report(self): return {"seconds": 1.5}
+    def report(self): return {"seconds": 1.5, "fitted": {}}
     def memory(self): return {}
 sys.modules["el4ner.pipeline"] = module = types.ModuleType("el4ner.pipeline")
 module.El4ner = El4ner

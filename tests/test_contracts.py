@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "el4ner.operating",
         "el4ner.shipped",
         "el4ner.crossfit",
+        "el4ner.examining",
     ),
     ("el4ner.plan",),
     ("el4ner.stages*",),
