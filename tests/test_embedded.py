@@ -228,7 +228,7 @@ def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:
     found = model.predict(TEXTS)
     assert [p.status for p in found] == ["ok"] * 3
     report = model.report()
-    assert report["asked"] == ["reading", "retrieval", *MEMBERS]
+    assert report["asked"] == ["reading", "probing", "retrieval", *MEMBERS]
     assert report["verifier"] == "smollm2-list"
     assert report["replies"]["smollm2-ask: replies"] == 3
     entities = [e for p in found for e in p.entities]
@@ -237,7 +237,7 @@ def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:
         assert e.verified is not None
         assert 0 <= e.verified <= 1
     # a member is asked about what the other voters do not rule out
-    full = [e for e in entities if set(e.votes) == {"reading", "retrieval", *MEMBERS}]
+    full = [e for e in entities if set(e.votes) == {"reading", "probing", "retrieval", *MEMBERS}]
     assert full
     assert all(abs(sum(vote.values()) - 1) < 1e-4 for e in full for vote in e.votes.values())
     for prediction in found:
