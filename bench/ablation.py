@@ -27,6 +27,8 @@ Base = Literal["default", "all"]
 
 POOL_SIZES = (25, 50, 100, 200, 500, 1000, 2000, 5000)
 KS = (0, 1, 2, 4, 8)
+WORDLESS = ("reading", "probing", "retrieval")
+"""Voters that write nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,12 @@ class Variant:
 
 
 def _voters(config: Config, _: int) -> Iterator[Variant]:
-    for name in ("reading", "retrieval"):
+    for name in WORDLESS:
         yield Variant(f"only-{name}", f"{name} voter alone", settings={"voters": [name]})
-    yield Variant("reading+retrieval", "both voters without prompts", settings={"voters": ["reading", "retrieval"]})
+    for left_out in WORDLESS:
+        others = [name for name in WORDLESS if name != left_out]
+        yield Variant("+".join(others), f"those that write nothing without {left_out}", settings={"voters": others})
+    yield Variant("+".join(WORDLESS), "all voters that write nothing", settings={"voters": list(WORDLESS)})
     members = [member.name for member in config.members]
     if members:
         yield Variant("only-members", "prompted members alone", settings={"voters": members})
@@ -76,6 +81,17 @@ def _reading(_: Config, __: int) -> Iterator[Variant]:
                   settings={"stack": {"shipped": False}})  # fmt: skip
 
 
+def _probing(_: Config, __: int) -> Iterator[Variant]:
+    for name, what, settings in (
+        ("one-probed-layer", "one layer read behind the question", {"depths": [0.8]}),
+        ("last-layer", "last layer read behind the question", {"depths": [1.0]}),
+        ("one-probe", "one probe instead of an average", {"heads": 1}),
+        ("few-probed", "probes fitted on 1,000 candidates", {"sample": 1000}),
+    ):
+        # beside the reading voter, whatever the pool says of it: as reading+probing of the voters
+        yield Variant(name, what, settings={"voters": ["reading", "probing"], "probing": settings})
+
+
 def _stack(_: Config, __: int) -> Iterator[Variant]:
     yield Variant("equal-votes", "nothing fitted: retrieval and members count alike", "all",
                   {"classify": {"combine": "equal"}})  # fmt: skip
@@ -101,8 +117,8 @@ def _k(config: Config, _: int) -> Iterator[Variant]:
 def _members(config: Config, _: int) -> Iterator[Variant]:
     names = [member.name for member in config.members]
     for n in range(1, len(names)):
-        yield Variant(f"{n}-members", f"{n} prompted members beside both voters", "all",
-                      {"voters": ["reading", "retrieval", *names[:n]]})  # fmt: skip
+        yield Variant(f"{n}-members", f"{n} prompted members beside all voters that write nothing", "all",
+                      {"voters": [*WORDLESS, *names[:n]]})  # fmt: skip
 
 
 def _verifier(config: Config, _: int) -> Iterator[Variant]:
@@ -128,8 +144,8 @@ def _pool(_: Config, n_pool: int) -> Iterator[Variant]:
 
 
 GROUPS: Mapping[str, Callable[[Config, int], Iterator[Variant]]] = {
-    "voters": _voters, "extract": _extract, "reading": _reading, "stack": _stack, "prompts": _prompts, "k": _k,
-    "members": _members, "verifier": _verifier, "retrieval": _retrieval, "pool": _pool,
+    "voters": _voters, "extract": _extract, "reading": _reading, "probing": _probing, "stack": _stack,
+    "prompts": _prompts, "k": _k, "members": _members, "verifier": _verifier, "retrieval": _retrieval, "pool": _pool,
 }  # fmt: skip
 
 

@@ -64,9 +64,9 @@ def _with_data_options(command: C, split: str) -> C:
 def run(systems: str, tuned: Path | None, fixed: tuple[str, ...], **shared: Any) -> None:
     """Evaluate systems on the same sentences, pool and budget of demonstrations; one JSON line a system.
 
-    Systems: default, all, paper, reading-voter, retrieval-voter, members (the prompted ones together), member:NAME (one
-    of them), a configuration file, and the baselines zero-shot, kate, gpt-ner, deer, dictionary, fine-tuned; their
-    options are chosen by el4ner-bench tune, on dev.
+    Systems: default, all, paper, reading-voter, probing-voter, retrieval-voter, members (the prompted ones
+    together), member:NAME (one of them), a configuration file, and the baselines zero-shot, kate, gpt-ner, deer,
+    dictionary, fine-tuned; their options are chosen by el4ner-bench tune, on dev.
     default@0.9 is the default at the operating point of --target-precision 0.9. A system whose settings do not suit the
     pool is named at the end, after the others. Copies of test sentences are dropped from the pool. --out gets manifest,
     gold, predictions, stages, timings and metrics.
@@ -122,9 +122,9 @@ def tune(systems: str, tries: tuple[str, ...], fixed: tuple[str, ...], **shared:
 def ablate(groups: str, **shared: Any) -> None:
     """What each stage and improvement buys: settings switched off or varied in turn, one table.
 
-    Groups: voters, extract, reading, stack, prompts, k, members, verifier, retrieval, pool. What concerns prompts is
-    varied with all voters asked, whatever the pool says of them; the rest in the default. The folder is that of
-    el4ner-bench run, with ablation.json and ablation.md beside.
+    Groups: voters, extract, reading, probing, stack, prompts, k, members, verifier, retrieval, pool. What concerns
+    prompts is varied with all voters asked, whatever the pool says of them; the rest in the default. The folder is that
+    of el4ner-bench run, with ablation.json and ablation.md beside.
     """
     from el4ner.bench.ablation import GROUPS, ablate_request
 

@@ -72,6 +72,11 @@ def _unpack(array: NDArray[np.uint8]) -> Any:
     return json.loads(array.tobytes())
 
 
+def _behind(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin like this, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 def fitted_arrays(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]]:
     """What `restore` needs, as named arrays."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -112,14 +117,12 @@ def restore(preparation: Preparation, team: Team, arrays: Mapping[str, NDArray[A
         voters = {voter.name: voter for voter in preparation.readers(team.pool)}
         team.readers = tuple(voters[name] for name in rest["readers"])
         for position, voter in enumerate(team.readers):
-            prefix = f"reader {position} "
-            voter.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+            voter.restore(_behind(f"reader {position} ", arrays))
     if rest["probers"]:
         named = {voter.name: voter for voter in preparation.probers(team.pool)}
         team.probers = tuple(named[name] for name in rest["probers"])
         for position, prober in enumerate(team.probers):
-            prefix = f"prober {position} "
-            prober.restore({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
+            prober.restore(_behind(f"prober {position} ", arrays))
     if "counts" in arrays:
         team.retrieval = preparation.retrieval_voter(team.pool)
         team.retrieval.restore(_unpack(arrays["surfaces"]), arrays["counts"], arrays["vectors"])

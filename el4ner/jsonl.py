@@ -140,7 +140,8 @@ class _Repeats:
         if plain and identifier in self._first:
             if not self._plain:
                 self._warn(
-                    f"{where}: lines of several text files have the same ids, their numbers; their order remains"
+                    f"{where}: lines of a text file have their numbers for ids, which were used before; the order of "
+                    "the records is that of the files"
                 )
             self._plain = True
             return

@@ -8,7 +8,7 @@ Everything said about a pool sentence comes from models of the other folds. What
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
@@ -309,16 +309,17 @@ class Preparation:
             asked.append(team.retrieval.name)
         if not asked:
             raise ConfigError(
-                f"voters={config.voters!r} with {len(pool.sentences)} pool sentences leaves nobody to ask: the reading "
-                f"voter needs {config.stack.min_sentences} and classify.combine: stack, the retrieval voter 1; name "
-                "members or give more examples"
+                f"voters={config.voters!r} with {len(pool.sentences)} pool sentences leaves nobody to ask: the "
+                f"reading and the probing voter need {config.stack.min_sentences} and classify.combine: stack, the "
+                "retrieval voter 1; name members or give more examples"
             )
         team.asked = tuple(asked)
         self._cut(team)
         team.verifier = self.verifier(team)
         self.facts["calibrated"] = False
-        if isinstance(config.voters, tuple) and "reading" in config.voters:
-            self.notes.append("the reading voter is named, but not asked: there is none without a fit")
+        for name in ("reading", "probing"):
+            if isinstance(config.voters, tuple) and name in config.voters:
+                self.notes.append(f"the {name} voter is named, but not asked: there is none without a fit")
         if config.preset != "paper":
             self.notes.append(
                 f"{len(pool.sentences)} pool sentences{self._too_few(pool)}: nothing was fitted, voters count alike, "
@@ -368,35 +369,31 @@ class Preparation:
 
     def readers(self, pool: Pool) -> tuple[ReadingVoter, ...]:
         """One reading voter per distinct model among the members, without their adapters."""
-        config = self.config
-        sources = list(dict.fromkeys(member.source for member in config.members))
-        voters = []
-        for source in sources:
-            first = next(member.name for member in config.members if member.source == source)
-            name = "reading" if len(sources) == 1 else f"reading.{first}"
-            engine = self.engine(source)
-            if not engine.n_layers:
-                note = f"{source}: hidden states cannot be read there, so it has no reading voter"
-                self.notes += [note] if note not in self.notes else []
-                continue
-            encoder = self.encoder() if config.reading.encoder_depths else None
-            reader = FeatureReader(engine, encoder, config.reading)
-            voters.append(ReadingVoter(name, reader, pool.label_names, config.reading, self.cache, config.seed))
+        own, labels, voters = self.config.reading, pool.label_names, []
+        for name, engine in self._readable("reading"):
+            reader = FeatureReader(engine, self.encoder() if own.encoder_depths else None, own)
+            voters.append(ReadingVoter(name, reader, labels, own, self.cache, self.config.seed))
         return tuple(voters)
 
     def probers(self, pool: Pool) -> tuple[ProbingVoter, ...]:
-        """One probing voter per distinct model among the members whose states can be read, without their adapters."""
-        config = self.config
-        sources = list(dict.fromkeys(member.source for member in config.members))
-        voters = []
+        """One probing voter per distinct model among the members, without their adapters."""
+        own, labels = self.config.probing, pool.label_names
+        return tuple(
+            ProbingVoter(name, engine, labels, own, self.cache, self.config.seed)
+            for name, engine in self._readable("probing")
+        )
+
+    def _readable(self, kind: str) -> Iterator[tuple[str, Engine]]:
+        """The members' distinct models whose states can be read, and what a voter of this kind is called there."""
+        sources = list(dict.fromkeys(member.source for member in self.config.members))
         for source in sources:
-            first = next(member.name for member in config.members if member.source == source)
+            first = next(member.name for member in self.config.members if member.source == source)
             engine = self.engine(source)
             if engine.n_layers:
-                name = "probing" if len(sources) == 1 else f"probing.{first}"
-                own = ProbingVoter(name, engine, pool.label_names, config.probing, self.cache, config.seed)
-                voters.append(own)
-        return tuple(voters)
+                yield kind if len(sources) == 1 else f"{kind}.{first}", engine
+                continue
+            note = f"{source}: hidden states cannot be read there, so it has no reading and no probing voter"
+            self.notes += [note] if note not in self.notes else []
 
     def _stack_cheap(self, team: Team, examined: Examined) -> None:
         """The stack of the voters that write nothing, who of them is worth asking, and the threshold."""
@@ -416,6 +413,12 @@ class Preparation:
             options[voters] = (f1, threshold, stack)
             self.facts[f"cross-validated F1 of {' + '.join(voters)}"] = round(f1, 4)
         best, lead, error = fewest({voters: (decided[voters], options[voters][1]) for voters in options})
+        if examined.stacked is not None and not {voter.name for voter in team.probers} & {*best}:
+            # drawn sentences were stacked for the probing voters' sake; the others have votes on all
+            everywhere = replace(examined, stacked=None)
+            stack, shares = cross_fit(team, everywhere, best)
+            decided[best] = everywhere.decided(shares, self.config.overlap)
+            options[best] = (*best_threshold(decided[best]), stack)
         for name in names:
             if name not in best:
                 self.notes.append(f"voter {name} brings nothing on the pool and is not asked")

@@ -133,3 +133,13 @@ def test_files(tmp_path: Path) -> None:
         done = CliRunner().invoke(group, ["compare", *arguments])
         assert done.exit_code != 0
         assert message in str(done.exception)
+
+
+def test_files_without_a_common_id_are_told_apart_from_bad_predictions(tmp_path: Path) -> None:
+    gold, other = tmp_path / "gold.jsonl", tmp_path / "other.jsonl"
+    for path, name in ((gold, "a"), (other, "b")):
+        entity = {"start": 0, "end": 3, "label": "person"}
+        path.write_text(json.dumps({"id": name, "text": "Ada", "entities": [entity]}) + "\n")
+    with pytest.warns(UserWarning, match="none of its ids occurs in gold"):
+        done = CliRunner().invoke(group, ["compare", str(gold), str(other), "--gold", str(gold)])
+    assert done.exit_code == 0, done.output

@@ -179,3 +179,17 @@ def test_files_without_a_common_id_are_told_in_words() -> None:
     assert machine.stderr == f"el4ner: warning: {said} same ids\n"
     Path("p.jsonl").write_text('{"id": "1", "text": "Bob", "entities": []}\n')
     assert run("evaluate", "gold.jsonl", "p.jsonl", "--json").stderr == ""
+
+
+@pytest.mark.parametrize("columns", ["0", "20", "50"])
+def test_narrow_terminals_lose_nothing(columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    path = tmp_path / "gold.jsonl"
+    path.write_text('{"id": "a", "text": "in Berlin", "entities": [{"start": 3, "end": 9, "label": "place"}]}\n')
+    shown = CliRunner().invoke(main, ["show", str(path)])
+    assert shown.stdout == "a  in [Berlin](place)\n"
+    table = CliRunner().invoke(main, ["evaluate", str(path), str(path), "--bootstrap", "0"]).stdout
+    for word in ("precision", "recall", "gold", "predicted", "correct", "place", "micro", "macro"):
+        assert word in table
+    assert "1.0000" in table
+    assert "\u2026" not in table

@@ -61,10 +61,11 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, **{"stderr": subprocess.PIPE, **options})  # type: ignore[arg-type]
 
 
-def shell(arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """The same through a shell, which can close streams."""
-    Path("fake.py").write_text(FAKE)
-    line = f"{shlex.quote(sys.executable)} fake.py {arguments}"
+def shell(arguments: str, before: str = "") -> subprocess.CompletedProcess[bytes]:
+    """The same through a shell, which can close streams, after what it does `before`."""
+    fake = Path("fake.py").absolute()
+    fake.write_text(FAKE)
+    line = f"{before}{shlex.quote(sys.executable)} {shlex.quote(str(fake))} {arguments}"
     return subprocess.run(line, shell=True, capture_output=True, env={**os.environ, "PYTHONSAFEPATH": "1"})
 
 
@@ -187,6 +188,26 @@ def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
         assert process.stderr.read() == (
             b"el4ner: error: output cannot be written (No space left on device); make room, or write somewhere else\n"
         )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["predict", "--help"]])
+def test_help_that_nobody_takes_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full, start(*arguments, stdout=full) as process:
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == (
+            b"el4ner: error: output cannot be written (No space left on device); make room, or write somewhere else\n"
+        )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
+def test_a_folder_that_is_gone_is_one_line() -> None:
+    for arguments in ("pool check nofile", "predict --text a -o out.jsonl"):
+        done = shell(arguments, before="mkdir -p gone && cd gone && rmdir ../gone && ")
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert b"unexpected" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")

@@ -498,3 +498,28 @@ def test_visible_escapes_what_would_move_the_cursor_and_keeps_the_rest() -> None
     assert visible("a\x1b[31m\n\u202eb\ud800\u2028") == r"a\x1b[31m\n\u202eb\ud800\u2028"
     family = "👩\u200d👩\u200d👧 é e\u0301 İ 東京\u00a0"
     assert visible(family) == family
+
+
+def test_text_files_say_once_that_their_ids_repeat(tmp_path: Path) -> None:
+    for name in ("a.txt", "B.TXT"):
+        (tmp_path / name).write_text("one\ntwo\nthree\n")
+    said: list[str] = []
+    found = list(read_inputs([tmp_path / "a.txt", tmp_path / "B.TXT"], warn=said.append))
+    assert [s.text for s in found] == ["one", "two", "three"] * 2  # read as plain text, in capitals too
+    assert len(said) == 1
+    assert "B.TXT:1: lines of a text file have their numbers for ids" in said[0]
+
+
+def test_files_that_were_joined_keep_every_record(tmp_path: Path) -> None:
+    """Each of them began with a byte-order mark."""
+    path = tmp_path / "joined.jsonl"
+    part = b'\xef\xbb\xbf{"id": "x", "text": "Ada"}\n{"id": "y", "text": "Bob"}\n'
+    path.write_bytes(part + part)
+    found = list(read_inputs([path]))
+    assert [(s.id, s.text, s.error) for s in found] == [("x", "Ada", None), ("y", "Bob", None)] * 2
+
+
+def test_a_file_named_like_a_folder_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(InputError, match="Not a directory"):
+        read_inputs([f"{tmp_path}/a.jsonl/"])

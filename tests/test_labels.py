@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from el4ner.errors import InputError, LabelsError
+from el4ner.jsonl import check_label
 from el4ner.labels import read_labels
+from el4ner.lines import LineError
 from el4ner.records import Label
 
 YAML = """\
@@ -165,3 +167,9 @@ def test_labels_of_a_merge_key(write) -> None:  # type: ignore[no-untyped-def]
         Label("a", "x"),
         Label("b", "x"),
     )
+
+
+@pytest.mark.parametrize("label", ["\u200b", "\u00a0\u200d", " ", ""])
+def test_a_label_that_cannot_be_seen_is_blank(label: str) -> None:
+    with pytest.raises(LineError, match="is blank"):
+        check_label(label)

@@ -255,3 +255,42 @@ def test_an_unreachable_server_ends_the_command_with_one_line(
     assert done.stdout == ""
     assert done.stderr.startswith("el4ner: error: server http://127.0.0.1:9/v1 cannot be reached")
     assert done.stderr.count("\n") == 1
+
+
+def test_half_a_character_in_a_reply_fails_no_record(serve: Serve, labels_file: str) -> None:
+    def script(path: str, body: dict[str, Any]) -> Reply:
+        reply = member_script(path, body)
+        prompt = body["messages"][0]["content"]
+        return text_reply("Ada; \ud800; London") if "logprobs" not in body and "BAD" not in prompt else reply
+
+    server = serve(script)
+    model = El4ner.from_config(members=[f"m=openai:m@{server.url}"], labels=labels_file, voters=["m"])
+    (found,) = model.predict(["Ada left London."])
+    assert found.status == "ok", found.error
+    assert [e.text for e in found.entities] == ["Ada", "London"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "said"),
+    [
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, "http://127.0.0.1:1/v1", "no connection can be set up"),
+        ({"HTTP_PROXY": "foo://bar"}, "http://127.0.0.1:1/v1", "no connection can be set up"),
+        ({}, "http://[::1/v1", "no connection can be set up"),
+        ({"OPENAI_API_KEY": "cl\u00e9"}, "http://127.0.0.1:1/v1", "API key holds what no key can"),
+        ({"OPENAI_API_KEY": "key\n"}, "http://127.0.0.1:1/v1", "API key holds what no key can"),
+    ],
+)
+def test_proxies_addresses_and_keys_that_cannot_be_are_one_line(
+    variables: dict[str, str], url: str, said: str, labels_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "http_proxy", "https_proxy", "EL4NER_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options = ["--members", f"m=openai:m@{url}", "--labels", labels_file, "--voters", "m", "-q"]
+    done = CliRunner().invoke(main, ["predict", "--text", "Ada left London.", *options])
+    assert done.exit_code in (1, 2)
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "unexpected" not in done.stderr
+    assert variables.get("OPENAI_API_KEY", "nowhere") not in done.stderr

@@ -385,7 +385,9 @@ def test_the_preparation_says_what_it_is_about(make: Callable[..., El4ner]) -> N
 
 def test_nobody_to_ask_is_a_usage_error(make: Callable[..., El4ner]) -> None:
     model = make({"a": member()}, voters="reading")
-    with pytest.raises(ConfigError, match=r"nobody to ask: the reading voter needs 20 and classify\.combine: stack"):
+    with pytest.raises(
+        ConfigError, match=r"nobody to ask: the reading and the probing voter need 20 and classify\.combine: stack"
+    ):
         model.predict(["Bob"])
     with pytest.raises(ConfigError, match="no labels"):
         make({"a": member()}, Pool((), ())).predict(["Bob"])
@@ -478,3 +480,29 @@ def test_lists_that_were_cut_off_are_counted(make: Callable[..., El4ner]) -> Non
     model = make({"a": cut})
     model.predict(["Ada met Bob."])
     assert model.report()["replies"]["a: cut off at the token limit"] == 1
+
+
+def test_what_is_no_config_is_said() -> None:
+    for wrong in ({}, None, "settings.yaml"):
+        with pytest.raises(ConfigError, match=r"write El4ner\.from_config"):
+            El4ner(wrong)  # type: ignore[arg-type]
+
+
+def test_paths_may_be_paths(tmp_path: Path) -> None:
+    assert El4ner.from_config(examples=tmp_path / "pool.jsonl").config.examples == str(tmp_path / "pool.jsonl")
+
+
+@pytest.mark.parametrize(("value", "raised"), [("1", True), ("0", False), ("", False)])
+def test_debugging_is_on_or_off(
+    make: Callable[..., El4ner], monkeypatch: pytest.MonkeyPatch, value: str, raised: bool
+) -> None:
+    def broken(request: Generate) -> Completion:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setenv("EL4NER_DEBUG", value)
+    model = make({"a": ScriptedEngine(generate=broken, choose=lambda _: [0.0])})
+    if raised:
+        with pytest.raises(RuntimeError, match="shape mismatch"):
+            model.predict(["Bob left."])
+    else:
+        assert model.predict(["Bob left."])[0].status == "failed"

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_members import LABELS, demonstration, large_pool, settings, surfaces
+from scripted_members import LABELS, LetterEncoder, demonstration, large_pool, settings, surfaces
 
 from el4ner.cache import ArrayCache
 from el4ner.config import ProbingConfig, make_config
 from el4ner.engines.base import TokenStates
 from el4ner.engines.scripted import ScriptedEngine
+from el4ner.examining import examine
 from el4ner.pipeline import El4ner
 from el4ner.pool import Pool
+from el4ner.preparation import Preparation
 from el4ner.records import Sentence, Span
+from el4ner.stages.team import Team
 from el4ner.voters.probe import ProbeSettings, fit_probes, mean_distribution
 from el4ner.voters.probing import ProbingVoter, question
 
@@ -114,6 +117,15 @@ def test_a_fit_is_kept_and_another_pool_or_setting_is_another_fit(tmp_path: Path
     assert asked(own=[own[:1] for own in spans]) == 12
 
 
+def test_a_fold_that_was_not_drawn_is_judged_by_all_probes(tmp_path: Path) -> None:
+    voter = make(ScriptedEngine(read=knowing, n_layers=2), tmp_path)
+    drawn = [i for i, fold in enumerate(POOL.folds) if fold != POOL.folds[0]]
+    voter.fit(POOL, drawn, [spans_of(POOL.sentences[i].text) for i in drawn], lambda _: None)
+    sentences, spans = POOL.as_sentences([0]), [[Span(0, 4)]]
+    (left_out,) = voter.vote(sentences, spans, exclude_folds=[POOL.folds[0]])
+    np.testing.assert_array_equal(left_out, voter.vote(sentences, spans)[0])
+
+
 def test_what_is_too_long_is_not_asked_about(tmp_path: Path) -> None:
     engine = ScriptedEngine(read=knowing, n_layers=2, max_tokens=240)
     voter = make(engine, tmp_path)
@@ -179,3 +191,31 @@ def test_the_pipeline_asks_keeps_and_restores_it(tmp_path: Path, monkeypatch: py
     assert [p.to_dict() for p in kept.predict(["Dorx met Drox and zzzz 77"])] == [p.to_dict() for p in found]
     assert len(again.requests) < 10  # of the pool nothing is asked again
     assert surfaces(found[0]) == surfaces(kept.predict(["Dorx met Drox and zzzz 77"])[0])
+
+
+@pytest.mark.parametrize("sample", [20, 100_000])
+def test_a_voter_that_is_not_asked_costs_the_others_no_sentence(
+    sample: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where candidates are drawn for the probing voter, the rest is stacked on the whole pool once it is left out."""
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
+
+    def blind(text: str, layers: Sequence[int]) -> TokenStates:
+        return TokenStates(np.array([[0, 1]]), dict.fromkeys(layers, np.ones((1, 3), np.float32)))
+
+    def stack(voters: Any) -> Any:
+        given = {"probing": {"depths": [0.5], "directions": 0, "hidden": 4, "heads": 1, "sample": sample}}
+        config = make_config(settings(["a"], **given, voters=voters, extract={"members": False}))
+        engine = ScriptedEngine(read=blind, n_layers=2)
+        preparation = Preparation(config, engines={"a": engine}, encoder=LetterEncoder(), pool=large_pool())
+        team = Team(config, large_pool())
+        preparation._stack_cheap(team, examine(preparation, team))
+        return team
+
+    monkeypatch.setattr(Preparation, "wants", lambda self, name: name in ("probing", "retrieval"))
+    chosen = stack("auto")
+    assert chosen.asked == ("retrieval",)
+    monkeypatch.setattr(Preparation, "wants", lambda self, name: name == "retrieval")
+    alone = stack("auto")
+    np.testing.assert_allclose(chosen.stack.weights, alone.stack.weights, atol=1e-6)
+    assert chosen.threshold == alone.threshold

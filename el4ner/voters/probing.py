@@ -175,7 +175,8 @@ class ProbingVoter:
         votes: list[FloatArray] = []
         at = 0
         for i, own in enumerate(spans):
-            probes = self._probes if exclude_folds is None else self._left_out[exclude_folds[i]]
+            # of a fold that no drawn sentence is in, those fitted on all of them have seen nothing
+            probes = self._probes if exclude_folds is None else self._left_out.get(exclude_folds[i], self._probes)
             rows = np.full((len(own), len(self.labels) + 1), np.nan, dtype=np.float32)
             for row in rows:
                 if not np.isnan(values[at, 0]):  # one by one: a product may depend on how many rows it has
