@@ -63,7 +63,7 @@ class FinishedRun:
     @property
     def commands(self) -> list[str]:
         """The command lines that its answers come from, each once, in order."""
-        own = [words for entry in self.manifest["systems"].values() for words in entry.get("commands") or ()]
+        own = [words for name in self.metrics for words in self.entry(name).get("commands") or ()]
         lines = [
             shlex.join(map(str, words)) for words in own or [self.manifest.get("command")] if isinstance(words, list)
         ]

@@ -14,7 +14,7 @@ from typing import Any
 from el4ner.bench import engine_table, kernels_table
 from el4ner.bench.finished_run import REFERENCE, FinishedRun
 from el4ner.bench.merged_runs import merged
-from el4ner.bench.report import build_report, load_places, sample_words
+from el4ner.bench.report import build_report, load_anchors, load_places
 from el4ner.bench.report_goals import ALPHA, goals_tables
 from el4ner.bench.report_markdown import escape, fenced, render_markdown, render_table
 from el4ner.bench.report_model import Cell, Table
@@ -92,6 +92,8 @@ def readme_section(folder: Path) -> str:
         if group:
             parts.append(render_table(_pivot(group, title)))
     parts += map(render_table, goals_tables(runs))
+    if (published := _published(whole)).rows:
+        parts.append(render_table(published))
     parts += [f"{escape(line)}\n\n" for line in left_out]
     if runs:
         commands = dict.fromkeys(line for run in runs for line in run.commands)
@@ -116,11 +118,30 @@ def _pivot(runs: Sequence[FinishedRun], title: str) -> Table:
             mark = "*" if _is_beaten(run, name) else ""
             row.append(Cell(with_interval(strict["f1"], strict["ci95"]) + mark, is_strong=strict["f1"] == best))
         rows.append(row)
-    columns = [
-        f"{run.data['name']}, {sample_words(run)}" + ("" if run.pool_size is None else f", pool {run.pool_size:,}")
-        for run in runs
-    ]
+    columns = [_heading(run) for run in runs]
     return Table(["system", *columns], rows, title)
+
+
+def _published(runs: Sequence[FinishedRun]) -> Table:
+    """The default beside the best number that others published of a method that is not trained on the set."""
+    rows: list[list[Cell | str]] = []
+    for run in runs:
+        found = [a for a in load_anchors() if a["data"] == run.data["name"] and a["kind"] != "supervised"]
+        if found and REFERENCE in run.metrics:
+            best = max(found, key=lambda anchor: float(anchor["f1"]))
+            own = f"{run.metrics[REFERENCE]['strict']['f1']:.3f}"
+            rows.append([run.data["name"], own, f"{best['f1']:.3f}", best["system"], best["kind"], best["differs"]])
+    columns = ["set", "default, strict F1", "published F1", "of", "kind", "what differs"]
+    note = "Not reproduced here; models, data and scoring differ. Sources and further numbers: bench/RESULTS.md."
+    title = "Beside the best published number of a method that is not trained on the set"
+    return Table(columns, rows, title, note, words=("of", "kind", "what differs"))
+
+
+def _heading(run: FinishedRun) -> str:
+    """ "wnut17 (200 of 1,287 sentences, pool of 3,394)" """
+    n, of = run.data.get("sentences"), run.data.get("of")
+    sentences = f"{n:,} of {of:,} sentences" if _is_sample(run) and of else f"{n:,} sentences"
+    return f"{run.data['name']} ({sentences}" + (")" if run.pool_size is None else f", pool of {run.pool_size:,})")
 
 
 def _is_beaten(run: FinishedRun, name: str) -> bool:
@@ -139,8 +160,9 @@ def _is_sample(run: FinishedRun) -> bool:
 def _chosen(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
     """One run for each set of test sentences, in order of data, and what is left out, in words.
 
-    Runs on the same sentences with the same pool are one; of others the one with the largest pool stays, then the
-    newest. Ablations and other splits than test have no place here.
+    Runs on the same sentences with the same pool are one, in which the newest answers count (RESULTS.md says whose);
+    of others the one with the largest pool stays, then the newest. Ablations and other splits than test have no place
+    here.
     """
     groups: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for run in merged([run for run in runs if run.data.get("split", "test") == "test" and not run.ablation]):
@@ -150,7 +172,6 @@ def _chosen(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
     for key in sorted(groups, key=str):
         best, *others = sorted(groups[key], key=_rank, reverse=True)
         chosen.append(best)
-        left_out += best.notes
         left_out += [
             f"{run.name} (pool of {run.pool_size}: {', '.join(run.metrics)}) is left out here; of runs on the same "
             f"sentences that with the largest pool stands, then the newest: {best.name}."

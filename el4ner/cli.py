@@ -151,7 +151,7 @@ def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -
 @main.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(allow_dash=True))
 def show(files: tuple[str, ...]) -> None:
-    """Print predictions (or labelled sentences) readably, entities in brackets with label and score."""
+    """Print predictions (or labelled sentences) readably, entities in brackets with label and score; - is stdin."""
     need_stdout()
     from el4ner.metrics import iterate_predicted
     from el4ner.show import show_records

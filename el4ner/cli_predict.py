@@ -44,10 +44,16 @@ _MODEL_OPTIONS = (
     ),
     click.option("--base-url", metavar="URL", help="Server of members openai:MODEL; default: OPENAI_BASE_URL."),
     click.option("--api-key", metavar="KEY", help="Its key; OPENAI_API_KEY is safer: other users see arguments."),
-    click.option("--voters", metavar="auto|all|NAMES", help="Who votes; names with commas."),
-    click.option("--device", metavar="auto|cpu|cuda[:N]", help="Where models run."),
+    click.option(
+        "--voters",
+        metavar="auto|all|NAMES",
+        help="Who votes: auto (whoever helps on the pool), all, or names with commas.",
+    ),
+    click.option("--device", metavar="auto|cpu|mps|cuda[:N]", help="Where models run."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of models."),
-    click.option("--memory-limit-mib", type=click.IntRange(min=1), metavar="MIB", help="Most memory to take."),
+    click.option(
+        "--memory-limit-mib", type=click.IntRange(min=1), metavar="MIB", help="Most memory for models, by prediction."
+    ),
     click.option("--seed", type=click.IntRange(min=0), help="Seed of everything that is sampled."),
 )
 
@@ -260,9 +266,19 @@ def _promise(point: Mapping[str, Any]) -> str:
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text to read instead of files; repeatable.")
 @click.option("-o", "--output", metavar="OUT", help="Where records go; default: stdout. Zipped if it ends in .gz.")
 @model_options
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Sentences a model reads at once.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Texts taken in at a time; default 128, 1 for a live pipe.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
-@click.option("--min-score", type=float, metavar="X", help="Leave out entities below this score, 0 to 1.")
+@click.option(
+    "--min-score",
+    type=float,
+    metavar="X",
+    help="Leave out entities below this score, 0 to 1; default: the best on the pool.",
+)
 @click.option(
     "--target-precision", type=float, metavar="P", help="Leave out entities so that a share of P of the rest is right."
 )

@@ -44,6 +44,10 @@ def _without_secrets(value: str | None) -> str | None:
 class MemberConfig(_Settings):
     """A member: a model and the wording of its questions.
 
+    name: lower-case, its own among the members; votes and reports are under it. source: hub id, folder, GGUF file,
+    embedded:NAME or openai:MODEL[@URL]. variant: how it is asked for labels; "list" goes on in the form of the
+    demonstrations, "ask" puts the question in plain words, "define" writes the labels' definitions above.
+
     chat: ask within the model's chat template, or let the model continue the plain text. "auto" takes the template
     where a model has one, but for the embedded model, which follows demonstrations far better without: it named 74%
     of the labels of 86 gold spans of WNUT17 dev (60 sentences, wording "list", 4 demonstrations), with it 22%, where
@@ -196,7 +200,10 @@ class ReadingConfig(_Settings):
 
 
 class RetrievalConfig(_Settings):
-    """The retrieval voter: labels of the nearest pool strings, weighted exp(sharpness * cosine)."""
+    """The retrieval voter: labels of the nearest pool strings, weighted exp(sharpness * cosine).
+
+    neighbours: how many of them count.
+    """
 
     neighbours: int = Field(default=20, ge=1)
     sharpness: float = Field(default=20.0, gt=0)
@@ -205,10 +212,10 @@ class RetrievalConfig(_Settings):
 class ProbingConfig(_Settings):
     """The probing voter: the model's state behind a question about a span, read by a small probe fitted on the pool.
 
-    depths: layers read, as shares of the model's depth. directions: principal directions kept of each layer. hidden,
-    decay, dropout: the probe's hidden units, and how it is fitted. heads: probes fitted from different starts. sample:
-    about how many candidates of the pool are asked about, in sentences drawn from it; on the same ones the stack of
-    everybody is fitted then.
+    depths: layers read, as shares of the model's depth. directions: principal directions kept of each layer. hidden:
+    units of the probe's hidden layer. decay, dropout: weight decay and the share of units left out, in its fit.
+    heads: probes fitted from different starts. sample: about how many candidates of the pool are asked about, in
+    sentences drawn from it; on the same ones the stack of everybody is fitted then.
     """
 
     depths: tuple[float, ...] = (0.6, 0.8)
@@ -271,9 +278,14 @@ class ServerConfig(_Settings):
 class Config(_Settings):
     """All settings of a run. Members that share a source share one set of weights.
 
-    examples, labels, and folders of models: relative to where the command runs, in a settings file too.
-    memory_limit_mib: most memory on the device; models that do not fit together within it take turns. None: what is
-    free there.
+    preset: what the settings start from. voters: "auto" for those that help on the pool, "all", or names. encoder: the
+    sentence encoder, for demonstrations, retrieval and reading voter. examples, labels, and folders of models: relative
+    to where the command runs, in a settings file too. device: "auto", "cpu", "mps", "cuda" or "cuda:N". dtype: "auto"
+    takes what the device is fastest in. memory_limit_mib: most memory on the device; models that do not fit together
+    within it take turns. None: what is free there. batch_size: texts taken in at a time. seed: of samples and fits.
+    min_score: least score that is kept; None for what was best on the pool. target_precision: the share of what is kept
+    that is to be right, instead. overlap: "flat" for the best entities without overlaps, or "nested".
+    max_prompt_tokens: most tokens of demonstrations and sentence; the least similar that do not fit are left out.
     """
 
     preset: Literal["default", "paper"] = "default"
@@ -367,7 +379,8 @@ PAPER: Mapping[str, Any] = {
 }
 """What the paper preset changes. Free generation, majority vote, ties to the earlier member, true/false verification
 and span-level retrieval are published. k=5, the first word's part of speech, gold spans on the pool side and prompts
-that do not list the labels are the public re-implementation's, since the paper's text on them could not be had."""
+that do not list the labels follow a public re-implementation (https://github.com/qing10101/el4ner_scu) and were not
+checked against the paper."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def test_public_files_are_made_from_committed_results(tmp_path: Path) -> None:
     assert "hand-made" not in text
     assert re.search(r"^\| default \| \*\*1\.000 \[1\.000, 1\.000\]\*\* \|$", text, re.MULTILINE)
     assert re.search(r"^\| kate \| 0\.000 \[0\.000, 0\.000\]\\\* \|$", text, re.MULTILINE)  # beaten: p < 0.05
-    assert "3 of 50, drawn with seed 0, pool 5" in text  # of two pools the larger
+    assert "(3 of 50 sentences, pool of 5)" in text  # of two pools the larger
     assert "--out smaller" not in text
     assert "--out whole" in text
     results = (tmp_path / "bench" / "RESULTS.md").read_text()
