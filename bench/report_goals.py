@@ -128,8 +128,8 @@ def _reached(tests: Mapping[str, Mapping[str, Against]]) -> str:
     tuned = [own[FINE_TUNED].difference > 0 for own in tests.values() if FINE_TUNED in own]
     said = f"beaten on {every} of {len(tests)} sets, with p < {ALPHA} on {surely}"
     if not tuned:
-        return f"All of both are {said}; {FINE_TUNED} is not measured yet."
-    return f"All of both but {FINE_TUNED} are {said}; {FINE_TUNED} on {sum(tuned)} of {len(tuned)}."
+        return f"All that were measured are {said}; {FINE_TUNED} is not measured yet."
+    return f"All that were measured but {FINE_TUNED} are {said}; {FINE_TUNED} on {sum(tuned)} of {len(tuned)}."
 
 
 def _scores_row(name: str, runs: Sequence[FinishedRun]) -> Row | None:

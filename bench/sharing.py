@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, TokenStates
 from el4ner.preparation import Preparation
 
+_Reading: TypeAlias = "tuple[str, Any, tuple[int, ...]]"
+"""What was read of a model: texts or ends of prompts, one of them, and the layers."""
+
 STATES_BYTES = 1 << 30
-"""Hidden states that are kept; those of a large pool would fill the memory, and its features are cached on disk."""
+"""Hidden states that are kept, the newest: those of a large pool, whose features are cached on disk, make room."""
 
 
 class Remembering:
@@ -21,8 +24,7 @@ class Remembering:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self._states: dict[tuple[str, tuple[int, ...]], TokenStates] = {}
-        self._ends: dict[tuple[Prompt, tuple[int, ...]], FloatArray] = {}
+        self._states: dict[_Reading, TokenStates | FloatArray] = {}
         self._replies: dict[Generate | Choose, Any] = {}
         self._bytes = 0
         self.answered = 0
@@ -37,16 +39,7 @@ class Remembering:
 
     def read_ends(self, prompts: Sequence[Prompt], layers: Sequence[int]) -> list[FloatArray]:
         """As `Engine.read_ends`; what was read before is not read again, as long as there is room for it."""
-        keys = [(prompt, tuple(layers)) for prompt in prompts]
-        distinct = dict.fromkeys(keys)
-        missing = [key for key in distinct if key not in self._ends]
-        self.answered += len(distinct) - len(missing)
-        read = dict(zip(missing, self._inner.read_ends([prompt for prompt, _ in missing], layers), strict=True))
-        for key, states in read.items():
-            self._bytes += states.nbytes
-            if self._bytes <= STATES_BYTES:
-                self._ends[key] = states
-        return [read[key] if key in read else self._ends[key] for key in keys]
+        return self._read("ends", prompts, layers, self._inner.read_ends)
 
     def _asked(self, requests: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
         distinct = dict.fromkeys(requests)
@@ -61,16 +54,26 @@ class Remembering:
 
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
         """As `Engine.read`; what was read before is not read again, as long as there is room for it."""
-        keys = [(text, tuple(layers)) for text in texts]
-        distinct = dict.fromkeys(keys)
-        missing = [key for key in distinct if key not in self._states]
-        self.answered += len(distinct) - len(missing)
-        read = dict(zip(missing, self._inner.read([text for text, _ in missing], layers), strict=True))
-        for key, states in read.items():
-            self._bytes += sum(array.nbytes for array in states.states.values())
-            if self._bytes <= STATES_BYTES:
-                self._states[key] = states
-        return [read[key] if key in read else self._states[key] for key in keys]
+        return self._read("texts", texts, layers, self._inner.read)
+
+    def _read(
+        self, kind: str, asked: Sequence[Any], layers: Sequence[int], read: Callable[..., list[Any]]
+    ) -> list[Any]:
+        keys = [(kind, one, tuple(layers)) for one in asked]
+        found: dict[_Reading, Any] = {key: self._states[key] for key in keys if key in self._states}
+        self.answered += len(found)
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        for key, states in zip(missing, read([one for _, one, _ in missing], layers), strict=True):
+            found[key] = self._states[key] = states
+            self._bytes += _size(states)
+        while self._bytes > STATES_BYTES:
+            self._bytes -= _size(self._states.pop(next(iter(self._states))))
+        return [found[key] for key in keys]
+
+
+def _size(states: TokenStates | FloatArray) -> int:
+    arrays = states.states.values() if isinstance(states, TokenStates) else [states]
+    return sum(array.nbytes for array in arrays)
 
 
 def shared_engines(loader: Preparation, *, remember: bool = True) -> dict[str, Any]:

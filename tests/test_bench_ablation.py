@@ -67,11 +67,11 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(read=read, generate=lambda request: "x", n_layers=2)
     monkeypatch.setattr(sharing, "STATES_BYTES", 20)
     memory = Remembering(engine)
-    assert [len(memory.read([text, text], [1])) for text in "abab"] == [2, 2, 2, 2]
-    assert (memory.answered, len(engine.requests)) == (1, 3)  # room for one text of 16 bytes
+    assert [len(memory.read([text, text], [1])) for text in "aabbab"] == [2] * 6
+    assert (memory.answered, len(engine.requests)) == (2, 4)  # room for one text of 16 bytes, the last
     for _ in range(2):
         memory.generate([Generate(("a",)), Generate(("a",))])
-    assert (memory.answered, len(engine.requests)) == (2, 4)
+    assert (memory.answered, len(engine.requests)) == (3, 5)
 
 
 @pytest.mark.embedded
