@@ -125,21 +125,25 @@ def _pivot(runs: Sequence[FinishedRun], title: str) -> Table:
 def _published(runs: Sequence[FinishedRun]) -> Table:
     """The default beside the best number that others published of a method that is not trained on the set."""
     rows: list[list[Cell | str]] = []
+    anchors = load_anchors()
     for run in runs:
-        found = [a for a in load_anchors() if a["data"] == run.data["name"] and a["kind"] != "supervised"]
+        found = [a for a in anchors if a["data"] == run.data["name"] and a["kind"] != "supervised"]
         if found and REFERENCE in run.metrics:
             best = max(found, key=lambda anchor: float(anchor["f1"]))
             own = f"{run.metrics[REFERENCE]['strict']['f1']:.3f}"
             rows.append([run.data["name"], own, f"{best['f1']:.3f}", best["system"], best["kind"], best["differs"]])
     columns = ["set", "default, strict F1", "published F1", "of", "kind", "what differs"]
-    note = "Not reproduced here; models, data and scoring differ. Sources and further numbers: bench/RESULTS.md."
+    note = (
+        "Not reproduced here; models, data and scoring differ. A set without a row has no such number. Sources and "
+        "further numbers: bench/RESULTS.md."
+    )
     title = "Beside the best published number of a method that is not trained on the set"
     return Table(columns, rows, title, note, words=("of", "kind", "what differs"))
 
 
 def _heading(run: FinishedRun) -> str:
     """ "wnut17 (200 of 1,287 sentences, pool of 3,394)" """
-    n, of = run.data.get("sentences"), run.data.get("of")
+    n, of = run.data.get("sentences") or 0, run.data.get("of")
     sentences = f"{n:,} of {of:,} sentences" if _is_sample(run) and of else f"{n:,} sentences"
     return f"{run.data['name']} ({sentences}" + (")" if run.pool_size is None else f", pool of {run.pool_size:,})")
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from el4ner.errors import ConfigError
+
 _KEY_CHARACTERS = frozenset("0123456789abcdef")
 
 
@@ -34,6 +36,20 @@ def cache_root() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("el4ner", appauthor=False))
+
+
+def check_writable() -> None:
+    """Raises ConfigError where the cache keeps nothing, for whoever runs only to fill it."""
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cache folder {root} cannot be written ({error.strerror or error}), so nothing would be kept; set "
+            "EL4NER_CACHE to a writable folder"
+        ) from None
 
 
 def content_key(*parts: Any) -> str:

@@ -1,6 +1,6 @@
 """The `el4ner` command: translates options into settings and calls; results on stdout, everything else on stderr.
 
-Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok, 130 interrupted.
+Exit codes: 0 complete, 1 failure, 2 usage or unusable input, 3 finished but some record is not ok, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Find entities in text with an ensemble of small language models, without training.
 
-    Exit codes: 0 complete, 1 failure, 2 usage, 3 finished but some record is not ok, 130 interrupted.
+    Exit codes: 0 complete, 1 failure, 2 usage or unusable input, 3 finished but some record is not ok, 130 interrupted.
     """
     escape_what_stdout_lacks()
 

@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from el4ner.cli_messages import need_stdout
-from el4ner.cli_predict import check_device, check_models, given, model_options
+from el4ner.cli_predict import batch_size_option, check_device, check_models, check_stdin, given, model_options
 from el4ner.jsonl import json_text
 
 
 @click.command()
 @model_options
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Sentences a model reads at once.")
+@batch_size_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def plan(config: str | None, as_json: bool, **options: Any) -> None:
     """Predict the memory that the members' models take, and whether they stay in memory together or take turns.
@@ -25,7 +25,9 @@ def plan(config: str | None, as_json: bool, **options: Any) -> None:
     from el4ner.config import load_config
     from el4ner.plan import make_plan, render_plan
 
+    check_stdin((), config, options)
     settings = load_config(config, overrides=given(options))
+    check_stdin((), config, settings)
     check_device(settings.device)
     check_models(settings)
     made = make_plan(settings)

@@ -14,11 +14,14 @@ from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
 from el4ner.cli_predict import check_device, check_models, check_stdin, given, model_options, overlap_option
 from el4ner.corpora import scan_examples
 from el4ner.errors import PoolError
-from el4ner.lines import display_name, visible
+from el4ner.lines import display_name, excerpt, visible
 from el4ner.pool import one_label
 from el4ner.records import Demonstration, LabelledSpan
 
 MAX_PROBLEMS = 20
+
+_SHOWN = 60
+"""Characters of a label that are shown; of a longer one the beginning."""
 
 
 @click.group()
@@ -32,6 +35,7 @@ def pool() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing while it works.")
 def build(config: str | None, quiet: bool, **options: Any) -> None:
     """Compute and cache everything `el4ner predict` needs from a pool, with the same options."""
+    from el4ner.cache import check_writable
     from el4ner.config import load_config
     from el4ner.pipeline import El4ner
 
@@ -43,6 +47,7 @@ def build(config: str | None, quiet: bool, **options: Any) -> None:
     settings = load_config(config, overrides=given(options))
     check_stdin((), config, settings)
     check_device(settings.device)
+    check_writable()
     check_models(settings)
     with warnings_as_messages(Messages(quiet, results_on_stdout=False).warn):
         El4ner.from_config(settings).prepare(progress=say)
@@ -92,7 +97,8 @@ def _overview(sentences: list[Demonstration]) -> list[str]:
     lines = [f"{count:>8} {name}" for name, count in counts.items()]
     lines += ["", f"{'entities':>8} label"]
     lines += [
-        f"{count:>8} {visible(label)}" for label, count in sorted(labels.items(), key=lambda item: (-item[1], item[0]))
+        f"{count:>8} {visible(label) if len(label) <= _SHOWN else excerpt(label)}"
+        for label, count in sorted(labels.items(), key=lambda item: (-item[1], item[0]))
     ]
     return lines
 

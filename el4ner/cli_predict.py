@@ -61,6 +61,14 @@ _MODEL_OPTIONS = (
 overlap_option = click.option("--overlap", type=click.Choice(["flat", "nested"]), help="Whether entities may overlap.")
 
 
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Texts taken in at a time; default 128, 1 for a live pipe.",
+)
+
+
 def model_options(command: _Command) -> _Command:
     """Adds the options that say which models read which pool."""
     for option in reversed(_MODEL_OPTIONS):
@@ -253,6 +261,16 @@ def _summary(statuses: Counter[str]) -> str:
     return f"{n_bad} of {total} record{'s'[: total != 1]} {verb} not ok ({counts}); {owner} `error` says why"
 
 
+def _not_fitted(report: Mapping[str, Any]) -> str:
+    size, fitted = report["pool"]["sentences"], report["fitted"]
+    named = fitted["named, but not asked"]
+    silent = f"; not asked without a fit: {', '.join(named)}" if named else ""
+    return (
+        f"nothing was fitted on the pool ({size} sentence{'s'[: size != 1]}{fitted['why nothing was fitted']}): voters "
+        f"count alike, scores are no probabilities{silent}"
+    )
+
+
 def _promise(point: Mapping[str, Any]) -> str:
     recall = point["expected on texts like the pool"]["recall"]
     return (
@@ -266,12 +284,7 @@ def _promise(point: Mapping[str, Any]) -> str:
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="A text to read instead of files; repeatable.")
 @click.option("-o", "--output", metavar="OUT", help="Where records go; default: stdout. Zipped if it ends in .gz.")
 @model_options
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Texts taken in at a time; default 128, 1 for a live pipe.",
-)
+@batch_size_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read only the first N records.")
 @click.option(
     "--min-score",
@@ -329,10 +342,7 @@ def predict(
         statuses = _run(model, sentences, target, messages, total)
         fitted = model.report()["fitted"]
         if fitted.get("calibrated") is False and settings.preset == "default":
-            messages.warn(
-                f"nothing was fitted on the pool ({model.report()['pool']['sentences']} sentences): voters count "
-                "alike, scores are no probabilities"
-            )
+            messages.warn(_not_fitted(model.report()))
         promised = fitted.get("operating point")  # without a text to read nothing was fitted
         if promised is not None and not quiet:
             click.echo(f"el4ner: {_promise(promised)}", err=True)

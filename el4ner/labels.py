@@ -145,8 +145,8 @@ def _kind(value: object) -> str:
 
 
 def _quotes_hint(value: object) -> str:
-    """YAML reads `no`, `1` and `2020-01-01` as other things than text."""
-    return "" if value is None or isinstance(value, (str, list, dict)) else "; YAML reads only quoted text as text here"
+    """YAML reads `no`, `1` and `2020-01-01` as other things than text, and JSON what stands without quotes."""
+    return "" if value is None or isinstance(value, (str, list, dict)) else "; put quotes around it if it is text"
 
 
 def _strings(item: _Item, name: str, key: str) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ def threshold_for(points: NDArray[np.float64] | None, precision: float) -> tuple
         best = points[points[:, 1].argmax()]
         raise ConfigError(
             f"target_precision={precision}: no score reaches it on the pool, a standard error to spare; the most is "
-            f"{best[1]:.2f}, at a score of {best[0]:g} and a recall of {best[2]:.2f}"
+            f"{best[1]:.2f}, at a score of {best[0]:g} and a recall of {best[2]:.2f}; aim lower, or give more examples"
         )
     threshold, lower, recall = (float(value) for value in reached[0])
     expected = {"precision, a standard error below": round(lower, 4), "recall": round(recall, 4)}

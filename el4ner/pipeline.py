@@ -211,7 +211,8 @@ class El4ner:
             unread = list(classified.unread[i])
             if team.verifier is not None and verified.unread[i]:
                 unread.append(team.verifier.name)
-            cut = _shortfall(sentence.text, extracted.read_up_to[i], team.asked, unread)
+            readers = [voter.name for voter in team.asked_readers]
+            cut = _shortfall(sentence.text, extracted.read_up_to[i], team.asked, unread, readers)
             predictions.append(
                 Prediction(
                     sentence.id, sentence.text, own, "ok" if cut is None else "truncated", cut, cost, sentence.extra
@@ -306,11 +307,12 @@ def _as_sentence(text: object, position: int) -> Sentence:
 
 
 def _shortfall(
-    text: str, read_up_to: Mapping[str, int] | None, asked: Sequence[str], unread: Sequence[str] = ()
-) -> str | None:
+    text: str, read_up_to: Mapping[str, int] | None, asked: Sequence[str], unread: Sequence[str] = (),
+    readers: Sequence[str] = (),
+) -> str | None:  # fmt: skip
     """Who of those that are asked did not read the whole text, and how far they read; None if everybody did.
 
-    unread: members whose question about the spans they were to label or judge was too long.
+    unread: members whose question about the spans they were to label or judge was too long. readers: reading voters.
     """
     read_up_to = read_up_to or {}
     questioned = [name for name in dict.fromkeys(unread) if name not in read_up_to]
@@ -325,8 +327,8 @@ def _shortfall(
     if not parts:
         return None
     others = "; other voters did" if set(asked) - {*read_up_to, *questioned} else ""
-    if others and ends and ends[0]:
-        others = "; other voters read all of it"
+    if others and {*readers} & {*read_up_to}:
+        others = "; of the rest, other voters judge what members and strings known from the pool propose"
     return f"{' and '.join(parts)}: too long{others}"
 
 

@@ -225,7 +225,7 @@ class Preparation:
                 audition(self, team, examined)
             if not team.asked:
                 raise ConfigError(
-                    f"voters={self.config.voters!r} leaves nobody to ask: no model among the members can be read; name "
+                    f"voters={self._voters} leaves nobody to ask: no model among the members can be read; name "
                     "other voters, or a local model as a member"
                 )
             verify = self.config.verify
@@ -309,22 +309,30 @@ class Preparation:
             asked.append(team.retrieval.name)
         if not asked:
             raise ConfigError(
-                f"voters={config.voters!r} with {len(pool.sentences)} pool sentences leaves nobody to ask: the "
-                f"reading and the probing voter need {config.stack.min_sentences} and classify.combine: stack, the "
+                f"voters={self._voters} with {len(pool.sentences)} pool sentences{self._too_few(pool)} leaves nobody to "
+                f"ask: the reading and the probing voter need {config.stack.min_sentences} and classify.combine: stack, the "
                 "retrieval voter 1; name members or give more examples"
             )
         team.asked = tuple(asked)
         self._cut(team)
         team.verifier = self.verifier(team)
-        self.facts["calibrated"] = False
-        for name in ("reading", "probing"):
-            if isinstance(config.voters, tuple) and name in config.voters:
-                self.notes.append(f"the {name} voter is named, but not asked: there is none without a fit")
+        named = config.voters if isinstance(config.voters, tuple) else ()
+        silent = [name for name in ("reading", "probing") if name in named]
+        self.facts |= {
+            "calibrated": False, "why nothing was fitted": self._too_few(pool), "named, but not asked": silent,
+        }  # fmt: skip
+        self.notes += [f"the {name} voter is named, but not asked: there is none without a fit" for name in silent]
         if config.preset != "paper":
             self.notes.append(
                 f"{len(pool.sentences)} pool sentences{self._too_few(pool)}: nothing was fitted, voters count alike, "
                 "scores are uncalibrated"
             )
+
+    @property
+    def _voters(self) -> str:
+        """The setting as the command line has it."""
+        voters = self.config.voters
+        return voters if isinstance(voters, str) else ",".join(voters)
 
     def _too_few(self, pool: Pool) -> str:
         """Why nothing is fitted, where it is not that they are few."""
@@ -419,6 +427,7 @@ class Preparation:
             stack, shares = cross_fit(team, everywhere, best)
             decided[best] = everywhere.decided(shares, self.config.overlap)
             options[best] = (*best_threshold(decided[best]), stack)
+            self.facts[f"cross-validated F1 of {' + '.join(best)}"] = round(options[best][0], 4)
         for name in names:
             if name not in best:
                 self.notes.append(f"voter {name} brings nothing on the pool and is not asked")

@@ -412,17 +412,24 @@ def test_an_encoder_that_cannot_be_one_is_refused_before_a_model_loads(
         assert result.stderr.endswith("name embedded:minilm, a model folder or a Hugging Face id (owner/name)\n")
 
 
-def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner]) -> None:
+def test_pool_build_prepares_with_the_same_options(pipeline: type[FakeEl4ner], monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("pool", "build", "--examples", "pool.jsonl", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (0, "")
     assert pipeline.prepared == 1
     assert pipeline.configs == [Config(examples="pool.jsonl", device="cpu")]
     assert result.stderr.splitlines() == ["el4ner: reading states of 3 sentences", "el4ner: the pool is ready"]
     assert run("pool", "build", "--quiet").stderr == ""
+    monkeypatch.setenv("EL4NER_CACHE", "x/y")
+    Path("x").write_text("a file where the folder should be")
+    nowhere = run("pool", "build")
+    assert (nowhere.exit_code, pipeline.prepared) == (2, 2)
+    assert nowhere.stderr.endswith("so nothing would be kept; set EL4NER_CACHE to a writable folder\n")
+    monkeypatch.delenv("EL4NER_CACHE")
     run("pool", "build", "--overlap", "nested")
     assert pipeline.configs[-1].overlap == "nested"
-    twice = run("pool", "build", "--examples", "-", "--labels", "-", stdin="{}")
-    assert (twice.exit_code, "is named for --examples and --labels" in twice.stderr) == (2, True)
+    for command in (["pool", "build"], ["plan"]):
+        twice = run(*command, "--examples", "-", "--labels", "-", stdin="{}")
+        assert (twice.exit_code, "is named for --examples and --labels" in twice.stderr) == (2, True)
     prepared = pipeline.prepared
     for wrong, message in (
         (["--examples", "-", "--config", "-"], "is named for --examples and --config"),

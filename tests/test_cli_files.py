@@ -57,6 +57,9 @@ def test_pool_check_counts_and_lists_every_problem() -> None:
         ["2", "dna"],
         ["2", "protein"],
     ]
+    long = {"text": "x", "entities": [{"start": 0, "end": 1, "label": "y" * 5000}]}
+    Path("long.jsonl").write_text(json.dumps(long) + "\n")
+    assert max(map(len, run("pool", "check", "long.jsonl").stdout.splitlines())) < 100
     with Path("pool.jsonl").open("a") as stream:
         stream.write('oops\n{"text": "x", "entities": [{"start": 0, "end": 5, "label": "dna"}]}\n')
     result = run("pool", "check", "pool.jsonl")

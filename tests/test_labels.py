@@ -90,17 +90,17 @@ def test_yaml_json_and_a_labels_key_read_the_same(write) -> None:  # type: ignor
         ("- name: ' '\n", 'labels.yaml:1: "name" is blank (" "); name the entity type'),
         (
             "- name: no\n",
-            'labels.yaml:1: "name" is a boolean (false); use a string; YAML reads only quoted text as text here',
+            'labels.yaml:1: "name" is a boolean (false); use a string; put quotes around it if it is text',
         ),
         (
             "- name: 2020-01-01\n",
             'labels.yaml:1: "name" is date ("datetime.date(2020, 1, 1)"); use a string; '
-            "YAML reads only quoted text as text here",
+            "put quotes around it if it is text",
         ),
         (
             "- name: a\n  definition: 5\n",
             'labels.yaml:2: "definition" of "a" is a number (5); use a string, or leave it out; '
-            "YAML reads only quoted text as text here",
+            "put quotes around it if it is text",
         ),
         (
             "- name: a\n  definition:\n",
@@ -113,7 +113,7 @@ def test_yaml_json_and_a_labels_key_read_the_same(write) -> None:  # type: ignor
         (
             "- name: a\n  examples: [x, 1]\n",
             'labels.yaml:2: "examples" of "a" holds an entry that is a number (1); use strings that are not blank; '
-            "YAML reads only quoted text as text here",
+            "put quotes around it if it is text",
         ),
         (
             "- name: a\n  examples: ['']\n",

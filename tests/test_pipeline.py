@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_members import GOLD, LABELS, POOL, large_pool, member, surfaces
+from scripted_members import GOLD, LABELS, POOL, demonstration, large_pool, member, surfaces
 
 from el4ner.config import make_config
 from el4ner.engines.base import Choose, Completion, Generate
@@ -307,9 +307,9 @@ def test_who_read_how_much_is_said_in_one_line() -> None:
     text = "x" * 50
     assert _shortfall(text, None, ["reading"]) is None
     assert _shortfall(text, {"reading": 20}, ["reading"]) == "reading read only the first 20 of 50 characters: too long"
-    assert _shortfall(text, {"reading": 20, "a": 0, "b": 0}, ["reading", "retrieval", "a", "b"]) == (
+    assert _shortfall(text, {"reading": 20, "a": 0, "b": 0}, ["reading", "retrieval", "a", "b"], (), ["reading"]) == (
         "reading read only the first 20 of 50 characters and a, b could not read this text: too long; "
-        "other voters read all of it"
+        "of the rest, other voters judge what members and strings known from the pool propose"
     )
     assert _shortfall(text, {"a": 0}, ["a", "b"], ["b", "a", "b"]) == (
         "a could not read this text and b could not read this text with the question about its spans: too long"
@@ -391,8 +391,11 @@ def test_nobody_to_ask_is_a_usage_error(make: Callable[..., El4ner]) -> None:
         model.predict(["Bob"])
     with pytest.raises(ConfigError, match="no labels"):
         make({"a": member()}, Pool((), ())).predict(["Bob"])
+    same = Pool(tuple(demonstration("Bob is here", {"Bob": "person"}) for _ in range(25)), POOL.labels)
+    with pytest.raises(ConfigError, match=r"^voters=reading with 25 pool sentences, all in one fold leaves nobody"):
+        make({"a": member()}, same, voters=["reading"]).predict(["Bob"])
     # a pool that is large enough, and a member whose states cannot be read
-    with pytest.raises(ConfigError, match=r"^voters=\('reading',\) leaves nobody to ask: no model among the members"):
+    with pytest.raises(ConfigError, match=r"^voters=reading leaves nobody to ask: no model among the members"):
         make({"a": member()}, large_pool(), voters=["reading"], extract={"reading": False}).predict(["Bob"])
 
 

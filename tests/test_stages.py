@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from el4ner.stages.retrieve import input_spans
 from el4ner.stages.team import Team
 from el4ner.stages.verify import _judge
 from el4ner.voters.reading import SpanTable
+from el4ner.voters.stacking import Stack
 
 
 @pytest.fixture
@@ -133,6 +135,23 @@ def test_phrases_and_strings_are_dropped_where_every_reading_voter_rules_them_ou
     kept = pursued(proposals, [table(0.001, 0.001)], team)
     assert kept == [("noun-phrases", []), ("pool-strings", []), ("a", [Span(0, 8)])]
     assert pursued(proposals, [], team) == proposals
+    # what no reading voter read: known strings are pursued, phrases are not
+    cut = replace(table(0.5, 0.5), truncated_at=6)
+    assert np.isnan(cut.rows([Span(5, 8)])).all()
+    kept = pursued(proposals, [cut], team)
+    assert kept == [("noun-phrases", [Span(0, 4)]), ("pool-strings", [Span(5, 8)]), ("a", [Span(0, 8)])]
+    kept = pursued(proposals, [cut, table(0.001, 0.001)], team)
+    assert kept == [("noun-phrases", [Span(0, 4)]), ("pool-strings", []), ("a", [Span(0, 8)])]
+
+
+def test_where_nobody_votes_a_stack_says_none() -> None:
+    stack = Stack(("a", "b"), np.ones((2, 2)), np.array([9.0, 0.0]), np.zeros(len(EVIDENCE)))
+    team = Team(make_config({}), POOL, asked=("a", "b"), stack=stack)
+    votes = np.full((2, 2, 2), np.nan, np.float32)
+    votes[1, 1] = (0.5, 0.5)
+    found = combine(list(votes), np.zeros((2, len(EVIDENCE)), np.float32), team)
+    assert found[0].tolist() == [0.0, 1.0]
+    assert found[1, 0] > 0.99  # as the stack says where somebody votes
 
 
 def test_a_rejected_entity_is_dropped(make_team: Callable[..., Team]) -> None:

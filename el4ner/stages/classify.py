@@ -111,11 +111,13 @@ def combine(votes: Sequence[FloatArray], evidence: FloatArray, team: Team) -> Fl
     By the fitted stack; or the mean of those that voted; or by majority: only the winner's column is filled, with its
     share of the first choices, so that a tie stays decided for the earlier voter. Nobody voted: "none" has all.
     """
-    if team.stack is not None:
-        return team.stack.probabilities(votes, evidence)
     stacked = np.stack(votes)  # (V, n, C)
     silent = np.asarray(np.isnan(stacked).all(axis=2))
     result = np.zeros(stacked.shape[1:], dtype=np.float32)
+    if team.stack is not None:
+        result[:] = team.stack.probabilities(votes, evidence)
+        result[silent.all(axis=0)] = np.eye(result.shape[1], dtype=np.float32)[-1]
+        return result
     if team.config.classify.combine == "majority":
         with np.errstate(divide="ignore"):
             winners, _, _ = count_votes(np.log(stacked), np.ones(len(votes), dtype=np.float32), hard=True)

@@ -55,13 +55,17 @@ def free_proposals(sentence: Sentence, team: Team, left_out: int | None = None) 
 def pursued(
     proposals: Sequence[tuple[str, Sequence[Span]]], tables: Sequence[SpanTable], team: Team
 ) -> list[tuple[str, Sequence[Span]]]:
-    """The proposals of one sentence without phrases and strings that every reading voter all but rules out."""
+    """The proposals of one sentence without phrases and strings that every reading voter all but rules out.
+
+    Behind what they read, phrases are not pursued (nearly all are no entity), known strings are.
+    """
     config = team.config.extract
     floors = {NOUN_PHRASES: config.phrase_floor, POOL_STRINGS: config.string_floor}
     kept: list[tuple[str, Sequence[Span]]] = []
     for name, spans in proposals:
         if tables and spans and floors.get(name):
-            entity = np.max([1 - np.exp(table.rows(spans)[:, -1]) for table in tables], axis=0)
+            entity = np.fmax.reduce([1 - np.exp(table.rows(spans)[:, -1]) for table in tables])
+            entity[np.isnan(entity)] = 1.0 if name == POOL_STRINGS else 0.0
             spans = [span for span, p in zip(spans, entity, strict=True) if p >= floors[name]]
         kept.append((name, spans))
     return kept

@@ -48,7 +48,10 @@ class SpanTable:
     truncated_at: int | None = None
 
     def rows(self, spans: Sequence[Span]) -> FloatArray:
-        """Log-probabilities (n_spans, C). A span the table does not hold is taken for no entity, at 99 to 1."""
+        """Log-probabilities (n_spans, C). A span the table does not hold is taken for no entity, at 99 to 1.
+
+        One that was not read, because it ends behind `truncated_at`, is NaN.
+        """
         n_columns = self.logp.shape[2]
         starts = {unit.start: index for index, unit in enumerate(self.units)}
         ends = {unit.end: index for index, unit in enumerate(self.units)}
@@ -58,7 +61,10 @@ class SpanTable:
         for row, span in zip(rows, spans, strict=True):
             first, last = starts.get(span.start, -1), ends.get(span.end, -1)
             known = 0 <= first <= last and last - first < self.logp.shape[1]
-            row[:] = self.logp[first, last - first] if known else unknown
+            if self.truncated_at is not None and span.end > self.truncated_at:
+                row[:] = np.nan
+            else:
+                row[:] = self.logp[first, last - first] if known else unknown
         return rows
 
     def above(self, floor: float) -> list[Span]:
