@@ -309,9 +309,9 @@ class Preparation:
             asked.append(team.retrieval.name)
         if not asked:
             raise ConfigError(
-                f"voters={self._voters} with {len(pool.sentences)} pool sentences{self._too_few(pool)} leaves nobody to "
-                f"ask: the reading and the probing voter need {config.stack.min_sentences} and classify.combine: stack, the "
-                "retrieval voter 1; name members or give more examples"
+                f"voters={self._voters} with {len(pool.sentences)} pool sentences{self._too_few(pool)} leaves nobody "
+                f"to ask: the reading and the probing voter need {config.stack.min_sentences} and classify.combine: "
+                "stack, the retrieval voter 1; name members or give more examples"
             )
         team.asked = tuple(asked)
         self._cut(team)

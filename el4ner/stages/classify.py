@@ -116,7 +116,9 @@ def combine(votes: Sequence[FloatArray], evidence: FloatArray, team: Team) -> Fl
     result = np.zeros(stacked.shape[1:], dtype=np.float32)
     if team.stack is not None:
         result[:] = team.stack.probabilities(votes, evidence)
-        result[silent.all(axis=0)] = np.eye(result.shape[1], dtype=np.float32)[-1]
+        unheard = silent.all(axis=0)
+        result[unheard] = 0.0
+        result[unheard, -1] = 1.0
         return result
     if team.config.classify.combine == "majority":
         with np.errstate(divide="ignore"):
