@@ -20,8 +20,8 @@ ALPHA = 0.05
 FINE_TUNED = "fine-tuned"
 PUBLISHED = "paper"
 _ECE, _MARGIN, _ENTITIES, _RECALL = 0.05, 0.03, 50, 0.1
-_ALONE = ("reading-voter", "probing-voter", "retrieval-voter", "member")
-"""How the systems begin that are voters of the default alone, or its prompted members."""
+_ALONE = ("reading-voter", "probing-voter", "retrieval-voter", "members")
+"""Voters of the default alone, and its prompted members together; `member:NAME` is one of these."""
 
 
 class Against(NamedTuple):
@@ -40,10 +40,13 @@ class Against(NamedTuple):
 
 def is_baseline(run: FinishedRun, system: str) -> bool:
     """Whether a system is one that the default is to beat: another method, or one of its own voters alone."""
-    if system == PUBLISHED:
-        return True
-    is_alone = system.startswith(_ALONE) and run.target_precision(system) is None
-    return run.entry(system).get("kind") == "baseline" or is_alone
+    is_other = run.entry(system).get("kind") == "baseline" or system == PUBLISHED
+    return is_other or (is_own_part(system) and run.target_precision(system) is None)
+
+
+def is_own_part(system: str) -> bool:
+    """Whether a system is a voter of the default alone, or its prompted members."""
+    return system in _ALONE or system.startswith("member:")
 
 
 def against_baselines(runs: Iterable[FinishedRun]) -> dict[str, Against]:
@@ -110,8 +113,8 @@ def _baselines_row(name: str, tests: Mapping[str, Against]) -> Row:
     tuned = tests.get(FINE_TUNED)
     return [
         name,
-        _beaten([test for test in others if not test.baseline.startswith(_ALONE)]),
-        _beaten([test for test in others if test.baseline.startswith(_ALONE)]),
+        _beaten([test for test in others if not is_own_part(test.baseline)]),
+        _beaten([test for test in others if is_own_part(test.baseline)]),
         "–" if closest is None else closest.words(),
         "–" if tuned is None else tuned.words().removeprefix(f"{FINE_TUNED} "),
     ]

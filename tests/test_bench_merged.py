@@ -16,7 +16,14 @@ from el4ner.bench.finished_run import FinishedRun, compared, load_run
 from el4ner.bench.merged_runs import merged
 from el4ner.bench.metrics import run_metrics
 from el4ner.bench.report import build_report, load_places, pool_sections
-from el4ner.bench.report_goals import against_baselines, goals_tables, missed_at, operating_section
+from el4ner.bench.report_goals import (
+    against_baselines,
+    goals_tables,
+    is_baseline,
+    is_own_part,
+    missed_at,
+    operating_section,
+)
 from el4ner.bench.report_markdown import render_markdown, render_table
 from el4ner.bench.results_files import BEGIN, END, readme_section, results_document, write_results
 from el4ner.errors import InputError
@@ -156,6 +163,18 @@ def test_the_default_against_the_baselines(two: list[Path], tmp_path: Path) -> N
     sample = replace(run, manifest={**run.manifest, "data": {**run.data, "sentences": 9, "limit": 9}})
     shifted = replace(sample, comparisons=[{**row, "difference": 0.5} for row in sample.comparisons])
     assert against_baselines([run, shifted]) == tests  # of a baseline in both, the run on more sentences
+
+
+def test_what_counts_as_a_baseline(two: list[Path]) -> None:
+    names = ("default", "all", "paper", "members", "member:a", "probing-voter", "membership", "member:a@0.9", "kate")
+    systems: dict[str, Any] = {name: {"kind": "el4ner", "settings": {}} for name in names}
+    systems["kate"] = {"kind": "baseline"}
+    systems["member:a@0.9"]["settings"] = {"target_precision": 0.9}
+    run = load_run(two[0])
+    run = replace(run, manifest={**run.manifest, "systems": systems})
+    counted = [name for name in names if is_baseline(run, name)]
+    assert counted == ["paper", "members", "member:a", "probing-voter", "kate"]
+    assert [name for name in counted if is_own_part(name)] == ["members", "member:a", "probing-voter"]
 
 
 def test_what_scores_are_worth(tmp_path: Path) -> None:
