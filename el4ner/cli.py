@@ -137,6 +137,8 @@ def evaluate(gold: str, pred: str, as_json: bool, n_bootstrap: int, seed: int) -
         raise click.UsageError("GOLD and PRED are both stdin (-), which can be read only once; name a file for one")
     from el4ner import metrics
 
+    if n_bootstrap > metrics.MAX_BOOTSTRAP:
+        raise click.UsageError(f"--bootstrap {n_bootstrap}: use at most {metrics.MAX_BOOTSTRAP}, or 0 for no intervals")
     result = metrics.evaluate(metrics.read_gold(gold), metrics.read_predicted(pred), n_bootstrap, seed)
     from el4ner.show import nothing_in_common, show_evaluation
 

@@ -42,6 +42,8 @@ from el4ner.lines import (
 from el4ner.records import Demonstration, LabelledSpan, Prediction, Sentence
 
 MAX_ID_WARNINGS = 5
+_LONGEST_NAME = 255
+"""Bytes of a file's name."""
 
 
 # Lines to sentences
@@ -229,9 +231,12 @@ def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 # Labelled sentences
 
+_UNSEEN = "\u00ad\u200b\u2060\ufeff"
+"""No label needs these; joiners, which are not seen either, belong to the spelling of some languages."""
+
 
 def check_label(label: object) -> str:
-    """The label, if it can be one: a string that is not blank, not padded and free of control characters.
+    """The label, if it can be one: a string that is not blank, not padded, free of control and unseen characters.
 
     Raises LineError otherwise.
     """
@@ -241,6 +246,9 @@ def check_label(label: object) -> str:
         raise LineError(f"is blank ({excerpt(label)}); name the entity type")
     if label != label.strip() or visible(label) != label:
         raise LineError(f"is {excerpt(label)}; leave out line breaks, control characters and blanks at its ends")
+    unseen = next((character for character in label if character in _UNSEEN), None)
+    if unseen is not None:
+        raise LineError(f"is {excerpt(label)}, with U+{ord(unseen):04X} in it, a character that is not seen; remove it")
     return label
 
 
@@ -372,6 +380,13 @@ def _descriptor(path: str) -> int | None:
     return 1 if named[2] else 2 if named[3] else int(named[1] or named[4])
 
 
+def _beside(path: Path) -> Path:
+    """A new name of a file beside another one, as long as file systems allow."""
+    ending = f".{secrets.token_hex(4)}.partial"
+    beginning = os.fsencode(path.name)[: _LONGEST_NAME - len(ending)].decode("utf-8", "ignore")
+    return path.with_name(beginning + ending)
+
+
 class OutputFile:
     """A file that appears under its name only when it is complete.
 
@@ -403,7 +418,7 @@ class OutputFile:
         if not self.path.parent.is_dir():
             folder = visible(str(self.path.parent))
             raise UsageError(f"{self._name}: the folder {folder} does not exist; create it first")
-        self.partial = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.partial")
+        self.partial = _beside(self.path)
         self._written_to = self.path if direct else self.partial
         self._file: BinaryIO | None = None
         self._stream: BinaryIO | None = None

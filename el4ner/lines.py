@@ -6,6 +6,7 @@ Blank lines are skipped, byte-order marks and Windows line ends accepted. A whol
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import math
@@ -61,16 +62,23 @@ def visible(text: str) -> str:
 def excerpt(value: object, length: int = 40) -> str:
     """A JSON value on one line, cut to about `length` characters, for use in a message."""
     try:
-        text = visible(json.dumps(value, ensure_ascii=False, default=repr))
+        text = visible(json.dumps(value, ensure_ascii=False, default=_as_written))
     except (TypeError, ValueError):  # YAML has keys that JSON has not, and values that hold themselves
         text = visible(repr(value))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def _as_written(value: object) -> str:
+    """What YAML reads besides JSON's values, as it stands in a file."""
+    return value.isoformat() if isinstance(value, datetime.date) else repr(value)
+
+
 def kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """What a value of JSON or YAML is, in words."""
     if value is None:
         return "null"
+    if isinstance(value, datetime.date):
+        return "a date"
     names = {bool: "a boolean", str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
 
@@ -135,17 +143,25 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _check_encoding(beginning: bytes, name: str) -> None:
-    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{name}: is UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)")
+    unmarked = len(beginning) == 2 and (beginning[0] == 0) != (beginning[1] == 0)
+    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")) or unmarked:
+        scheme = "UTF-16" if not unmarked else "UTF-16BE" if beginning[0] == 0 else "UTF-16LE"
+        raise InputError(f"{name}: is UTF-16; convert it to UTF-8 first (iconv -f {scheme} -t UTF-8)")
     if beginning.startswith(b"\x1f\x8b"):
         raise InputError(f"{name}: is gzip data; let its name end in .gz, or unzip it first (zcat)")
+
+
+def _check_line_ends(raw: bytes, name: str) -> None:
+    """raw: the whole of a file that holds no newline."""
+    if b"\r" in raw.strip():
+        raise InputError(f"{name}: its lines end in a carriage return alone; convert it first (tr '\\r' '\\n')")
 
 
 def numbered_lines(path: str | Path) -> Generator[tuple[int, bytes], None, None]:
     """The lines of a file that are not blank, each with its number (from 1), without line end or byte-order mark.
 
-    Raises InputError if the file cannot be read, holds no line that is not blank, is UTF-16 or misnamed gzip data;
-    DamagedError if reading breaks off later.
+    Raises InputError if the file cannot be read, holds no line that is not blank, is UTF-16 or misnamed gzip data, or
+    has lines that end in carriage returns alone; DamagedError if reading breaks off later.
     """
     name = display_name(path)
     number = 0
@@ -155,6 +171,8 @@ def numbered_lines(path: str | Path) -> Generator[tuple[int, bytes], None, None]
             for number, raw in enumerate(stream, start=1):
                 if number == 1:
                     _check_encoding(raw[:2], name)
+                    if not raw.endswith(b"\n"):
+                        _check_line_ends(raw, name)
                 raw = raw.removeprefix(_BOM)  # files that were joined have one where each began
                 if raw.strip():
                     found = True
@@ -262,6 +280,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_object(line: str) -> dict[str, Any]:
     """The JSON object a line holds. Raises LineError if it holds anything else, or a key twice."""
     remedy = f"write one JSON object a line, such as {EXAMPLE}"
+    if line.lstrip().startswith("["):
+        remedy += "; jq -c '.[]' makes that of an array"
     try:
         value = json.loads(
             line,
@@ -271,8 +291,9 @@ def parse_object(line: str) -> dict[str, Any]:
             object_pairs_hook=_without_repeats,
         )
     except json.JSONDecodeError as error:
+        plain = "" if line.lstrip()[:1] in '{["' else "; plain text, a text a line, wants a name that ends in .txt"
         raise LineError(
-            f"not JSON: {excerpt(line)} ({error.msg.removesuffix(' at')} at column {error.colno}); {remedy}"
+            f"not JSON: {excerpt(line)} ({error.msg.removesuffix(' at')} at column {error.colno}); {remedy}{plain}"
         ) from None
     except RecursionError:
         raise LineError(f"nested deeper than {MAX_DEPTH} levels; flatten the record") from None
@@ -305,9 +326,12 @@ def check_encodable(text: str, name: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
+        # Python's place for bytes of arguments and file names that it cannot decode
+        of_a_byte = 0xDC80 <= ord(text[error.start]) <= 0xDCFF
+        what = "half of a character" + (", or a byte that is no UTF-8" if of_a_byte else "")
+        what += "; write the whole character" + (" in UTF-8" if of_a_byte else "")
         raise LineError(
-            f"{name} has a lone surrogate (\\u{ord(text[error.start]):04x} at character {error.start}), "
-            "half of a character; write the whole character"
+            f"{name} has a lone surrogate (\\u{ord(text[error.start]):04x} at character {error.start}), {what}"
         ) from None
 
 

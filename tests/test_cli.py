@@ -462,6 +462,9 @@ def test_evaluate_tables_and_json() -> None:
         "intervals"
         not in json.loads(run("evaluate", "gold.jsonl", "pred.jsonl", "--json", "--bootstrap", "0").stdout)["micro"]
     )
+    many = run("evaluate", "gold.jsonl", "pred.jsonl", "--bootstrap", "1000000000")
+    assert (many.exit_code, many.stdout) == (2, "")
+    assert "--bootstrap 1000000000: use at most" in many.stderr
     Path("gold.jsonl").write_text('{"text": "a", "entities": [{"start": 0, "end": 2, "label": "l"}]}\n')
     bad = run("evaluate", "gold.jsonl", "pred.jsonl")
     assert (bad.exit_code, bad.stdout) == (2, "")

@@ -131,6 +131,7 @@ def test_every_line_gives_a_record_and_bad_ones_say_why() -> None:
         (["good.jsonl", "--config", "wrong-settings.yaml"], ["wrong-settings.yaml", "batchsize", "batch_size"]),
         (["good.jsonl", "--members", "a=embedded:nothing", "--voters", "a"], ["embedded:nothing"]),
         (["good.jsonl", "--members", "a=./no-such-folder", "--voters", "a"], ["no-such-folder"]),
+        (["good.jsonl", "--members", "a=./no-such-folder", "--voters", "retrieval"], ["no-such-folder"]),
     ],
 )
 def test_unusable_files_end_with_two_and_one_message(arguments: list[str], parts: list[str]) -> None:

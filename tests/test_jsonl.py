@@ -29,6 +29,10 @@ from el4ner.jsonl import (
 from el4ner.lines import visible
 from el4ner.records import Entity, LabelledSpan, Prediction, Sentence
 
+PLAIN = (
+    'write one JSON object a line, such as {"id": "1", "text": "..."}; '
+    "plain text, a text a line, wants a name that ends in .txt"
+)
 REMEDY = 'write one JSON object a line, such as {"id": "1", "text": "..."}'
 
 
@@ -59,7 +63,9 @@ def test_ids_texts_and_extra(here: Path) -> None:
     ("line", "message"),
     [
         ("{bad}", f'not JSON: "{{bad}}" (Expecting property name enclosed in double quotes at column 2); {REMEDY}'),
-        ("[1, 2]", f"not a JSON object but a list: [1, 2]; {REMEDY}"),
+        ("[1, 2]", f"not a JSON object but a list: [1, 2]; {REMEDY}; jq -c '.[]' makes that of an array"),
+        ("[", f"not JSON: \"[\" (Expecting value at column 2); {REMEDY}; jq -c '.[]' makes that of an array"),
+        ("id,text", f'not JSON: "id,text" (Expecting value at column 1); {PLAIN}'),
         ('"Berlin"', f'not a JSON object but a string: "Berlin"; {REMEDY}'),
         ("{}", 'no "text" (keys: none); add "text", or "tokens" as a list of strings'),
         ('{"txt": "x"}', 'no "text" (keys: "txt"); add "text", or "tokens" as a list of strings'),
@@ -89,6 +95,11 @@ def test_ids_texts_and_extra(here: Path) -> None:
         (
             r'{"text": "a\ud800b"}',
             '"text" has a lone surrogate (\\ud800 at character 1), half of a character; write the whole character',
+        ),
+        (
+            r'{"text": "a\udce9b"}',
+            '"text" has a lone surrogate (\\udce9 at character 1), half of a character, or a byte that is no UTF-8; '
+            "write the whole character in UTF-8",
         ),
     ],
 )
@@ -172,6 +183,18 @@ def test_damaged_gzip(here: Path) -> None:
         (b"\n \n", "x.jsonl: is empty; expected one record a line"),
         (b"\xef\xbb\xbf\n", "x.jsonl: is empty; expected one record a line"),
         ('{"text": "a"}'.encode("utf-16"), "x.jsonl: is UTF-16; convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)"),
+        (
+            '{"text": "a"}'.encode("utf-16-le"),
+            "x.jsonl: is UTF-16; convert it to UTF-8 first (iconv -f UTF-16LE -t UTF-8)",
+        ),
+        (
+            '{"text": "a"}'.encode("utf-16-be"),
+            "x.jsonl: is UTF-16; convert it to UTF-8 first (iconv -f UTF-16BE -t UTF-8)",
+        ),
+        (
+            b'{"text": "a"}\r{"text": "b"}\r',
+            "x.jsonl: its lines end in a carriage return alone; convert it first (tr '\\r' '\\n')",
+        ),
         (gzip.compress(b"a", mtime=0), "x.jsonl: is gzip data; let its name end in .gz, or unzip it first (zcat)"),
     ],
 )
@@ -209,7 +232,7 @@ def test_stdin_is_jsonl(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}\nplain text\n')))
     first, second = read_inputs(["-"])
     assert (first.text, first.error) == ("a", None)
-    assert second.error == f'stdin:2: not JSON: "plain text" (Expecting value at column 1); {REMEDY}'
+    assert second.error == f'stdin:2: not JSON: "plain text" (Expecting value at column 1); {PLAIN}'
     assert not sys.stdin.closed
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(InputError, match=r"^stdin: is empty"):
@@ -250,7 +273,9 @@ def test_any_bytes_give_one_record_for_each_line_that_is_not_blank(
     try:
         sentences = list(read_inputs([path]))
     except InputError:
-        assert not expected or content[:2] in (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b")
+        unmarked = len(content) > 1 and content[:2].count(0) == 1  # UTF-16 without a byte-order mark
+        returns = b"\n" not in content and b"\r" in content.strip()
+        assert not expected or content[:2] in (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b") or unmarked or returns
         return
     assert len(sentences) == expected
     for sentence in sentences:
@@ -290,7 +315,7 @@ def test_read_pool(here: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", f'not JSON: "nonsense" (Expecting value at column 1); {REMEDY}'),
+        ("nonsense", f'not JSON: "nonsense" (Expecting value at column 1); {PLAIN}'),
         ('{"text": "x"}', 'no "entities" (keys: "text"); add "entities", [] where the sentence has none'),
         ('{"text": "x", "entities": {}}', '"entities" is an object ({}); use a list'),
         ('{"entities": []}', 'no "text" (keys: "entities"); add "text", or "tokens" as a list of strings'),
@@ -329,6 +354,10 @@ def test_read_pool(here: Path) -> None:
         (
             entity_line(label="a\nb"),
             'entity 1 has a label that is "a\\nb"; leave out line breaks, control characters and blanks at its ends',
+        ),
+        (
+            entity_line(label="a\u200bb"),
+            'entity 1 has a label that is "a\u200bb", with U+200B in it, a character that is not seen; remove it',
         ),
         (
             '{"text": "x", "entities": [{"start": 0, "end": 1}]}',
@@ -492,6 +521,12 @@ def test_output_places(tmp_path: Path) -> None:
     write_predictions(tmp_path / "link", [Prediction("1", "a")])
     assert (tmp_path / "link").is_symlink()
     assert json.loads((tmp_path / "target").read_text())["id"] == "1"
+
+
+def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 249 + ".jsonl", "é" * 124 + ".jsonl"):
+        write_predictions(tmp_path / name, [Prediction("1", "a")])
+        assert json.loads((tmp_path / name).read_text())["id"] == "1"
 
 
 def test_visible_escapes_what_would_move_the_cursor_and_keeps_the_rest() -> None:

@@ -94,8 +94,7 @@ def test_yaml_json_and_a_labels_key_read_the_same(write) -> None:  # type: ignor
         ),
         (
             "- name: 2020-01-01\n",
-            'labels.yaml:1: "name" is date ("datetime.date(2020, 1, 1)"); use a string; '
-            "put quotes around it if it is text",
+            'labels.yaml:1: "name" is a date ("2020-01-01"); use a string; put quotes around it if it is text',
         ),
         (
             "- name: a\n  definition: 5\n",
