@@ -231,7 +231,8 @@ class StackConfig(_Settings):
     """What is estimated on the pool. Below `min_sentences` nothing is fitted and all voters count alike.
 
     folds: parts of the pool that are left out in turn; a pool of 300 sentences or more gets at most 3, of 4,000 or
-    more 2, since fits are dear there and a part of it is plenty to fit on.
+    more 2, since fits are dear there and a part of it is plenty to fit on. With 2 the probing voter is fitted only
+    where `voters` names it or says all.
     audition: pool sentences on which prompted voters are tried first; those that do not help there, or on the first
     third of them, are not asked.
     sample: pool sentences on which prompted voters are stacked once they are asked.

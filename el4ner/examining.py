@@ -35,7 +35,7 @@ def examine(preparation: Preparation, team: Team) -> Examined:
         for name, found in tables.items()
     }
     stacked: tuple[int, ...] | None = None
-    if preparation.wants("probing"):
+    if preparation.wants_probing(pool):
         stacked = _sampled(pool, spans, preparation.config.probing.sample, preparation.config.seed)
         votes |= _probe(preparation, team, spans, stacked)
     if preparation.wants("retrieval"):

@@ -51,7 +51,7 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
         settings.pop("dtype")
         models, encoder = [without_numbers(source) for source in models], without_numbers(encoder)
     others = []  # what the reading voters are fitted with, besides the pool
-    if not preparation.wants("probing"):
+    if not preparation.wants_probing(team.pool):
         settings.pop("probing")
     if preparation.wants("reading"):
         beside = preparation.beside(team.pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,21 @@ def test_a_voter_that_is_not_asked_costs_the_others_no_sentence(
     alone = stack("auto")
     np.testing.assert_allclose(chosen.stack.weights, alone.stack.weights, atol=1e-6)
     assert chosen.threshold == alone.threshold
+
+
+@pytest.mark.parametrize(
+    ("n_folds", "voters", "fitted"),
+    [(2, "auto", False), (3, "auto", True), (2, "all", True), (2, ("probing", "retrieval"), True)],
+)
+def test_in_two_folds_it_is_fitted_only_where_it_is_asked_for(
+    n_folds: int, voters: Any, fitted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
+    monkeypatch.setattr(Preparation, "readers", lambda self, pool: ())  # nothing but the two others
+    given = {"probing": {"depths": [0.5], "directions": 0, "hidden": 4, "heads": 1}, "extract": {"members": False}}
+    config = make_config(settings(["a"], **{**given, "voters": voters}))
+    engine = ScriptedEngine(read=knowing, n_layers=2)
+    pool = replace(large_pool(), n_folds=n_folds)
+    preparation = Preparation(config, engines={"a": engine}, encoder=LetterEncoder(), pool=pool)
+    examined = examine(preparation, Team(config, pool))
+    assert set(examined.votes) == ({"probing", "retrieval"} if fitted else {"retrieval"})
