@@ -20,8 +20,9 @@ from el4ner.bench.run_folder import RunFolder
 from el4ner.bench.system import Workbench
 from el4ner.bench.systems import OWN
 from el4ner.config import Config, make_config, merge
-from el4ner.jsonl import OutputFile, json_text
+from el4ner.jsonl import json_text
 from el4ner.metrics import pair_records
+from el4ner.output import OutputFile
 
 Base = Literal["default", "all"]
 

@@ -87,7 +87,7 @@ def report(
     from el4ner.bench.report_markdown import render_markdown
     from el4ner.bench.results_files import keep_digests
     from el4ner.bench.results_files import write_results as write_public
-    from el4ner.jsonl import OutputFile
+    from el4ner.output import OutputFile
 
     if not (html_file or markdown_file or keep or write_results):
         raise UsageError("nothing to write; give --html FILE, --markdown FILE, --keep FOLDER or --write-results")

@@ -11,7 +11,8 @@ from el4ner.cache import cache_root, content_key
 from el4ner.corpora import guess_scheme, tagged_sentence
 from el4ner.errors import InputError, PoolError
 from el4ner.hub import hub_answers
-from el4ner.jsonl import OutputFile, dump_line
+from el4ner.jsonl import dump_line
+from el4ner.output import OutputFile
 from el4ner.records import Demonstration
 
 TOKEN_COLUMNS = ("tokens", "words")

@@ -20,8 +20,8 @@ from el4ner.bench.report_markdown import escape, fenced, render_markdown, render
 from el4ner.bench.report_model import Cell, Table
 from el4ner.bench.report_scores import with_interval
 from el4ner.errors import InputError
-from el4ner.jsonl import OutputFile
 from el4ner.lines import display_name
+from el4ner.output import OutputFile
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 

@@ -29,8 +29,9 @@ from typing import IO, Any
 
 from el4ner.bench.evaluation_data import EvaluationData, record_of
 from el4ner.errors import InputError, UsageError
-from el4ner.jsonl import OutputFile, dump_line, json_text, read_records
+from el4ner.jsonl import dump_line, json_text, read_records
 from el4ner.lines import display_name
+from el4ner.output import OutputFile
 
 VERSION = 1
 _LOCK = ".lock"

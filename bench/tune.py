@@ -17,7 +17,8 @@ from el4ner.bench.system import System, Workbench
 from el4ner.bench.systems import BASELINES, make_system
 from el4ner.config import make_config
 from el4ner.errors import ConfigError, InputError, UsageError
-from el4ner.jsonl import OutputFile, json_text
+from el4ner.jsonl import json_text
+from el4ner.output import OutputFile
 
 Grid = Mapping[str, Mapping[str, Sequence[Any]]]
 FILE = "tuned.json"

@@ -63,6 +63,14 @@ class PackedPool:
     def nbytes(self) -> int:
         """Memory it holds."""
 
+    @property
+    def vectors(self) -> int:
+        """Vectors that a query span is multiplied with: what sentences share counts once, filling too."""
+
+    @property
+    def shared(self) -> int:
+        """Vectors that sentences share."""
+
 def span_topk_largest_norm(vectors: NDArray[np.float32], threads: int) -> float:
     """vectors (S, D): the length of the longest; NaN if a number is not finite."""
 

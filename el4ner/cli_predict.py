@@ -14,8 +14,9 @@ import click
 
 from el4ner.cli_messages import Messages, need_stdout, warnings_as_messages
 from el4ner.errors import ConfigError, El4nerError, ModelNotFoundError
-from el4ner.jsonl import OutputFile, count_inputs, json_text, make_sentence, read_inputs, write_predictions
+from el4ner.jsonl import count_inputs, json_text, make_sentence, read_inputs, write_predictions
 from el4ner.lines import STDIN, display_name, excerpt, visible
+from el4ner.output import OutputFile
 from el4ner.records import Prediction, Sentence
 
 if TYPE_CHECKING:

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("el4ner.config",),
     ("el4ner.labels", "el4ner.corpora", "el4ner.config_errors"),
     ("el4ner.jsonl", "el4ner.documents"),
+    ("el4ner.output",),
     ("el4ner.lines",),
     # pure text: what is asked and what an answer means
     ("el4ner.paper_prompts",),
@@ -54,7 +55,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # Three groups of layers beside each other, which the order alone would let look down on the next.
 BESIDE: dict[str, tuple[str, ...]] = {
     "files": ("el4ner.pool", "el4ner.grouping", "el4ner.metrics", "el4ner.config", "el4ner.config_errors",
-              "el4ner.labels", "el4ner.corpora", "el4ner.jsonl", "el4ner.documents", "el4ner.lines"),
+              "el4ner.labels", "el4ner.corpora", "el4ner.jsonl", "el4ner.documents", "el4ner.output",
+              "el4ner.lines"),
     "text": ("el4ner.paper_prompts", "el4ner.prompts", "el4ner.calibration", "el4ner.decoding", "el4ner.parsing",
              "el4ner.alignment"),
     "models": ("el4ner.engines*", "el4ner.models", "el4ner.conversion", "el4ner.hub"),
