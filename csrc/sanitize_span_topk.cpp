@@ -30,6 +30,12 @@ struct Ragged {
         for (std::size_t d = 0; offsets.back() > 3 && d < static_cast<std::size_t>(dims); ++d)
             vectors[vectors.size() - 1 - d] = vectors[static_cast<std::size_t>(dims) - 1 - d];
     }
+
+    // Half of the vectors become one of the first few.
+    void repeat(std::int64_t dims) {
+        for (std::int64_t s = 8; s < offsets.back(); ++s)
+            if (random_bits() % 2) std::copy_n(vectors.begin() + random_bits() % 8 * dims, dims, vectors.begin() + s * dims);
+    }
 };
 
 struct Answer {
@@ -60,11 +66,11 @@ void compare(const Batch &batch, const Rows &rows, std::int64_t sentences, std::
     choose(batch, rows, kernels_for(Precision::fp32, Isa::portable), dims, everything.data(), begins.data(), 1,
            expected.ids.data(), expected.scores.data());
     for (std::size_t p = 0; p < 3; ++p)
-        for (int threads : {1, 3}) {
+        for (const auto &[threads, most] : {std::pair<int, int>{1, 0}, {1, 40}, {3, 3}, {3, -1}}) {
             for (std::size_t i = 0; i < 4; ++i) {
                 if (!cpu_has(kIsas[i], kPrecisions[p])) continue;
                 const PackedPool pool(rows.vectors, rows.offsets, sentences, dims, rows.largest_norm, kPrecisions[p],
-                                      paired(kPrecisions[p], kIsas[i]), threads);
+                                      paired(kPrecisions[p], kIsas[i]), threads, most);
                 const Kernels kernels = kernels_for(kPrecisions[p], kIsas[i]);
                 Answer found(batch.count * batch.k), chosen(batch.count * batch.k);
                 run(batch, rows, pool, kernels, threads, found.ids.data(), found.scores.data());
@@ -77,7 +83,9 @@ void compare(const Batch &batch, const Rows &rows, std::int64_t sentences, std::
 }
 
 void cases(std::int64_t dims, std::int64_t sentences, std::int64_t count) {
-    const Ragged pool(sentences, dims, 5), queries(count, dims, 17);
+    Ragged pool(sentences, dims, 5);
+    const Ragged queries(count, dims, 17);
+    if (count != 1) pool.repeat(dims);
     double largest = 0.0;
     for (std::int64_t s = 0; s < pool.offsets.back(); ++s)
         largest = std::max(largest, dot64_portable(pool.vectors.data() + s * dims, pool.vectors.data() + s * dims, dims));

@@ -134,7 +134,10 @@ nb::dict search(const PackedPool &packed, Floats2 vectors, Ints1 offsets, double
 
 void bind_span_topk(nb::module_ &module) {
     nb::class_<PackedPool>(module, "PackedPool", "A pool laid out for span_topk in one precision.")
-        .def_prop_ro("nbytes", &PackedPool::bytes, "Memory it holds.");
+        .def_prop_ro("nbytes", &PackedPool::bytes, "Memory it holds.")
+        .def_prop_ro("vectors", [](const PackedPool &pool) { return pool.positions() * kLanes; },
+                     "Vectors that a query span is multiplied with: what sentences share counts once, filling too.")
+        .def_prop_ro("shared", [](const PackedPool &pool) { return pool.shared; }, "Vectors that sentences share.");
     module.def("span_topk_largest_norm", &longest, nb::arg("vectors"), nb::arg("threads"),
                "vectors (S, D) f32: the length of the longest; NaN if a number is not finite.");
     module.def("span_topk_pack", &pack, nb::arg("vectors"), nb::arg("offsets"), nb::arg("largest_norm"),

@@ -29,7 +29,11 @@ class Block {
         distinct(batch.queries + first * pool.dims, batch.offsets[end] - first, pool.dims, unique, row_of, team);
         layout(static_cast<std::int64_t>(unique.size()));
         std::vector<RowFacts> facts(unique.size());
-        team.each(static_cast<std::int64_t>(tiles_.size()) - 1, [&](std::int64_t t, int) { fill_tile(t, unique, facts); });
+        if (pool.shared) products_.resize((tiles_.size() - 1) * static_cast<std::size_t>(table_size()));
+        team.each(static_cast<std::int64_t>(tiles_.size()) - 1, [&](std::int64_t t, int) {
+            fill_tile(t, unique, facts);
+            if (pool.shared) fill_products(t);
+        });
         std::vector<std::vector<Use>> uses(unique.size());
         const auto fact_of = [&](std::int64_t i) -> const RowFacts & {
             return facts[static_cast<std::size_t>(row_of[static_cast<std::size_t>(i - first)])];
@@ -64,6 +68,7 @@ class Block {
             for (std::size_t t = 0; t + 1 < tiles_.size(); ++t) {
                 const auto rows = static_cast<int>(tiles_[t + 1] - tiles_[t]);
                 kernels_.tile[rows](tile(t), group, pool_.steps, best);
+                if (pool_.shared) kernels_.lift(lookup(t, g), rows, group.positions == 0, best);
                 kernels_.scatter(best, rows, first_use_.data() + tiles_[t], uses_.data(), totals);
             }
         }
@@ -96,11 +101,35 @@ class Block {
     const bool alone_;                     // one thread: nothing to lock
     std::vector<std::int64_t> tiles_;      // tile -> its first row; one more at the end
     std::unique_ptr<Units> units_;         // [tile][step][row of the tile], or as span_topk_amx.hpp says
+    std::vector<float> products_;          // [tile][shared vector][row of the tile]
     std::vector<std::int64_t> first_use_;  // row -> its first use; one more at the end
     std::vector<Use> uses_;
     std::vector<float> totals_;            // [worker][query][lane]
     std::unique_ptr<std::mutex[]> locks_;  // [query]: for its candidates
     std::unique_ptr<std::atomic<float>[]> thresholds_;  // [query]: its tau, which only rises; an old one costs work only
+
+    // Rows of a tile, rounded up to whole registers of any instruction set that has so many.
+    std::int64_t width() const { return (kernels_.rows + 7) / 8 * 8; }
+    std::int64_t table_size() const { return pool_.shared_groups() * kLanes * width(); }
+
+    Lookup lookup(std::size_t t, std::int64_t g) const {
+        return {products_.data() + static_cast<std::int64_t>(t) * table_size(), width(), pool_.shared_ids.data(),
+                pool_.first_shared.data() + g * kLanes};
+    }
+
+    // What the rows of tile t make of the shared vectors.
+    void fill_products(std::int64_t t) {
+        alignas(64) float best[kMostRows * kLanes];
+        const auto rows = static_cast<int>(tiles_[static_cast<std::size_t>(t + 1)] - tiles_[static_cast<std::size_t>(t)]);
+        float *table = products_.data() + t * table_size();
+        std::fill_n(table, table_size(), kNothing);
+        const TileRegisters registers(kernels_);
+        for (std::int64_t g = 0; g < pool_.shared_groups(); ++g, table += kLanes * width()) {
+            kernels_.tile[rows](tile(static_cast<std::size_t>(t)), pool_.shared_group(g), pool_.steps, best);
+            for (std::int64_t lane = 0; lane < kLanes; ++lane)
+                for (int r = 0; r < rows; ++r) table[lane * width() + r] = best[r * kLanes + lane];
+        }
+    }
 
     // Candidates of query b among the lanes of group g.
     void keep(std::size_t b, std::uint32_t lanes, std::int64_t g, const float *totals, Statistics &statistics) {
@@ -232,7 +261,7 @@ class Block {
 // pool to be read seldom.
 inline std::int64_t rows_at_a_time(const PackedPool &pool) {
     constexpr std::int64_t budget = 192 * 1024;  // units: 768 KB
-    return std::clamp<std::int64_t>(budget / std::max<std::int64_t>(pool.steps, 1), 56, 1024);
+    return std::clamp<std::int64_t>(budget / std::max<std::int64_t>(pool.steps, 1), 56, pool.shared ? kSharedRows : 1024);
 }
 
 // Queries of these blocks: so many that their candidates, with a hint for each span, take about 2 MB.
@@ -258,7 +287,7 @@ inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &po
                       std::int64_t *ids, float *scores) {
     if (!batch.k || !batch.count || !pool.groups) return {};
     // Starting a thread costs about as much as a million products.
-    const double work = static_cast<double>(batch.offsets[batch.count]) * static_cast<double>(pool.first.back() * kLanes) *
+    const double work = static_cast<double>(batch.offsets[batch.count]) * static_cast<double>(pool.positions() * kLanes) *
                         static_cast<double>(pool.dims);
     Team team(std::max(1, std::min(threads, static_cast<int>(std::min(work / 1e6, 1e6)))));
     // Small pools have few groups: then several smaller blocks give every thread something to do.

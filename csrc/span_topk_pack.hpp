@@ -18,6 +18,7 @@
 #include "span_topk_amx.hpp"
 #include "span_topk_dots.hpp"
 #include "span_topk_quantise.hpp"
+#include "span_topk_shared.hpp"
 #include "span_topk_team.hpp"
 #include "span_topk_tiles.hpp"
 
@@ -34,6 +35,7 @@ struct Kernels {
     TileFunction tile[kMostRows + 1];  // by number of rows
     ScatterFunction scatter;
     SurviveFunction survive;
+    LiftFunction lift;
     Dots32Function dots32;
     Dot64Function dot64;
 };
@@ -62,7 +64,7 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
 #if EL4NER_X86
 #if EL4NER_AMX
     if (isa == Isa::amx) {
-        Kernels k{precision, isa, kAmxRows, 127, 0, false, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
+        Kernels k{precision, isa, kAmxRows, 127, 0, false, {}, scatter_avx512, survive_avx512, lift_avx512, dots32_avx512, dot64_avx512};
         const bool int8 = precision == Precision::int8;
         for (int r = 1; r <= kAmxRows; ++r)
             k.tile[r] = r > kTileRows ? (int8 ? tile_amx<true, true> : tile_amx<false, true>)
@@ -71,7 +73,7 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
     }
 #endif
     if (isa == Isa::avx512) {
-        Kernels k{precision, isa, kAvx512Rows, 127, 128, false, {}, scatter_avx512, survive_avx512, dots32_avx512, dot64_avx512};
+        Kernels k{precision, isa, kAvx512Rows, 127, 128, false, {}, scatter_avx512, survive_avx512, lift_avx512, dots32_avx512, dot64_avx512};
         const TileFunction fp32[] = {EL4NER_TILES14(tile_fp32_avx512)}, bf16[] = {EL4NER_TILES14(tile_bf16_avx512)};
         const TileFunction int8[] = {EL4NER_TILES14(tile_int8_avx512)};
         const TileFunction *chosen = precision == Precision::fp32 ? fp32 : precision == Precision::bf16 ? bf16 : int8;
@@ -80,7 +82,7 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
     }
     if (isa == Isa::avx2) {
         const bool int8 = precision == Precision::int8;
-        Kernels k{precision, isa, int8 ? kPairedRows : kAvx2Rows, 63, 64, int8, {}, scatter_avx2, survive_avx2, dots32_avx2, dot64_avx2};
+        Kernels k{precision, isa, int8 ? kPairedRows : kAvx2Rows, 63, 64, int8, {}, scatter_avx2, survive_avx2, lift_avx2, dots32_avx2, dot64_avx2};
         const TileFunction fp32[] = {EL4NER_TILES6(tile_fp32_avx2)};
         const TileFunction bytes[] = {EL4NER_TILES6(tile_int8_avx2), tile_int8_avx2<7>, tile_int8_avx2<8>};
         std::copy_n(int8 ? bytes : fp32, k.rows + 1, k.tile);
@@ -88,7 +90,7 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
     }
 #endif
     Kernels k{precision, isa, kPortableRows, 127, 128, false, {}, scatter_portable, survive_portable,
-              dots32_portable, dot64_portable};
+              lift_portable, dots32_portable, dot64_portable};
     const TileFunction fp32[] = {EL4NER_TILES_PORTABLE(Fp32Unit)}, bf16[] = {EL4NER_TILES_PORTABLE(Bf16Unit)};
     const TileFunction int8[] = {EL4NER_TILES_PORTABLE(Int8Unit)};
     const TileFunction *chosen = precision == Precision::fp32 ? fp32 : precision == Precision::bf16 ? bf16 : int8;
@@ -157,47 +159,64 @@ class Units {
     std::uint32_t *memory_;
 };
 
-// The pool for one precision: sentences with spans, the longest first, in groups of 32 lanes.
+// Rows of a block where spans are shared: products with the shared ones take memory by the row.
+constexpr std::int64_t kSharedRows = 256;
+
+// Shared vectors whose products with a block take 3% of a pool's memory, and 8 MB at most. 5 bytes: a product and what
+// tiles leave empty.
+inline std::int64_t most_shared(std::int64_t spans, std::int64_t dims) {
+    const double pool = 4.0 * static_cast<double>(spans) * static_cast<double>(dims);
+    const auto most = static_cast<std::int64_t>(std::min(0.03 * pool, 8e6) / (5.0 * kSharedRows));
+    return most / kLanes * kLanes;
+}
+
+// The pool for one precision: sentences with spans of their own, those with the most first, in groups of 32 lanes, each
+// position a vector of every lane; behind the groups the vectors that sentences share, 32 in a position.
 class PackedPool {
   public:
+    // most: shared vectors at most, by the pool's size if negative.
     PackedPool(const float *vectors, const std::int64_t *offsets, std::int64_t sentences, std::int64_t dims,
-               double largest_norm, Precision precision, bool paired, int threads)
+               double largest_norm, Precision precision, bool paired, int threads, std::int64_t most = -1)
         : precision(precision), paired(paired), sentences(sentences), dims(dims),
           steps(paired ? (dims + 7) / 8 * 2 : (dims + numbers_per_unit(precision) - 1) / numbers_per_unit(precision)) {
         // A power of two brings the longest vector below 1, so that no product overflows.
         int exponent = 0;
         if (largest_norm > 0.0) std::frexp(largest_norm * 1.001, &exponent);
         unit = std::ldexp(1.0, exponent);
-        for (std::int64_t c = 0; c < sentences; ++c)
-            if (offsets[c + 1] > offsets[c]) order.push_back(static_cast<std::int32_t>(c));
-        const auto length = [&](std::int32_t c) { return offsets[c + 1] - offsets[c]; };
-        std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); });
-        groups = (static_cast<std::int64_t>(order.size()) + kLanes - 1) / kLanes;
-        order.resize(static_cast<std::size_t>(groups * kLanes), -1);
-        first.push_back(0);
-        for (std::int64_t g = 0; g < groups; ++g) first.push_back(first.back() + length(order[g * kLanes]));
+        const std::int64_t spans = offsets[sentences];
+        const SharedSpans found =
+            find_shared(vectors, spans, dims, most < 0 ? most_shared(spans, dims) : most, threads);
+        shared = static_cast<std::int64_t>(found.rows.size());
+        arrange(offsets, found);
         // Tiles of AMX read up to a whole tile behind the last step.
-        const std::int64_t used = first.back() * steps * kLanes, behind = kTileUnits * kLanes;
+        const std::int64_t used = positions() * steps * kLanes, behind = kTileUnits * kLanes;
         units = std::make_unique<Units>(static_cast<std::size_t>(used + behind));
         std::fill_n(units->get() + used, behind, 0u);
         norms.assign(order.size(), 0.0f);
         errors.assign(order.size(), 0.0f);
         if (precision == Precision::int8) {
-            negated_sums.assign(static_cast<std::size_t>(first.back() * kLanes), 0);
-            scales.assign(static_cast<std::size_t>(first.back() * kLanes), 0.0f);
+            negated_sums.assign(static_cast<std::size_t>(positions() * kLanes), 0);
+            scales.assign(static_cast<std::size_t>(positions() * kLanes), 0.0f);
         }
-        parallel(groups, threads, [&](std::int64_t g) { pack_group(g, vectors, offsets, exponent); });
+        const Source source{vectors, offsets, found, exponent};
+        std::vector<Quantised> kept(static_cast<std::size_t>(shared));
+        parallel(shared_groups(), threads, [&](std::int64_t g) { pack_shared(g, source, kept); });
+        parallel(groups, threads, [&](std::int64_t g) { pack_group(g, source, kept); });
     }
 
-    Group group(std::int64_t g) const {
-        const std::int64_t p = first[g];
-        return {units->get() + p * steps * kLanes, negated_sums.empty() ? nullptr : negated_sums.data() + p * kLanes,
-                scales.empty() ? nullptr : scales.data() + p * kLanes, first[g + 1] - p};
-    }
+    Group group(std::int64_t g) const { return at(first[g], first[g + 1] - first[g]); }
+
+    // 32 shared vectors, in one position.
+    Group shared_group(std::int64_t g) const { return at(first.back() + g, 1); }
+    std::int64_t shared_groups() const { return (shared + kLanes - 1) / kLanes; }
+
+    // Vectors of 32 lanes that are multiplied with every row.
+    std::int64_t positions() const { return first.back() + shared_groups(); }
 
     std::int64_t bytes() const {
-        return first.back() * kLanes * (steps * 4 + (precision == Precision::int8 ? 8 : 0)) +
-               static_cast<std::int64_t>(order.size()) * 12;
+        return positions() * kLanes * (steps * 4 + (precision == Precision::int8 ? 8 : 0)) +
+               static_cast<std::int64_t>(order.size()) * 12 + static_cast<std::int64_t>(shared_ids.size()) * 4 +
+               static_cast<std::int64_t>(first_shared.size()) * 8;
     }
 
     const Precision precision;
@@ -208,42 +227,118 @@ class PackedPool {
     std::vector<std::int32_t> order;  // lane -> sentence, -1 where a lane is empty
     std::vector<std::int64_t> first;  // group -> its first position; one more at the end
     std::vector<float> norms, errors; // lane -> the largest norm, the largest error of its spans
+    std::int64_t shared = 0;          // vectors that sentences share
+    std::vector<std::int32_t> shared_ids;    // which ones the lanes have
+    std::vector<std::int64_t> first_shared;  // lane -> its first of these; one more at the end. Empty without any
 
   private:
-    void pack_group(std::int64_t g, const float *vectors, const std::int64_t *offsets, int exponent) {
-        const QuantiseFunction quantise = quantise_for(precision);
-        const float factor = std::ldexp(1.0f, -exponent / 2), factor2 = std::ldexp(1.0f, -exponent + exponent / 2);
+    struct Source {
+        const float *vectors;
+        const std::int64_t *offsets;
+        const SharedSpans &found;
+        int exponent;
+    };
+
+    Group at(std::int64_t p, std::int64_t count) const {
+        return {units->get() + p * steps * kLanes, negated_sums.empty() ? nullptr : negated_sums.data() + p * kLanes,
+                scales.empty() ? nullptr : scales.data() + p * kLanes, count};
+    }
+
+    // Which sentence lies where, and which shared vectors it has.
+    void arrange(const std::int64_t *offsets, const SharedSpans &found) {
+        std::vector<std::int64_t> own(static_cast<std::size_t>(sentences));  // spans that are not shared
+        for (std::int64_t c = 0; c < sentences; ++c) {
+            if (offsets[c + 1] > offsets[c]) order.push_back(static_cast<std::int32_t>(c));
+            own[static_cast<std::size_t>(c)] = offsets[c + 1] - offsets[c];
+            for (std::int64_t s = offsets[c]; shared && s < offsets[c + 1]; ++s)
+                own[static_cast<std::size_t>(c)] -= found.of_span[static_cast<std::size_t>(s)] >= 0;
+        }
+        const auto length = [&](std::int32_t c) { return own[static_cast<std::size_t>(c)]; };
+        std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return length(a) > length(b); });
+        groups = (static_cast<std::int64_t>(order.size()) + kLanes - 1) / kLanes;
+        order.resize(static_cast<std::size_t>(groups * kLanes), -1);
+        first.push_back(0);
+        for (std::int64_t g = 0; g < groups; ++g) first.push_back(first.back() + length(order[g * kLanes]));
+        if (!shared) return;
+        for (const std::int32_t c : order) {
+            first_shared.push_back(static_cast<std::int64_t>(shared_ids.size()));
+            for (std::int64_t s = c < 0 ? 0 : offsets[c]; s < (c < 0 ? 0 : offsets[c + 1]); ++s)
+                if (found.of_span[static_cast<std::size_t>(s)] >= 0) shared_ids.push_back(found.of_span[static_cast<std::size_t>(s)]);
+        }
+        first_shared.push_back(static_cast<std::int64_t>(shared_ids.size()));
+    }
+
+    // Lays span s out as `lane` of position p; row and scaled are room to work in.
+    Quantised place(std::int64_t s, std::int64_t p, std::int64_t lane, const Source &source, std::vector<float> &scaled,
+                    std::vector<std::uint32_t> &row) {
+        const float factor = std::ldexp(1.0f, -source.exponent / 2);
+        const float factor2 = std::ldexp(1.0f, -source.exponent + source.exponent / 2);
+        const float *vector = source.vectors + s * dims;
+        for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
+        const int levels = levels_of(scaled.data(), dims, 127, paired, false);
+        const Quantised q = quantise_for(precision)(scaled.data(), dims, steps, levels, 0, row.data());
+        if (precision == Precision::int8) {
+            negated_sums[p * kLanes + lane] = -q.sum;
+            scales[p * kLanes + lane] = q.scale;
+        }
+        std::uint32_t *panel = units->get() + p * steps * kLanes + lane;
+        for (std::int64_t n = 0; n < steps; ++n) panel[n * kLanes] = row[n];
+        return q;
+    }
+
+    // In a lane what the position before has there, so that the maximum stays.
+    void repeat(std::int64_t p, std::int64_t lane) {
+        std::uint32_t *panel = units->get() + p * steps * kLanes + lane;
+        const std::uint32_t *before = panel - steps * kLanes;
+        for (std::int64_t n = 0; n < steps; ++n) panel[n * kLanes] = before[n * kLanes];
+        if (precision == Precision::int8) {
+            negated_sums[p * kLanes + lane] = negated_sums[(p - 1) * kLanes + lane];
+            scales[p * kLanes + lane] = scales[(p - 1) * kLanes + lane];
+        }
+    }
+
+    void clear(std::int64_t p, std::int64_t lane) {
+        std::uint32_t *panel = units->get() + p * steps * kLanes + lane;
+        for (std::int64_t n = 0; n < steps; ++n) panel[n * kLanes] = 0;
+    }
+
+    void pack_shared(std::int64_t g, const Source &source, std::vector<Quantised> &kept) {
         std::vector<float> scaled(static_cast<std::size_t>(dims));
         std::vector<std::uint32_t> row(static_cast<std::size_t>(steps));
-        const std::int64_t positions = first[g + 1] - first[g];
-        for (std::int64_t p = 0; p < positions; ++p)  // outside, so that the panel written to stays in the first cache
+        for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+            const std::int64_t n = g * kLanes + lane, p = first.back() + g;
+            if (n < shared)
+                kept[static_cast<std::size_t>(n)] =
+                    place(source.found.rows[static_cast<std::size_t>(n)], p, lane, source, scaled, row);
+            else
+                clear(p, lane);
+        }
+    }
+    void pack_group(std::int64_t g, const Source &source, const std::vector<Quantised> &kept) {
+        std::vector<float> scaled(static_cast<std::size_t>(dims));
+        std::vector<std::uint32_t> row(static_cast<std::size_t>(steps));
+        const auto is_shared = [&](std::int64_t s) {
+            return shared && source.found.of_span[static_cast<std::size_t>(s)] >= 0;
+        };
+        const auto heed = [&](std::int64_t at, const Quantised &q) {
+            norms[at] = std::max(norms[at], q.norm);
+            errors[at] = std::max(errors[at], q.error);
+        };
+        std::int64_t next[kLanes];  // span of each lane
+        for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+            const std::int64_t at = g * kLanes + lane, c = order[at];
+            next[lane] = c < 0 ? 0 : source.offsets[c];
+            for (std::int64_t n = shared ? first_shared[at] : 0; n < (shared ? first_shared[at + 1] : 0); ++n)
+                heed(at, kept[static_cast<std::size_t>(shared_ids[n])]);
+        }
+        for (std::int64_t p = first[g]; p < first[g + 1]; ++p)  // outside, so that the panel written to stays in the first cache
             for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-                const std::int64_t at = g * kLanes + lane;
-                const std::int32_t c = order[at];
-                const std::int64_t place = (first[g] + p) * kLanes + lane;
-                std::uint32_t *panel = units->get() + (first[g] + p) * steps * kLanes + lane;
-                const std::int64_t own = c < 0 ? 0 : offsets[c + 1] - offsets[c];
-                if (p < own) {
-                    const float *vector = vectors + (offsets[c] + p) * dims;
-                    for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
-                    const int levels = levels_of(scaled.data(), dims, 127, paired, false);
-                    const Quantised q = quantise(scaled.data(), dims, steps, levels, 0, row.data());
-                    norms[at] = std::max(norms[at], q.norm);
-                    errors[at] = std::max(errors[at], q.error);
-                    if (precision == Precision::int8) {
-                        negated_sums[place] = -q.sum;
-                        scales[place] = q.scale;
-                    }
-                    for (std::int64_t s = 0; s < steps; ++s) panel[s * kLanes] = row[s];
-                    continue;
-                }
-                // The last span again, so that the maximum stays; zeros in a lane without a sentence.
-                const std::uint32_t *before = panel - steps * kLanes;
-                for (std::int64_t s = 0; s < steps; ++s) panel[s * kLanes] = c < 0 ? 0 : before[s * kLanes];
-                if (precision == Precision::int8 && c >= 0) {
-                    negated_sums[place] = negated_sums[place - kLanes];
-                    scales[place] = scales[place - kLanes];
-                }
+                const std::int64_t at = g * kLanes + lane, c = order[at], end = c < 0 ? 0 : source.offsets[c + 1];
+                while (next[lane] < end && is_shared(next[lane])) ++next[lane];
+                if (next[lane] < end) heed(at, place(next[lane]++, p, lane, source, scaled, row));
+                else if (c < 0) clear(p, lane);
+                else if (p > first[g]) repeat(p, lane);
+                else place(source.offsets[c], p, lane, source, scaled, row);  // all are shared, any of them will do
             }
     }
 

@@ -1,7 +1,9 @@
 // 16 x 16 numbers of 4 bytes, transposed in AVX-512 registers; 8 x 8 in AVX2 registers.
 #pragma once
 
+#ifndef EL4NER_X86  // span_topk_tiles.hpp has these macros too
 #include "instruction_set.hpp"
+#endif
 
 namespace el4ner {
 

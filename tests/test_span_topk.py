@@ -140,6 +140,29 @@ def test_paths_count_negative_products(path: str) -> None:
     assert_same((ids, scores), span_topk(positive, offsets, weights, away, 30, backend="ref"))
 
 
+def test_paths_share_spans_that_return(path: str) -> None:
+    """Common vectors are multiplied once, in sentences of nothing else too; positions whose lanes are all of these; the
+    answers stay."""
+    random = np.random.default_rng(6)
+    vectors = random.normal(size=(9000, 96)).astype(np.float32)
+    common = random.random(9000) < 0.7
+    common[:900] = True  # sentences without any span of their own
+    vectors[common] = vectors[8000 + random.integers(0, 40, int(common.sum()))]
+    offsets = np.concatenate([[0], np.sort(random.integers(0, 9001, 1500)), [9000]])
+    pool = SpanPool.pack(vectors, offsets)
+    queries = np.concatenate([vectors[:30], random.normal(size=(90, 96)).astype(np.float32)])
+    asked = queries, np.arange(0, 121, 4), random.choice([0.0, 1.0, 4.0], 120)
+    exclude = [[b, 2 * b + 1] for b in range(30)]
+    expected = span_topk(*asked, pool, 25, exclude=exclude, backend="ref")
+    for threads in ("1", "3"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EL4NER_THREADS", threads)
+            assert_same(span_topk(*asked, pool, 25, exclude=exclude, backend="native", precision=path), expected)
+    packed = pool.packed(path, 1)
+    assert packed.shared == 32
+    assert len(vectors) - common.sum() < packed.vectors < 0.7 * len(vectors)
+
+
 def test_paths_break_ties_by_id(path: str) -> None:
     """Far more equal sentences than any buffer holds, spread among worse ones."""
     random = np.random.default_rng(4)
@@ -365,6 +388,7 @@ def test_numbers_that_are_none_are_refused(backend: str, wrong: float) -> None:
 
 
 MEMORY_SCRIPT = """
+import ctypes
 import sys
 import numpy as np
 from el4ner.kernels import SpanPool, span_topk
@@ -373,10 +397,13 @@ def peak():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
-precision = sys.argv[1]
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # no huge pages: 2 MB more or less, as the system likes
+precision, repeated = sys.argv[1], int(sys.argv[2])
 random = np.random.default_rng(0)
 offsets = np.concatenate([[0], np.cumsum(random.integers(1, 10, 10000))]).astype(np.int64)
 vectors = random.standard_normal((offsets[-1], 384), dtype=np.float32)
+copies = np.flatnonzero(np.arange(len(vectors)) % 2 * (repeated > 0))
+vectors[copies] = vectors[copies % max(2 * repeated, 1) // 2 * 2]
 pool = SpanPool.pack(vectors, offsets)
 queries, query_offsets, weights = vectors[:2400] + np.float32(0.1), np.arange(0, 2401, 6), np.ones(2400)
 pool.packed(precision, 1)
@@ -392,16 +419,18 @@ print((peak() - before) / vectors.nbytes)
 
 @native
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset through Linux's /proc")
+@pytest.mark.parametrize("repeated", [0, 5000])
 @pytest.mark.parametrize(("precision", "threads"), [("int8", 1), ("fp32", 1), ("int8", 16), ("fp32", 16), ("bf16", 16)])
-def test_memory_beyond_the_pool_is_small(precision: str, threads: int, tmp_path: Path) -> None:
+def test_memory_beyond_the_pool_is_small(precision: str, threads: int, repeated: int, tmp_path: Path) -> None:
     """Under 5% of a pool of 50,073 spans, with random vectors, which leave the most candidates, and 400 queries.
 
-    A process of its own for each number: what one call has freed, the next takes without asking the system for it.
+    Half of the spans are among `repeated` vectors, whose products are kept. A process of its own for each number: what
+    one call has freed, the next takes without asking the system for it.
     """
     if next((isa for p, isa in PATHS if p == precision), "portable") == "portable":
         pytest.skip(f"this CPU screens {precision} with the portable loops: minutes, and the same memory")
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY_SCRIPT, precision],
+        [sys.executable, "-c", MEMORY_SCRIPT, precision, str(repeated)],
         env={**os.environ, "EL4NER_THREADS": str(threads), "PYTHONSAFEPATH": "1"},
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
