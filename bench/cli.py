@@ -49,6 +49,7 @@ def group() -> None:
 @click.option("--sizes", default="small", show_default=True, help="Comma-separated: small, full, large, million.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Timed calls per side.")
 @click.option("--side", "sides", multiple=True, help="Of span_topk on the CPU: only names that hold this; repeatable.")
+@click.option("--input", "inputs", multiple=True, help="Of span_topk on the CPU: only this one, as wnut17; repeatable.")
 @click.option("--budget", type=click.FloatRange(0, min_open=True), help="CPU seconds for all calls of a rival there.")
 @threads_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random inputs.")
@@ -56,7 +57,8 @@ def group() -> None:
 @click.pass_context
 def kernels(
     context: click.Context, ops: tuple[str, ...], backends: tuple[str, ...], device: str, sizes: str, repeats: int,
-    sides: tuple[str, ...], budget: float | None, threads: int | None, seed: int, out: str | None,
+    sides: tuple[str, ...], inputs: tuple[str, ...], budget: float | None, threads: int | None, seed: int,
+    out: str | None,
 ) -> None:  # fmt: skip
     """Check each kernel backend and each rival against the reference, then time them in turns.
 
@@ -68,6 +70,7 @@ def kernels(
 
     from el4ner.bench.ceilings import measure_ceilings
     from el4ner.bench.ops import SIZES, measure, table
+    from el4ner.bench.rivals_span_topk import INPUTS
     from el4ner.kernels import operations
     from el4ner.kernels._dispatch import BACKENDS
 
@@ -76,6 +79,7 @@ def kernels(
         (ops, operations(), "--op"),
         (backends, BACKENDS, "--backend"),
         (names, SIZES, "--sizes"),
+        (inputs, INPUTS, "--input"),
     ):
         if unknown := sorted(set(given) - set(allowed)):
             raise click.BadParameter(f"{', '.join(unknown)}; allowed: {', '.join(allowed)}", param_hint=option)
@@ -88,7 +92,7 @@ def kernels(
         rows = list(
             measure(
                 op, size=size, repeats=repeats, seed=seed, device=device, backends=backends, ceilings=ceilings,
-                sides=sides, budget_s=budget,
+                sides=sides, inputs=inputs, budget_s=budget,
             )
         )  # fmt: skip
         wrong = wrong or any(row["status"] == "wrong" and not row["rival"] for row in rows)

@@ -154,10 +154,12 @@ def make_case(op: str, size: str, seed: int, device: str) -> Case:
 
 
 def _span_topk_rows(
-    size: str, repeats: int, seed: int, sides: tuple[str, ...], budget_s: float | None
+    size: str, repeats: int, seed: int, inputs: tuple[str, ...], sides: tuple[str, ...], budget_s: float | None
 ) -> Iterator[dict[str, Any]]:
     """The rows of span_topk on one thread of the CPU, shaped like those of the other operations."""
-    for row in rivals_span_topk.measure(size=size, repeats=repeats, seed=seed, only=sides, budget_s=budget_s):
+    for row in rivals_span_topk.measure(
+        size=size, repeats=repeats, seed=seed, names=inputs, only=sides, budget_s=budget_s
+    ):
         roof = row["share_of_peak"] and {
             "reached": round(row["gops"], 1),
             "unit": f"{row['precision']} GOP/s",
@@ -209,6 +211,7 @@ def measure(
     backends: tuple[str, ...] = (),
     ceilings: Ceilings | None = None,
     sides: tuple[str, ...] = (),
+    inputs: tuple[str, ...] = (),
     budget_s: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """A row per backend and rival: what was run, whether it was right, its times, its ratio to the fastest backend.
@@ -218,11 +221,11 @@ def measure(
     the way of the answer to the host, as users pay them too. backends: only these; all that can run by default.
 
     span_topk on the CPU is measured on one thread in processes of its own, with more rivals and inputs; naming backends
-    or a GPU's size gives rows like those of the other operations instead. sides, budget_s: of these processes; which
-    sides, and CPU seconds that all calls of a rival may take.
+    or a GPU's size gives rows like those of the other operations instead. sides, inputs, budget_s: of these processes;
+    which sides and inputs, and CPU seconds that all calls of a rival may take.
     """
     if op == "span_topk" and device == "cpu" and not backends and size in rivals_span_topk.SIZES:
-        yield from _span_topk_rows(size, repeats, seed, sides, budget_s)
+        yield from _span_topk_rows(size, repeats, seed, inputs, sides, budget_s)
         return
     case = make_case(op, size, seed, device)
     facts, ceilings = machine(), ceilings or measure_ceilings(device)

@@ -57,6 +57,8 @@ SAMPLED = {"large": 10}
 BUDGETS = {"small": 60.0, "full": 240.0, "large": 12.0}
 """CPU seconds that all calls of a rival may take."""
 K = 20
+INPUTS = (*SYNTHETIC, *REAL["full"], "packing")
+"""By name: random numbers, the spans of benchmarks, and the packing of a pool instead of a search in it."""
 
 
 def rivals(case: Case, device: str) -> Iterator[Rival]:
@@ -289,7 +291,7 @@ def measure(
 def main(arguments: Sequence[str] | None = None) -> None:
     """One input in this process, whose threads the caller has set."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=[*SYNTHETIC, *REAL["full"], "packing"], default="clustered")
+    parser.add_argument("--data", choices=INPUTS, default="clustered")
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

@@ -249,8 +249,10 @@ def test_the_command_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "span_topk, clustered: queries 6" in done.stderr
     given: dict[str, object] = {}
     monkeypatch.setattr(rivals_span_topk, "measure", lambda **words: given.update(words) or iter(made))
-    assert CliRunner().invoke(group, [*command, "--side", "faiss", "--side", "int8", "--budget", "3.5"]).exit_code == 0
-    assert (given["only"], given["budget_s"]) == (("faiss", "int8"), 3.5)
+    chosen = ["--side", "faiss", "--side", "int8", "--input", "wnut17", "--budget", "3.5"]
+    assert CliRunner().invoke(group, [*command, *chosen]).exit_code == 0
+    assert (given["only"], given["names"], given["budget_s"]) == (("faiss", "int8"), ("wnut17",), 3.5)
+    assert "allowed: clustered" in CliRunner().invoke(group, [*command, "--input", "wnut18"]).stderr
     made[0] |= {"status": "wrong", "reason": "off", "timing": None}
     assert CliRunner().invoke(group, command).exit_code == 1
 
