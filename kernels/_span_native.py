@@ -40,6 +40,8 @@ def choose_path(precision: str) -> tuple[str, str]:
     if forced != "auto":
         present = list(dict.fromkeys(isa for _, isa in pairs))
         if forced not in present:
+            if ("bf16", "avx512") in pairs:
+                present.insert(present.index("avx512"), "avx512_bf16")
             raise KernelError(f"EL4NER_ISA={asked}; this CPU allows: auto, {', '.join(present)}")
         pairs = [(p, isa) for p, isa in pairs if ISAS.index(isa) >= ISAS.index(forced)]
     if precision == "auto":

@@ -349,6 +349,10 @@ def test_switches_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EL4NER_ISA", "amx")
         assert choose_path("auto") == ("int8", "amx")
         assert choose_path("fp32") == ("fp32", "avx512")  # the next best that has it
+    elif ("bf16", "avx512") in supported():
+        monkeypatch.setenv("EL4NER_ISA", "amx")
+        with pytest.raises(KernelError, match="this CPU allows: auto, avx512_bf16, avx512, "):
+            choose_path("auto")
     if ("int8", "avx512") in supported():
         monkeypatch.setenv("EL4NER_ISA", "avx512_bf16")  # a name that choice_logprobs has
         assert choose_path("auto") == ("int8", "avx512")
