@@ -173,8 +173,9 @@ def test_guesses_are_reported(write) -> None:  # type: ignore[no-untyped-def]
         ),
         ("a NN O\nb O\nc NN O\n", 'x.conll:2: "b O" has 2 columns, other lines have 3; '),
         ("a O\nNew York B-place\n\nb\tO\n", 'x.conll:2: "New York B-place" has 3 columns, other lines have 2; '),
-        ("a O\rb B-x\r", "x.conll:1: a carriage return within the line; let lines end in a line feed (tr '\\r' '\\n')"),
-        ("# comment\ra O\rb B-x\r", "x.conll:1: a carriage return within the line; "),
+        ("a O\rb B-x\r", "x.conll: its lines end in a carriage return alone; convert it first (tr '\\r' '\\n')"),
+        ("a O\rb B-x\n", "x.conll:1: a carriage return within the line; let lines end in a line feed (tr '\\r' '\\n')"),
+        ("# comment\ra O\rb B-x\n", "x.conll:1: a carriage return within the line; "),
         ("a O\nb B-\u202ex\n", 'x.conll:2: "b B-\\u202ex" has a label that is "\\u202ex"; leave out line breaks, '),
         (
             "a O\nb B-x\nc E-x\nd L-x\n",
