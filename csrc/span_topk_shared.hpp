@@ -27,7 +27,7 @@ struct SharedSpans {
 // others begin with the same 16 numbers; unequal ones are never taken for each other.
 inline SharedSpans find_shared(const float *vectors, std::int64_t count, std::int64_t dims, std::int64_t most, int threads) {
     SharedSpans shared;
-    if (most < 1 || count >= (std::int64_t{1} << 31)) return shared;
+    if (most < 1 || count >= (std::int64_t{1} << 30)) return shared;  // places in the table are 32-bit
     const std::int64_t head = std::min<std::int64_t>(dims, 16);  // a cache line
     std::vector<std::uint64_t> hashes(static_cast<std::size_t>(count));
     constexpr std::int64_t chunk = 4096;
