@@ -43,7 +43,7 @@ void check_offsets(const Ints1 &offsets, std::size_t rows) {
 }
 
 PackedPool *pack(Floats2 vectors, Ints1 offsets, double largest_norm, const std::string &precision, const std::string &isa,
-                 int threads) {
+                 int threads, bool share) {
     check_offsets(offsets, vectors.shape(0));
     // integer sums of 255 * 127 * D stay below 2^31, sentence numbers below 2^31
     if (vectors.shape(1) > 60000 || offsets.shape(0) > (std::size_t{1} << 31) - 64)
@@ -53,7 +53,7 @@ PackedPool *pack(Floats2 vectors, Ints1 offsets, double largest_norm, const std:
     const bool in_pairs = paired(chosen, isa_of(isa));
     nb::gil_scoped_release release;
     return new PackedPool(vectors.data(), offsets.data(), static_cast<std::int64_t>(offsets.shape(0)) - 1,
-                          static_cast<std::int64_t>(vectors.shape(1)), largest_norm, chosen, in_pairs, threads);
+                          static_cast<std::int64_t>(vectors.shape(1)), largest_norm, chosen, in_pairs, threads, share ? -1 : 0);
 }
 
 double longest(Floats2 vectors, int threads) {
@@ -141,8 +141,10 @@ void bind_span_topk(nb::module_ &module) {
     module.def("span_topk_largest_norm", &longest, nb::arg("vectors"), nb::arg("threads"),
                "vectors (S, D) f32: the length of the longest; NaN if a number is not finite.");
     module.def("span_topk_pack", &pack, nb::arg("vectors"), nb::arg("offsets"), nb::arg("largest_norm"),
-               nb::arg("precision"), nb::arg("isa"), nb::arg("threads"), nb::rv_policy::take_ownership,
-               "vectors (S, D) f32, offsets (N+1,) i64; precision fp32, bf16 or int8, laid out for an instruction set.");
+               nb::arg("precision"), nb::arg("isa"), nb::arg("threads"), nb::arg("share") = true,
+               nb::rv_policy::take_ownership,
+               "vectors (S, D) f32, offsets (N+1,) i64; precision fp32, bf16 or int8, laid out for an instruction set. share: "
+               "vectors that sentences have in common are laid out once.");
     module.def("span_topk_search", &search, nb::arg("packed"), nb::arg("vectors"), nb::arg("offsets"),
                nb::arg("largest_norm"), nb::arg("queries"), nb::arg("query_offsets"), nb::arg("weights"),
                nb::arg("excluded"), nb::arg("excluded_offsets"), nb::arg("isa"), nb::arg("threads"),

@@ -81,6 +81,7 @@ def span_topk_pack(
     precision: str,
     isa: str,
     threads: int,
+    share: bool = True,
 ) -> PackedPool:
     """vectors (S, D), offsets (N+1,); precision "fp32", "bf16" or "int8", laid out for an instruction set."""
 

@@ -78,7 +78,7 @@ def record_sentence(record: Mapping[str, Any], where: str, number: int) -> Sente
 
 def _json_sentence(line_text: str, where: str, line: int) -> Sentence:
     try:
-        return record_sentence(parse_object(line_text), where, line)
+        return record_sentence(parse_object(line_text, may_be_plain=True), where, line)
     except LineError as error:
         part = readable_part(line_text)
         kept = record_sentence(part, where, line) if part else Sentence(str(line), "")
@@ -222,8 +222,11 @@ def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 # Labelled sentences
 
-_UNSEEN = "\u00ad\u200b\u2060\ufeff"
-"""No label needs these; joiners, which are not seen either, belong to the spelling of some languages."""
+
+def _is_unseen(character: str) -> bool:
+    """Whether a character takes no room and no label needs it; joiners and tags belong to scripts and to emoji."""
+    joins = character in "\u200c\u200d" or "\U000e0020" <= character <= "\U000e007f"
+    return character == "\u034f" or (unicodedata.category(character) == "Cf" and not joins)
 
 
 def check_label(label: object) -> str:
@@ -237,9 +240,11 @@ def check_label(label: object) -> str:
         raise LineError(f"is blank ({excerpt(label)}); name the entity type")
     if label != label.strip() or visible(label) != label:
         raise LineError(f"is {excerpt(label)}; leave out line breaks, control characters and blanks at its ends")
-    unseen = next((character for character in label if character in _UNSEEN), None)
+    unseen = next((character for character in label if _is_unseen(character)), None)
     if unseen is not None:
-        raise LineError(f"is {excerpt(label)}, with U+{ord(unseen):04X} in it, a character that is not seen; remove it")
+        escape = f"U+{ord(unseen):04X}"
+        shown = excerpt(label.replace(unseen, f"<{escape}>"))
+        raise LineError(f"is {shown}, with {escape} in it, a character that is not seen; remove it")
     return label
 
 

@@ -143,7 +143,9 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _check_encoding(beginning: bytes, name: str) -> None:
-    unmarked = len(beginning) == 2 and (beginning[0] == 0) != (beginning[1] == 0)
+    if beginning[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or (len(beginning) > 3 and beginning[:4].count(0) == 3):
+        raise InputError(f"{name}: is UTF-32; convert it to UTF-8 first (iconv -f UTF-32 -t UTF-8)")
+    unmarked = len(beginning) > 1 and (beginning[0] == 0) != (beginning[1] == 0)
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")) or unmarked:
         scheme = "UTF-16" if not unmarked else "UTF-16BE" if beginning[0] == 0 else "UTF-16LE"
         raise InputError(f"{name}: is UTF-16; convert it to UTF-8 first (iconv -f {scheme} -t UTF-8)")
@@ -170,7 +172,7 @@ def numbered_lines(path: str | Path) -> Generator[tuple[int, bytes], None, None]
         try:
             for number, raw in enumerate(stream, start=1):
                 if number == 1:
-                    _check_encoding(raw[:2], name)
+                    _check_encoding(raw[:4], name)
                     if not raw.endswith(b"\n"):
                         _check_line_ends(raw, name)
                 raw = raw.removeprefix(_BOM)  # files that were joined have one where each began
@@ -204,7 +206,7 @@ def read_text(path: str | Path) -> str:
             raw = stream.read()
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{name}: cannot be read ({error}); fetch or write the file again") from None
-    _check_encoding(raw[:2], name)
+    _check_encoding(raw[:4], name)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -277,8 +279,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def parse_object(line: str) -> dict[str, Any]:
-    """The JSON object a line holds. Raises LineError if it holds anything else, or a key twice."""
+def parse_object(line: str, *, may_be_plain: bool = False) -> dict[str, Any]:
+    """The JSON object a line holds. Raises LineError if it holds anything else, or a key twice.
+
+    may_be_plain: plain text is read too, by the file's name, which the message says of what looks like text.
+    """
     remedy = f"write one JSON object a line, such as {EXAMPLE}"
     if line.lstrip().startswith("["):
         remedy += "; jq -c '.[]' makes that of an array"
@@ -291,7 +296,8 @@ def parse_object(line: str) -> dict[str, Any]:
             object_pairs_hook=_without_repeats,
         )
     except json.JSONDecodeError as error:
-        plain = "" if line.lstrip()[:1] in '{["' else "; plain text, a text a line, wants a name that ends in .txt"
+        looks_plain = may_be_plain and line.lstrip()[:1] not in '{["}]'
+        plain = "" if not looks_plain else "; plain text, a text a line, wants a name that ends in .txt"
         raise LineError(
             f"not JSON: {excerpt(line)} ({error.msg.removesuffix(' at')} at column {error.colno}); {remedy}{plain}"
         ) from None

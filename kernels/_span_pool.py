@@ -81,18 +81,23 @@ class SpanPool:
         """D, the length of a vector."""
         return int(self.vectors.shape[1])
 
-    def packed(self, precision: str, threads: int, isa: str | None = None) -> Any:
+    def packed(self, precision: str, threads: int, isa: str | None = None, *, share: bool = True) -> Any:
         """The copy that the native backend screens ("fp32", "bf16", "int8"), made on first use and kept.
 
         isa: for which instruction set; by default the one that this precision runs on. AVX2's int8 layout is its own.
+        share: lay out vectors once that sentences have in common, if there are enough of them; a query's products with
+        these take memory by its spans.
         """
         isa = _span_native.choose_path(precision)[1] if isa is None else isa
         layout = "int8 avx2" if (precision, isa) == ("int8", "avx2") else precision
+        found = self._packed.get(layout)
+        if not share and (found is None or found.shared):
+            layout += ", each by itself"
         if layout not in self._packed:
             from el4ner import _native
 
             self._packed[layout] = _native.span_topk_pack(
-                self.vectors, self.offsets, self.largest_norm, precision, isa, threads
+                self.vectors, self.offsets, self.largest_norm, precision, isa, threads, share
             )
         return self._packed[layout]
 

@@ -34,6 +34,9 @@ TopK = tuple[_Ints, _Floats]
 Exclude = Sequence["int | Collection[int] | None"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 
+MOST_SHARING = 512
+"""Spans of a query beyond which vectors that sentences have in common are multiplied each by itself: a block of queries
+has as many rows as its longest query at least, and a row's products with these vectors take up to 25 KB."""
 MOST_COLUMNS = 60_000
 """D at most on the native backend, as csrc/span_topk.cpp has it."""
 LARGEST_PRODUCT = 1e38
@@ -201,7 +204,8 @@ def span_topk_native(
     ids, scores = _padding(len(queries), k)
     chosen, isa = _span_native.choose_path(precision)
     threads = thread_count()
-    packed = pool.packed(chosen, threads, isa)
+    longest = int(np.diff(queries.offsets).max(initial=0))
+    packed = pool.packed(chosen, threads, isa, share=longest <= MOST_SHARING)
     done = _native.span_topk_search(
         packed, pool.vectors, pool.offsets, pool.largest_norm, queries.vectors, queries.offsets, queries.weights,
         queries.excluded, queries.excluded_offsets, isa, threads, ids, scores,

@@ -191,6 +191,11 @@ def test_damaged_gzip(here: Path) -> None:
             '{"text": "a"}'.encode("utf-16-be"),
             "x.jsonl: is UTF-16; convert it to UTF-8 first (iconv -f UTF-16BE -t UTF-8)",
         ),
+        ('{"text": "a"}'.encode("utf-32"), "x.jsonl: is UTF-32; convert it to UTF-8 first (iconv -f UTF-32 -t UTF-8)"),
+        (
+            '{"text": "a"}'.encode("utf-32-be"),
+            "x.jsonl: is UTF-32; convert it to UTF-8 first (iconv -f UTF-32 -t UTF-8)",
+        ),
         (
             b'{"text": "a"}\r{"text": "b"}\r',
             "x.jsonl: its lines end in a carriage return alone; convert it first (tr '\\r' '\\n')",
@@ -273,7 +278,7 @@ def test_any_bytes_give_one_record_for_each_line_that_is_not_blank(
     try:
         sentences = list(read_inputs([path]))
     except InputError:
-        unmarked = len(content) > 1 and content[:2].count(0) == 1  # UTF-16 without a byte-order mark
+        unmarked = content[:2].count(0) == 1 or content[:4].count(0) == 3  # UTF-16 or UTF-32 without a byte-order mark
         returns = b"\n" not in content and b"\r" in content.strip()
         assert not expected or content[:2] in (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b") or unmarked or returns
         return
@@ -315,7 +320,7 @@ def test_read_pool(here: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", f'not JSON: "nonsense" (Expecting value at column 1); {PLAIN}'),
+        ("nonsense", f'not JSON: "nonsense" (Expecting value at column 1); {REMEDY}'),
         ('{"text": "x"}', 'no "entities" (keys: "text"); add "entities", [] where the sentence has none'),
         ('{"text": "x", "entities": {}}', '"entities" is an object ({}); use a list'),
         ('{"entities": []}', 'no "text" (keys: "entities"); add "text", or "tokens" as a list of strings'),
@@ -357,7 +362,7 @@ def test_read_pool(here: Path) -> None:
         ),
         (
             entity_line(label="a\u200bb"),
-            'entity 1 has a label that is "a\u200bb", with U+200B in it, a character that is not seen; remove it',
+            'entity 1 has a label that is "a<U+200B>b", with U+200B in it, a character that is not seen; remove it',
         ),
         (
             '{"text": "x", "entities": [{"start": 0, "end": 1}]}',

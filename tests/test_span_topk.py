@@ -160,6 +160,9 @@ def test_paths_share_spans_that_return(path: str) -> None:
             assert_same(span_topk(*asked, pool, 25, exclude=exclude, backend="native", precision=path), expected)
     packed = pool.packed(path, 1)
     assert packed.shared == 40
+    long = np.concatenate([queries] * 5), np.array([0, 600]), np.ones(600)
+    assert_same(span_topk(*long, pool, 25, backend="native", precision=path), span_topk(*long, pool, 25, backend="ref"))
+    assert [made.shared for made in pool._packed.values()] == [40, 0]  # products of so many spans would take memory
     assert len(vectors) - common.sum() < packed.vectors < 0.7 * len(vectors)
 
 
