@@ -90,7 +90,24 @@ EL4NER_AVX2 inline float sum_avx2(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
-// R query rows times C pool rows, from rows i and j on: R + C loads for R C products, and chains enough to hide their latency.
+using Block32 = void (*)(const float *q, const float *v, std::int64_t dims, float *out, std::int64_t spans);
+
+// All products in blocks of nearly equal size, of at most MostRows query rows and MostColumns pool rows; blocks[R-1][C-1].
+template <int MostRows, int MostColumns>
+inline void in_blocks(const Block32 (&blocks)[MostRows][MostColumns], const float *q, std::int64_t queries, const float *v,
+                      std::int64_t spans, std::int64_t dims, float *out) {
+    const std::int64_t row_parts = (queries + MostRows - 1) / MostRows;
+    const std::int64_t column_parts = (spans + MostColumns - 1) / MostColumns;
+    for (std::int64_t n = 0; n < column_parts; ++n) {
+        const std::int64_t j = n * spans / column_parts, columns = (n + 1) * spans / column_parts - j;
+        for (std::int64_t m = 0; m < row_parts; ++m) {
+            const std::int64_t i = m * queries / row_parts, rows = (m + 1) * queries / row_parts - i;
+            blocks[rows - 1][columns - 1](q + i * dims, v + j * dims, dims, out + i * spans + j, spans);
+        }
+    }
+}
+
+// R query rows times C pool rows: R + C loads for R C products, and chains enough to hide their latency.
 template <int R, int C>
 EL4NER_AVX2 void block32_avx2(const float *q, const float *v, std::int64_t dims, float *out, std::int64_t spans) {
     __m256 sums[R][C];
@@ -125,18 +142,10 @@ EL4NER_AVX2 void block32_avx2(const float *q, const float *v, std::int64_t dims,
 
 EL4NER_AVX2 inline void dots32_avx2(const float *q, std::int64_t queries, const float *v, std::int64_t spans,
                                     std::int64_t dims, float *out) {
-    using Block = void (*)(const float *, const float *, std::int64_t, float *, std::int64_t);
 #define EL4NER_BLOCKS(R) {block32_avx2<R, 1>, block32_avx2<R, 2>, block32_avx2<R, 3>}
-    static constexpr Block blocks[4][3] = {EL4NER_BLOCKS(1), EL4NER_BLOCKS(2), EL4NER_BLOCKS(3), EL4NER_BLOCKS(4)};
+    static constexpr Block32 blocks[4][3] = {EL4NER_BLOCKS(1), EL4NER_BLOCKS(2), EL4NER_BLOCKS(3), EL4NER_BLOCKS(4)};
 #undef EL4NER_BLOCKS
-    const std::int64_t row_parts = (queries + 3) / 4, column_parts = (spans + 2) / 3;  // of nearly equal size
-    for (std::int64_t n = 0; n < column_parts; ++n) {
-        const std::int64_t j = n * spans / column_parts, columns = (n + 1) * spans / column_parts - j;
-        for (std::int64_t m = 0; m < row_parts; ++m) {
-            const std::int64_t i = m * queries / row_parts, rows = (m + 1) * queries / row_parts - i;
-            blocks[rows - 1][columns - 1](q + i * dims, v + j * dims, dims, out + i * spans + j, spans);
-        }
-    }
+    in_blocks<4, 3>(blocks, q, queries, v, spans, dims, out);
 }
 
 // Four sums at once: fewer shuffles than four times one.
@@ -148,43 +157,47 @@ EL4NER_AVX512 EL4NER_INLINE __m128 sums_avx512(__m512 a, __m512 b, __m512 c, __m
     return _mm_hadd_ps(_mm_hadd_ps(half(a), half(b)), _mm_hadd_ps(half(c), half(e)));
 }
 
-// 4 query rows x 2 pool rows at a time: rows come unaligned, so loads are the bottleneck, 6 for 8 products here.
-EL4NER_AVX512 inline void dots32_avx512(const float *q, std::int64_t queries, const float *v, std::int64_t spans,
-                                        std::int64_t dims, float *out) {
+// R query rows times C pool rows. Rows come unaligned, so that most loads cross a cache line and take two cycles: 4 x 4
+// products from 8 loads keep both busy.
+template <int R, int C>
+EL4NER_AVX512 void block32_avx512(const float *q, const float *v, std::int64_t dims, float *out, std::int64_t spans) {
+    __m512 sums[R][C];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sums[r][c] = _mm512_setzero_ps();
+    const auto add = [&](const auto &load) EL4NER_AVX512 {
+        __m512 y[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) y[c] = load(v + c * dims);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const __m512 x = load(q + r * dims);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) sums[r][c] = _mm512_fmadd_ps(x, y[c], sums[r][c]);
+        }
+    };
     const std::int64_t whole = dims / 16 * 16;
     const __mmask16 rest = static_cast<__mmask16>((1u << (dims - whole)) - 1u);
-    for (std::int64_t j = 0; j < spans; j += 2) {
-        const std::int64_t j1 = j + 1 < spans ? j + 1 : j;
-        for (std::int64_t i = 0; i < queries; i += 4) {
-            const std::int64_t i1 = i + 1 < queries ? i + 1 : i, i2 = i + 2 < queries ? i + 2 : i;
-            const std::int64_t i3 = i + 3 < queries ? i + 3 : i;
-            const float *y0 = v + j * dims, *y1 = v + j1 * dims;
-            const float *r0 = q + i * dims, *r1 = q + i1 * dims, *r2 = q + i2 * dims, *r3 = q + i3 * dims;
-            __m512 a0 = _mm512_setzero_ps(), b0 = a0, c0 = a0, e0 = a0, a1 = a0, b1 = a0, c1 = a0, e1 = a0;
-#define X(load, d)                                                                        \
-    {                                                                                     \
-        const __m512 x0 = load(y0 + d), x1 = load(y1 + d), z0 = load(r0 + d), z1 = load(r1 + d); \
-        const __m512 z2 = load(r2 + d), z3 = load(r3 + d);                                \
-        a0 = _mm512_fmadd_ps(z0, x0, a0), a1 = _mm512_fmadd_ps(z0, x1, a1);               \
-        b0 = _mm512_fmadd_ps(z1, x0, b0), b1 = _mm512_fmadd_ps(z1, x1, b1);               \
-        c0 = _mm512_fmadd_ps(z2, x0, c0), c1 = _mm512_fmadd_ps(z2, x1, c1);               \
-        e0 = _mm512_fmadd_ps(z3, x0, e0), e1 = _mm512_fmadd_ps(z3, x1, e1);               \
+    // A load of which nothing is wanted is not free: beyond a page it costs hundreds of cycles.
+    if (rest) add([&](const float *row) EL4NER_AVX512 { return _mm512_maskz_loadu_ps(rest, row + whole); });
+    for (std::int64_t d = 0; d < whole; d += 16)
+        add([&](const float *row) EL4NER_AVX512 { return _mm512_loadu_ps(row + d); });
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+        float found[4];
+        _mm_storeu_ps(found, sums_avx512(sums[r][0], sums[r][C > 1 ? 1 : 0], sums[r][C > 2 ? 2 : 0], sums[r][C > 3 ? 3 : 0]));
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) out[r * spans + c] = found[c];
     }
-#define EL4NER_PART(from) _mm512_maskz_loadu_ps(rest, from)
-            // A load of which nothing is wanted is not free: beyond a page it costs hundreds of cycles.
-            if (rest) X(EL4NER_PART, whole)
-            for (std::int64_t d = 0; d < whole; d += 16) X(_mm512_loadu_ps, d)
-#undef EL4NER_PART
-#undef X
-            float sums0[4], sums1[4];
-            _mm_storeu_ps(sums0, sums_avx512(a0, b0, c0, e0));
-            _mm_storeu_ps(sums1, sums_avx512(a1, b1, c1, e1));
-            for (std::int64_t n = std::min<std::int64_t>(4, queries - i) - 1; n >= 0; --n) {
-                out[(i + n) * spans + j1] = sums1[n];
-                out[(i + n) * spans + j] = sums0[n];
-            }
-        }
-    }
+}
+
+EL4NER_AVX512 inline void dots32_avx512(const float *q, std::int64_t queries, const float *v, std::int64_t spans,
+                                        std::int64_t dims, float *out) {
+#define EL4NER_BLOCKS(R) {block32_avx512<R, 1>, block32_avx512<R, 2>, block32_avx512<R, 3>, block32_avx512<R, 4>}
+    static constexpr Block32 blocks[4][4] = {EL4NER_BLOCKS(1), EL4NER_BLOCKS(2), EL4NER_BLOCKS(3), EL4NER_BLOCKS(4)};
+#undef EL4NER_BLOCKS
+    in_blocks<4, 4>(blocks, q, queries, v, spans, dims, out);
 }
 
 #endif  // EL4NER_X86
