@@ -63,7 +63,7 @@ void compare(const Batch &batch, const Rows &rows, std::int64_t sentences, std::
         for (std::int64_t c = 0; c < sentences; ++c) everything.push_back(c);
         begins.push_back(static_cast<std::int64_t>(everything.size()));
     }
-    choose(batch, rows, kernels_for(Precision::fp32, Isa::portable), dims, everything.data(), begins.data(), 1,
+    choose(batch, rows, sentences, kernels_for(Precision::fp32, Isa::portable), dims, everything.data(), begins.data(), 1,
            expected.ids.data(), expected.scores.data());
     for (std::size_t p = 0; p < 3; ++p)
         for (const auto &[threads, most] : {std::pair<int, int>{1, 0}, {1, 40}, {3, 3}, {3, -1}}) {
@@ -75,7 +75,7 @@ void compare(const Batch &batch, const Rows &rows, std::int64_t sentences, std::
                 Answer found(batch.count * batch.k), chosen(batch.count * batch.k);
                 run(batch, rows, pool, kernels, threads, found.ids.data(), found.scores.data());
                 expect(found == expected, "search", p, i);
-                choose(batch, rows, kernels, dims, everything.data(), begins.data(), threads, chosen.ids.data(),
+                choose(batch, rows, sentences, kernels, dims, everything.data(), begins.data(), threads, chosen.ids.data(),
                        chosen.scores.data());
                 expect(chosen == expected, "choose", p, i);
             }

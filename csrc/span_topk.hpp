@@ -9,7 +9,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "span_topk_query.hpp"
+#include "span_topk_finish.hpp"
 
 namespace el4ner::topk {
 
@@ -195,6 +195,7 @@ class Block {
     // The rows of tile t, scaled and in the units of the screen.
     void fill_tile(std::int64_t t, const std::vector<const float *> &unique, std::vector<RowFacts> &facts) {
         const QuantiseFunction quantise = quantise_for(kernels_.precision);
+        const TurnFunction turn = turn_for();
         const std::int64_t dims = pool_.dims;
         std::vector<float> scaled(static_cast<std::size_t>(dims));
         std::vector<std::uint32_t> row(static_cast<std::size_t>(pool_.steps));
@@ -206,6 +207,7 @@ class Block {
             const int half = -fact.exponent / 2;
             const float factor = std::ldexp(1.0f, half), factor2 = std::ldexp(1.0f, -fact.exponent - half);
             for (std::int64_t d = 0; d < dims; ++d) scaled[static_cast<std::size_t>(d)] = vector[d] * factor * factor2;
+            if (kernels_.precision == Precision::int8) turn(scaled.data(), dims);
             const int levels = levels_of(scaled.data(), dims, kernels_.levels, kernels_.paired, true);
             fact.quantised = quantise(scaled.data(), dims, pool_.steps, levels, kernels_.offset, row.data());
             place(static_cast<std::size_t>(t), u, row.data());
@@ -241,7 +243,7 @@ class Block {
         // (Higham, Accuracy and Stability, 3.5; twice that for bf16, whose pairs may round apart), integers not at all;
         // then a conversion, a scale, the weights and their sum: a few roundings for each span.
         const double dims = static_cast<double>(pool_.dims);
-        double roundings = 24.0 + 2.0 * static_cast<double>(end - begin);
+        double roundings = 24.0 + kTurning + 2.0 * static_cast<double>(end - begin);
         if (kernels_.precision != Precision::int8) roundings += kernels_.precision == Precision::bf16 ? 2.0 * dims : dims;
         const double gamma = roundings * kRounding / (1.0 - roundings * kRounding);
         double error = 0.0, norm = 0.0;
@@ -297,6 +299,7 @@ inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &po
         cut(batch, rows_at_a_time(pool) / together, std::max<std::int64_t>(1, queries_at_a_time(batch) / together));
     const auto count = static_cast<std::int64_t>(begins.size()) - 1;
     std::vector<Statistics> statistics(static_cast<std::size_t>(team.size()));
+    Waiting waiting(batch, rows.offsets[pool.sentences] * pool.dims * 4, team, ids, scores);
     for (std::int64_t from = 0; from < count; from += together) {
         const std::int64_t to = std::min(count, from + together), open = to - from;
         std::vector<std::unique_ptr<Block>> blocks;
@@ -305,38 +308,38 @@ inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &po
         team.each(pool.groups * open, [&](std::int64_t task, int worker) {
             blocks[static_cast<std::size_t>(task % open)]->screen(task / open, worker, statistics[worker]);
         });
-        team.each(begins[to] - begins[from], [&](std::int64_t task, int worker) {
-            const std::int64_t b = begins[from] + task;
-            const auto n = std::upper_bound(begins.begin(), begins.end(), b) - begins.begin() - 1;
-            Block &block = *blocks[static_cast<std::size_t>(n - from)];
-            block.queries[static_cast<std::size_t>(b - begins[n])].finish(ids + b * batch.k, scores + b * batch.k,
-                                                                          statistics[worker]);
-        });
+        for (std::int64_t n = from; n < to; ++n) {
+            std::unique_ptr<Block> block = std::move(blocks[static_cast<std::size_t>(n - from)]);
+            for (std::int64_t b = begins[n]; b < begins[n + 1]; ++b)
+                waiting.add(std::move(block->queries[static_cast<std::size_t>(b - begins[n])]), b, statistics);
+        }
     }
+    waiting.answer(statistics);
     return sum(statistics);
 }
 
 // The best k of the given sentences only: proposed [begins[b], begins[b + 1]) for query b.
-inline Statistics choose(const Batch &batch, const Rows &rows, const Kernels &kernels, std::int64_t dims,
+inline Statistics choose(const Batch &batch, const Rows &rows, std::int64_t sentences, const Kernels &kernels, std::int64_t dims,
                          const std::int64_t *proposed, const std::int64_t *begins, int threads, std::int64_t *ids,
                          float *scores) {
-    std::vector<Statistics> statistics(static_cast<std::size_t>(batch.count));
-    parallel(batch.k ? batch.count : 0, threads, [&](std::int64_t b) {
+    Team team(std::min<std::int64_t>(threads, batch.k ? batch.count : 1));
+    std::vector<Statistics> statistics(static_cast<std::size_t>(team.size()));
+    Waiting waiting(batch, rows.offsets[sentences] * dims * 4, team, ids, scores);
+    for (std::int64_t b = 0; b < (batch.k ? batch.count : 0); ++b) {
         const auto norm_of = [&](std::int64_t i) {
             return std::sqrt(kernels.dot64(batch.queries + i * dims, batch.queries + i * dims, dims));
         };
         Query query(batch, rows, kernels, dims, b, norm_of);
-        if (!query.spans()) return;
-        Statistics own;
+        if (!query.spans()) continue;
         for (std::int64_t n = begins[b]; n < begins[b + 1]; ++n) {
             const std::int64_t id = proposed[n];
             if (rows.offsets[id + 1] == rows.offsets[id] || query.excludes(id)) continue;
-            ++own.candidates;
+            ++statistics[0].candidates;
             query.propose(static_cast<std::int32_t>(id));
         }
-        query.finish(ids + b * batch.k, scores + b * batch.k, own);
-        statistics[static_cast<std::size_t>(b)] = own;
-    });
+        waiting.add(std::move(query), b, statistics);
+    }
+    waiting.answer(statistics);
     return sum(statistics);
 }
 

@@ -157,23 +157,26 @@ EL4NER_AVX512 EL4NER_INLINE __m128 sums_avx512(__m512 a, __m512 b, __m512 c, __m
     return _mm_hadd_ps(_mm_hadd_ps(half(a), half(b)), _mm_hadd_ps(half(c), half(e)));
 }
 
-// R query rows times C pool rows. Rows come unaligned, so that most loads cross a cache line and take two cycles: 4 x 4
-// products from 8 loads keep both busy.
+// R query rows times C pool rows. Rows come unaligned, so that most loads cross a cache line and take two cycles: 4 x 6
+// products from 10 loads leave the multipliers the bottleneck.
 template <int R, int C>
 EL4NER_AVX512 void block32_avx512(const float *q, const float *v, std::int64_t dims, float *out, std::int64_t spans) {
     __m512 sums[R][C];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int c = 0; c < C; ++c) sums[r][c] = _mm512_setzero_ps();
     const auto add = [&](const auto &load) EL4NER_AVX512 {
         __m512 y[C];
-#pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) y[c] = load(v + c * dims);
+#pragma GCC unroll 6
+        for (int c = 0; c < C; ++c) {
+            y[c] = load(v + c * dims);
+            asm("" : "+v"(y[c]));  // is loaded once: GCC 12 has every multiplication load it again otherwise
+        }
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const __m512 x = load(q + r * dims);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
             for (int c = 0; c < C; ++c) sums[r][c] = _mm512_fmadd_ps(x, y[c], sums[r][c]);
         }
     };
@@ -184,20 +187,25 @@ EL4NER_AVX512 void block32_avx512(const float *q, const float *v, std::int64_t d
     for (std::int64_t d = 0; d < whole; d += 16)
         add([&](const float *row) EL4NER_AVX512 { return _mm512_loadu_ps(row + d); });
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-        float found[4];
-        _mm_storeu_ps(found, sums_avx512(sums[r][0], sums[r][C > 1 ? 1 : 0], sums[r][C > 2 ? 2 : 0], sums[r][C > 3 ? 3 : 0]));
-#pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) out[r * spans + c] = found[c];
-    }
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int c = 0; c < C; c += 4) {
+            const auto &own = sums[r];
+            float found[4];
+            _mm_storeu_ps(found, sums_avx512(own[c], own[std::min(c + 1, C - 1)], own[std::min(c + 2, C - 1)],
+                                             own[std::min(c + 3, C - 1)]));
+            std::copy_n(found, std::min(4, C - c), out + r * spans + c);
+        }
 }
 
 EL4NER_AVX512 inline void dots32_avx512(const float *q, std::int64_t queries, const float *v, std::int64_t spans,
                                         std::int64_t dims, float *out) {
-#define EL4NER_BLOCKS(R) {block32_avx512<R, 1>, block32_avx512<R, 2>, block32_avx512<R, 3>, block32_avx512<R, 4>}
-    static constexpr Block32 blocks[4][4] = {EL4NER_BLOCKS(1), EL4NER_BLOCKS(2), EL4NER_BLOCKS(3), EL4NER_BLOCKS(4)};
+#define EL4NER_BLOCKS(R)                                                                            \
+    {block32_avx512<R, 1>, block32_avx512<R, 2>, block32_avx512<R, 3>, block32_avx512<R, 4>, \
+     block32_avx512<R, 5>, block32_avx512<R, 6>}
+    static constexpr Block32 blocks[4][6] = {EL4NER_BLOCKS(1), EL4NER_BLOCKS(2), EL4NER_BLOCKS(3), EL4NER_BLOCKS(4)};
 #undef EL4NER_BLOCKS
-    in_blocks<4, 4>(blocks, q, queries, v, spans, dims, out);
+    in_blocks<4, 6>(blocks, q, queries, v, spans, dims, out);
 }
 
 #endif  // EL4NER_X86

@@ -275,6 +275,7 @@ class PackedPool {
         const float factor2 = std::ldexp(1.0f, -source.exponent + source.exponent / 2);
         const float *vector = source.vectors + s * dims;
         for (std::int64_t d = 0; d < dims; ++d) scaled[d] = vector[d] * factor * factor2;
+        if (precision == Precision::int8) turn_(scaled.data(), dims);
         const int levels = levels_of(scaled.data(), dims, 127, paired, false);
         const Quantised q = quantise_for(precision)(scaled.data(), dims, steps, levels, 0, row.data());
         if (precision == Precision::int8) {
@@ -342,6 +343,7 @@ class PackedPool {
             }
     }
 
+    const TurnFunction turn_ = turn_for();
     std::unique_ptr<Units> units;
     std::vector<std::int32_t> negated_sums;
     std::vector<float> scales;

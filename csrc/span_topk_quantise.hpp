@@ -49,6 +49,42 @@ inline float upwards(double x) {  // sums of float squares are off by a relative
     return static_cast<float>(x * 1.0002);
 }
 
+// Turns a vector, so that its largest numbers are spread over eight: int8 steps become finer, as they follow the largest
+// number (an embedding's is 4 times its root mean square, afterwards 3.2). Products of two vectors stay, up to kTurning.
+// Hadamard's matrix of 8 x 8 on each 128 numbers: number n with those 16, 32, ... 112 behind it. The rest stays.
+EL4NER_INLINE void turn_body(float *values, std::int64_t dims) {
+    constexpr std::int64_t width = 16, eight = 8 * width;
+    constexpr float scale = 0.35355339059327373f;  // 8^-0.5
+    for (std::int64_t from = 0; from + eight <= dims; from += eight) {
+        float *x = values + from;
+        for (std::int64_t half = width; half < eight; half *= 2)
+            for (std::int64_t block = 0; block < eight; block += 2 * half)
+                for (std::int64_t d = block; d < block + half; ++d) {
+                    const float a = x[d], b = x[d + half];
+                    x[d] = a + b;
+                    x[d + half] = a - b;
+                }
+        for (std::int64_t d = 0; d < eight; ++d) x[d] *= scale;
+    }
+}
+
+// Roundings that turning both vectors costs their product: 3 sums and a product each, and the scale's own.
+constexpr double kTurning = 12.0;
+
+inline void turn_portable(float *values, std::int64_t dims) { turn_body(values, dims); }
+#if EL4NER_X86
+EL4NER_AVX2 inline void turn_avx2(float *values, std::int64_t dims) { turn_body(values, dims); }
+#endif
+
+using TurnFunction = void (*)(float *values, std::int64_t dims);
+
+inline TurnFunction turn_for() {
+#if EL4NER_X86
+    if (cpu_has(Isa::avx2, Precision::fp32)) return turn_avx2;
+#endif
+    return turn_portable;
+}
+
 // values (dims) finite with a norm of about 1; units (steps), zero beyond dims. offset: added to each int8 number,
 // so that query bytes are unsigned (then the zeros beyond dims are stored as they are: they meet zeros of the pool).
 template <Precision P>

@@ -1,4 +1,5 @@
 // span_topk, one query: its candidates, the bounds of their scores, and the exact scores of those that remain.
+// span_topk_finish.hpp takes many queries through the last steps together.
 //
 // A sentence is dropped only if its upper bound is below the k-th largest lower bound, so what is left always holds the
 // true top k, whoever found it and in whatever order.
@@ -132,13 +133,42 @@ class Query {
         found.push_back({id, kLowest, -kLowest, 0.0f, -1, false, false});
     }
 
-    // The best k of all candidates, exactly; ids and scores (k,) are padded by the caller.
-    void finish(std::int64_t *ids, float *scores, Statistics &statistics) {
+    // Drops who cannot be among the best k, and the room for more.
+    void rest() {
         raise();
-        if (static_cast<std::int64_t>(found.size()) > batch_.k) {
-            tighten_best(statistics);
-            tighten_all(statistics);
-        }
+        found.shrink_to_fit();
+        scratch_ = {};
+    }
+
+    // Memory until the query is answered.
+    std::int64_t bytes() const {
+        return static_cast<std::int64_t>(found.size()) * (static_cast<std::int64_t>(sizeof(Candidate)) + 2 * spans_);
+    }
+
+    // Steps towards the answer: before each, `ask` names the candidates to `tighten`; then come the next step and `answer`.
+    static constexpr int kSteps = 2;
+
+    // Raises tau, then calls wanted(candidate's place in found) where float32 products are wanted: in the first step for
+    // the k that look best, as tau then lies one screening error below the k-th score; in the second for all that are left.
+    template <typename Wanted>
+    void ask(int step, const Wanted &wanted) {
+        raise();
+        if (!safe_) return;  // `answer` scores them all
+        const auto k = static_cast<std::size_t>(batch_.k);
+        if (step == 0 && found.size() > k) best_first();
+        for (std::size_t n = 0; n < (step == 0 ? std::min(k, found.size()) : found.size()); ++n)
+            if (Candidate &one = found[n]; one.hint < 0 && !one.exact && (step > 0 || !one.tight)) {
+                expect(one);
+                wanted(n);
+            }
+    }
+
+    // Bounds from float32 products. Candidates that differ may be tightened at the same time. room: to work in.
+    void tighten(std::size_t n, std::vector<float> &room) { bound(found[n], room); }
+
+    // The best k of all candidates, exactly; ids and scores (k,) are padded by the caller.
+    void answer(std::int64_t *ids, float *scores, Statistics &statistics) {
+        raise();
         settle(statistics);
         ++statistics.queries;
         statistics.certified += !overflowed;
@@ -146,7 +176,7 @@ class Query {
             ids[n] = found[n].id;
             scores[n] = found[n].score;
         }
-        found = {};  // the memory goes now: others of the block still need theirs
+        found = {};  // the memory goes now: others still need theirs
         scratch_ = {};
         hints_ = {};
     }
@@ -181,7 +211,7 @@ class Query {
     void shrink(Statistics &statistics) {
         const auto size = [&] { return static_cast<std::int64_t>(found.size()); };
         raise();
-        if (size() > limit_ / 2) tighten_best(statistics);
+        if (size() > limit_ * 3 / 4) tighten_best(statistics);
         if (size() > limit_ * 3 / 4) {
             overflowed = true;
             tighten_all(statistics);
@@ -202,26 +232,30 @@ class Query {
         hints_ = std::move(kept);
     }
 
+    // Puts the k that look best in front, in any order.
+    void best_first() {
+        std::nth_element(found.begin(), found.begin() + batch_.k, found.end(),
+                         [](const Candidate &a, const Candidate &b) { return a.low + a.high > b.low + b.high; });
+    }
+
     // Bounds from float32 products for the k that look best: tau then lies one screening error below the k-th score.
     void tighten_best(Statistics &statistics) {
-        const auto k = static_cast<std::ptrdiff_t>(batch_.k);
-        if (static_cast<std::ptrdiff_t>(found.size()) > k)
-            std::nth_element(found.begin(), found.begin() + k, found.end(),
-                             [](const Candidate &a, const Candidate &b) { return a.low + a.high > b.low + b.high; });
-        tighten_first(std::min(k, static_cast<std::ptrdiff_t>(found.size())), statistics);
+        const auto k = static_cast<std::size_t>(batch_.k);
+        if (found.size() > k) best_first();
+        tighten_first(std::min(k, found.size()), statistics);
         raise();
     }
 
     void tighten_all(Statistics &statistics) {
-        tighten_first(static_cast<std::ptrdiff_t>(found.size()), statistics);
+        tighten_first(found.size(), statistics);
         raise();
     }
 
-    void tighten_first(std::ptrdiff_t count, Statistics &statistics) {
-        for (std::ptrdiff_t n = 0; n < count; ++n) {
+    void tighten_first(std::size_t count, Statistics &statistics) {
+        for (std::size_t n = 0; n < count; ++n) {
             // Rows lie anywhere in a large pool: fetch those of the next while this one is computed.
-            if (n + 1 < count && !found[static_cast<std::size_t>(n + 1)].tight) fetch(found[static_cast<std::size_t>(n + 1)].id);
-            if (!found[static_cast<std::size_t>(n)].tight) tighten(found[static_cast<std::size_t>(n)], statistics);
+            if (n + 1 < count && !found[n + 1].tight) fetch(found[n + 1].id);
+            if (!found[n].tight) tighten_now(found[n], statistics);
         }
     }
 
@@ -235,21 +269,33 @@ class Query {
 #endif
     }
 
-    void tighten(Candidate &one, Statistics &statistics) {
+    void tighten_now(Candidate &one, Statistics &statistics) {
         if (one.hint >= 0 || one.exact) return;
         if (!safe_) return rescore(one, statistics);
         ++statistics.bounded;
-        const std::int64_t length = products(one.id);
-        double score = 0.0;
+        expect(one);
+        bound(one, scratch_);
+    }
+
+    // Makes room for a candidate's hints.
+    void expect(Candidate &one) {
         one.hint = static_cast<std::int32_t>(hints_.size());
+        hints_.resize(hints_.size() + static_cast<std::size_t>(spans_));
+    }
+
+    // Bounds from float32 products, and hints. Touches nothing else of the query, so that several threads may.
+    void bound(Candidate &one, std::vector<float> &room) {
+        const std::int64_t length = products(one.id, room);
+        double score = 0.0;
+        std::int16_t *hints = hints_.data() + one.hint;
         for (std::int64_t i = 0; i < spans_; ++i) {
-            const float *row = scratch_.data() + i * length, *best = std::max_element(row, row + length);
+            const float *row = room.data() + i * length, *best = std::max_element(row, row + length);
             score += batch_.weights[start_ + i] * static_cast<double>(*best);
             const double least = static_cast<double>(*best) - margins_[static_cast<std::size_t>(i)];
             bool alone = true;
             for (std::int64_t j = 0; j < length; ++j) alone = alone && (row[j] < least || row + j == best);
             alone = alone && best - row <= std::numeric_limits<std::int16_t>::max();  // else all are compared later
-            hints_.push_back(static_cast<std::int16_t>(alone ? best - row : -1));
+            hints[i] = static_cast<std::int16_t>(alone ? best - row : -1);
         }
         score /= total_;
         const double error = tight_error_ + std::fabs(score) * 1e-12;
@@ -258,12 +304,11 @@ class Query {
         one.tight = true;
     }
 
-    // float32 products of all spans with all spans of a sentence, to scratch_ [spans][length].
-    std::int64_t products(std::int64_t id) {
+    // float32 products of all spans with all spans of a sentence, to room [spans][length].
+    std::int64_t products(std::int64_t id, std::vector<float> &room) const {
         const std::int64_t from = rows_.offsets[id], length = rows_.offsets[id + 1] - from;
-        scratch_.resize(static_cast<std::size_t>(spans_ * length));
-        kernels_.dots32(batch_.queries + start_ * dims_, spans_, rows_.vectors + from * dims_, length, dims_,
-                        scratch_.data());
+        room.resize(static_cast<std::size_t>(spans_ * length));
+        kernels_.dots32(batch_.queries + start_ * dims_, spans_, rows_.vectors + from * dims_, length, dims_, room.data());
         return length;
     }
 
@@ -271,7 +316,7 @@ class Query {
     void rescore(Candidate &one, Statistics &statistics) {
         if (one.exact) return;
         ++statistics.rescored;
-        if (safe_) tighten(one, statistics);  // for its hints
+        if (safe_) tighten_now(one, statistics);  // for its hints
         const std::int64_t from = rows_.offsets[one.id], length = rows_.offsets[one.id + 1] - from;
         double score = 0.0, weight = 0.0;
         for (std::int64_t i = 0; i < spans_; ++i) {
