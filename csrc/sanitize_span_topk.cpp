@@ -140,7 +140,7 @@ void compare_sums(std::int64_t dims, std::int64_t rows) {
 int main() {
     for (std::int64_t dims : {1, 5, 33, 64, 70, 384})
         for (std::int64_t rows : {1, 15, 16, 17, 31, 32}) compare_sums(dims, rows);
-    for (std::int64_t dims : {1, 5, 16, 33, 70})
+    for (std::int64_t dims : {1, 5, 16, 33, 70, 130})
         for (std::int64_t sentences : {0, 1, 31, 33, 600})
             for (std::int64_t count : {0, 1, 9}) cases(dims, sentences, count);
     std::printf("span_topk: %d answers compared, %s\n", calls, failures == 0 ? "no findings" : "findings");

@@ -99,6 +99,16 @@ def test_paths_equal_the_reference_at_encoder_width(path: str) -> None:
         assert not {b, b + 1, 7} & set(ids) or b % 3
 
 
+@pytest.mark.parametrize("width", [127, 128, 129, 255, 300])
+def test_paths_equal_the_reference_where_numbers_are_spread(path: str, width: int) -> None:
+    """The int8 screen turns every 128 numbers; a few that are far larger than the others make its steps coarse."""
+    queries, offsets, weights, pool = case(width, 120, width, queries=12, longest=9)
+    factors = np.where(np.arange(width) % 50 == 7, np.float32(20), np.float32(1))
+    pool = SpanPool.pack(pool.vectors * factors, pool.offsets)
+    expected = span_topk(queries * factors, offsets, weights, pool, 20, backend="ref")
+    assert_same(span_topk(queries * factors, offsets, weights, pool, 20, backend="native", precision=path), expected)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e18])
 def test_paths_take_any_scale(path: str, scale: float) -> None:
     """Vectors need not have length 1, nor any common length; products would overflow or vanish in float32."""
@@ -307,6 +317,20 @@ def test_identical_query_spans_share_a_row_and_count_each() -> None:
 
 
 # --- what a caller may see -------------------------------------------------------------------------------------------
+
+
+@native
+def test_large_numbers_among_small_ones_cost_few_exact_scores() -> None:
+    """An encoder has components that are always large. Spread over eight, they hardly loosen the bounds of the screen."""
+    queries, offsets, weights, pool = case(11, 1500, 256, queries=30, longest=6)
+    factors = np.where(np.arange(256) % 100 == 7, np.float32(6), np.float32(1))
+    bounded = {}
+    for name, scale in (("even", np.float32(1)), ("uneven", factors)):
+        scaled, done = SpanPool.pack(pool.vectors * scale, pool.offsets), {}
+        checked = source._Queries(queries * scale, offsets, weights + 1, np.zeros(0, np.int64), np.zeros(31, np.int64))
+        source.span_topk_native(checked, scaled, 10, "int8", done)
+        bounded[name] = done["bounded"]
+    assert 0 < bounded["uneven"] < 0.8 * bounded["even"]  # 1.13 times as many if they were not spread
 
 
 @native
