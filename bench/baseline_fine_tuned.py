@@ -60,12 +60,13 @@ class FineTuned:
     def settings(self) -> Mapping[str, Any]:
         """Options, model, device and seed."""
         config = self._bench.config
-        return {**self._own.model_dump(), "source": self._source, "device": config.device, "seed": self._bench.seed}
+        own = {"source": self._source, "device": config.device, "dtype": config.dtype, "seed": self._bench.seed}
+        return {**self._own.model_dump(), **own}
 
     def load(self) -> None:
         """Loads the model in float32; it is trained on a copy."""
         if self._fresh is None:
-            self._fresh = Tagger.load(self._source, self._bench.config.device)
+            self._fresh = Tagger.load(self._source, self._bench.config.device, self._bench.config.dtype)
 
     def prepare(self, pool: Pool, progress: Callable[[str], None]) -> None:
         """Trains on the pool. The same pool, seed and machine give the same tagger."""

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from el4ner.conversion import quiet_transformers
 from el4ner.corpora import tags_to_spans
 from el4ner.engines.base import FloatArray
-from el4ner.engines.loading import choose_device, load_errors
+from el4ner.engines.loading import choose_device, choose_dtype, load_errors
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
 from el4ner.hub import loading_options
@@ -84,12 +84,13 @@ class TrainingSettings:
 
 
 class Tagger:
-    """A model body with a linear head over tags; float32."""
+    """A model body with a linear head over tags, weights in float32. dtype: of its matrix products."""
 
-    def __init__(self, body: Any, tokenizer: Any, source: str, device: torch.device) -> None:
+    def __init__(self, body: Any, tokenizer: Any, source: str, device: torch.device, dtype: torch.dtype) -> None:
         self.body = body
         self.source = source
         self.device = device
+        self.dtype = dtype
         self.tags: tuple[str, ...] = ()
         self._tokens = TextTokens(tokenizer)
         self._head: Any = None
@@ -97,14 +98,19 @@ class Tagger:
         self._max_tokens = 0
 
     @classmethod
-    def load(cls, source: str, device: str = "auto") -> Tagger:
-        """The body of a causal model, without its head. Raises EngineError for what cannot be loaded or trained."""
+    def load(cls, source: str, device: str = "auto", dtype: str = "float32") -> Tagger:
+        """The body of a causal model, without its head. Raises EngineError for what cannot be loaded or trained.
+
+        dtype: with bfloat16 (or auto, where the processor has it) matrix products are taken in it, by autocast; float16
+        would lose small gradients, so it means float32.
+        """
         import transformers
 
         resolved = resolve(source)
         if resolved.kind == "server":
             raise EngineError(f"model {source!r} is a server and cannot be trained; name a folder or hub id")
         chosen = choose_device(device)
+        products = torch.bfloat16 if choose_dtype(dtype, chosen) == torch.bfloat16 else torch.float32
         options = loading_options(resolved)
         with load_errors(resolved), quiet_transformers():
             folder = local_folder(resolved)
@@ -114,7 +120,8 @@ class Tagger:
             )
         revision = resolved.identity or getattr(body.config, "_commit_hash", None)
         name = f"{resolved.name}@{revision[:16]}" if revision else resolved.name
-        return cls(body.to(chosen), tokenizer, f"{name} ({chosen.type}, float32)", chosen)
+        numbers = "float32" if products == torch.float32 else "float32, products in bfloat16"
+        return cls(body.to(chosen), tokenizer, f"{name} ({chosen.type}, {numbers})", chosen, products)
 
     def begin(self, tags: Sequence[str], seed: int, *, twice: bool, max_tokens: int) -> None:
         """A fresh head for tags."""
@@ -172,10 +179,11 @@ class Tagger:
         for i, row in enumerate(rows):
             ids[i, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.long)
             mask[i, : max(len(row.ids), 1)] = 1
-        states = self.body(
-            input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False
-        ).last_hidden_state
-        return [self._head(states[i, list(row.last)]) for i, row in enumerate(rows)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            states = self.body(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False
+            ).last_hidden_state
+            return [self._head(states[i, list(row.last)]).float() for i, row in enumerate(rows)]
 
     def tag(self, texts: Sequence[str], batch: int = 16) -> list[Tagged]:
         """The entities of every text, each text in a batch with others of its length."""
@@ -187,7 +195,7 @@ class Tagger:
             for begin in range(0, len(order), batch):
                 chosen = order[begin : begin + batch]
                 for i, scores in zip(chosen, self.scores([rows[i] for i in chosen]), strict=True):
-                    shares = torch.softmax(scores.float(), dim=-1).cpu().numpy()
+                    shares = torch.softmax(scores, dim=-1).cpu().numpy()
                     results[i] = read_tags(rows[i], shares, self.tags)
         return [result for result in results if result is not None]
 

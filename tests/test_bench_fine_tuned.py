@@ -45,9 +45,9 @@ def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == [{"trust_remote_code": False, "local_files_only": True}]
 
 
-@pytest.fixture
-def small() -> Tagger:
-    """A random model of two narrow layers that reads the embedded model's tokens."""
+@pytest.fixture(params=["float32", "bfloat16"])
+def small(request: pytest.FixtureRequest) -> Tagger:
+    """A random model of two narrow layers that reads the embedded model's tokens, in both kinds of products."""
     import torch
     import transformers
 
@@ -58,7 +58,8 @@ def small() -> Tagger:
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     )
-    return Tagger(transformers.LlamaModel(config), tokenizer, "small", torch.device("cpu"))
+    dtype = getattr(torch, request.param)
+    return Tagger(transformers.LlamaModel(config), tokenizer, "small", torch.device("cpu"), dtype)
 
 
 def test_training_learns_its_sentences_and_keeps_the_best_epoch(small: Tagger) -> None:
@@ -96,6 +97,22 @@ def test_the_system_trains_a_copy_of_the_embedded_model() -> None:
     assert predicted.status == "ok"
     assert all(0 <= e.score <= 1 and e.label in ("person", "place") for e in predicted.entities)
     assert system.models()["embedded:smollm2"].startswith("embedded:smollm2@")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_stay_float32_and_only_bfloat16_changes_the_products(dtype: str) -> None:
+    import torch
+
+    tagger = Tagger.load("embedded:smollm2", "cpu", dtype)
+    tagger.begin(tag_names(["person"]), 0, twice=False, max_tokens=64)
+    assert {parameter.dtype for parameter in tagger.parameters()} == {torch.float32}
+    assert tagger.source.endswith("products in bfloat16)") == (dtype == "bfloat16")
+    (scores,) = tagger.scores(tagger.rows(["Ada Lovelace saw Rome."]))
+    assert scores.dtype == torch.float32
+    tagger.dtype = torch.float32
+    (exact,) = tagger.scores(tagger.rows(["Ada Lovelace saw Rome."]))
+    assert torch.equal(scores, exact) == (dtype != "bfloat16")
+    torch.testing.assert_close(scores, exact, rtol=0.1, atol=0.1)
 
 
 def test_a_server_cannot_be_trained() -> None:
