@@ -77,7 +77,8 @@ def _crossing(entities: Sequence[LabelledSpan]) -> int:
     return crossing
 
 
-def _overview(sentences: list[Demonstration]) -> list[str]:
+def _overview(sentences: list[Demonstration], wrong: int) -> list[str]:
+    """Counts, of which `wrong` lines are left out, then the labels."""
     labels = Counter(entity.label for sentence in sentences for entity in sentence.entities)
     by_text: dict[str, set[frozenset[LabelledSpan]]] = {}
     for sentence in sentences:
@@ -94,6 +95,8 @@ def _overview(sentences: list[Demonstration]) -> list[str]:
         "repeated texts": len(sentences) - len(by_text),
         "texts with conflicting entities": sum(len(annotations) > 1 for annotations in by_text.values()),
     }
+    if wrong:
+        counts["wrong lines, which no other count has in it"] = wrong
     lines = [f"{count:>8} {name}" for name, count in counts.items()]
     lines += ["", f"{'entities':>8} label"]
     lines += [
@@ -116,7 +119,7 @@ def check(path: str) -> None:
         else:
             sentences.append(item)
     if sentences:
-        click.echo("\n".join(_overview(sentences)))
+        click.echo("\n".join(_overview(sentences, len(problems))))
     for problem in problems[:MAX_PROBLEMS]:
         click.echo(f"el4ner: {problem}", err=True)
     if problems:

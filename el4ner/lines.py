@@ -142,6 +142,10 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, stream)
 
 
+_HIGH_BYTES = frozenset(range(1, 32)) - frozenset(b"\t\n\v\f\r\x1b")
+"""First bytes of two-byte code points from U+0100 on that are control characters in any text of single bytes."""
+
+
 def _check_encoding(beginning: bytes, name: str) -> None:
     if beginning[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or (len(beginning) > 3 and beginning[:4].count(0) == 3):
         raise InputError(f"{name}: is UTF-32; convert it to UTF-8 first (iconv -f UTF-32 -t UTF-8)")
@@ -149,6 +153,12 @@ def _check_encoding(beginning: bytes, name: str) -> None:
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")) or unmarked:
         scheme = "UTF-16" if not unmarked else "UTF-16BE" if beginning[0] == 0 else "UTF-16LE"
         raise InputError(f"{name}: is UTF-16; convert it to UTF-8 first (iconv -f {scheme} -t UTF-8)")
+    for scheme, high in (
+        ("UTF-16LE", beginning[1:4:2]),
+        ("UTF-16BE", beginning[0:4:2]),
+    ):  # Greek, Cyrillic, Arabic, ...
+        if len(high) == 2 and high[0] == high[1] and high[0] in _HIGH_BYTES:
+            raise InputError(f"{name}: looks like UTF-16; convert it to UTF-8 first (iconv -f {scheme} -t UTF-8)")
     if beginning.startswith(b"\x1f\x8b"):
         raise InputError(f"{name}: is gzip data; let its name end in .gz, or unzip it first (zcat)")
 

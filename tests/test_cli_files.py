@@ -64,6 +64,7 @@ def test_pool_check_counts_and_lists_every_problem() -> None:
         stream.write('oops\n{"text": "x", "entities": [{"start": 0, "end": 5, "label": "dna"}]}\n')
     result = run("pool", "check", "pool.jsonl")
     assert result.exit_code == 1
+    assert "\n       2 wrong lines, which no other count has in it\n" in result.stdout
     first, second, last = result.stderr.splitlines()
     assert first.startswith("el4ner: pool.jsonl:4: not JSON")
     assert second.startswith("el4ner: pool.jsonl:5: entity 1 spans [0:5] of a text of 1 characters")
