@@ -9,40 +9,54 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "span_topk_blocks.hpp"
 #include "span_topk_finish.hpp"
 
 namespace el4ner::topk {
 
-// Consecutive queries whose spans are laid out together. Equal spans share one row. The threads of a team share the
+// Queries whose spans are laid out together. Equal spans share one row. The threads of a team share the
 // block: memory does not grow with their number, and each reads another part of the pool.
 class Block {
   public:
+    std::vector<std::int64_t> numbers;  // query -> its place in the batch
     std::vector<Query> queries;
 
-    Block(const Batch &batch, const Rows &rows, const PackedPool &pool, const Kernels &kernels, std::int64_t begin,
-          std::int64_t end, Team &team)
-        : pool_(pool), kernels_(kernels), tiled_(kernels.isa == Isa::amx),
-          steps_(tiled_ ? (pool.steps + kTileUnits - 1) / kTileUnits * kTileUnits : pool.steps), alone_(team.size() == 1) {
-        const std::int64_t first = batch.offsets[begin];
+    // numbers: of the queries in the batch; asked: the rows of these and other queries; products: room that blocks use one
+    // after another, as it is large and would leave holes in memory.
+    Block(const Batch &batch, const Rows &rows, const PackedPool &pool, const Kernels &kernels,
+          std::vector<std::int64_t> numbers, const QueryRows &asked, std::vector<float> &products, Team &team)
+        : numbers(std::move(numbers)), pool_(pool), kernels_(kernels), tiled_(kernels.isa == Isa::amx),
+          steps_(tiled_ ? (pool.steps + kTileUnits - 1) / kTileUnits * kTileUnits : pool.steps), alone_(team.size() == 1),
+          products_(products) {
         std::vector<const float *> unique;
-        std::vector<std::int64_t> row_of;  // span -> unique row
-        distinct(batch.queries + first * pool.dims, batch.offsets[end] - first, pool.dims, unique, row_of, team);
+        std::vector<std::int64_t> row_of;  // spans of all queries, one after another -> row of the block
+        std::unordered_map<std::int32_t, std::int64_t> known;
+        for (const std::int64_t b : this->numbers)
+            for (std::int64_t i = batch.offsets[b]; i < batch.offsets[b + 1]; ++i) {
+                const std::int32_t row = asked.of(i);
+                const auto [at, is_new] = known.emplace(row, static_cast<std::int64_t>(unique.size()));
+                if (is_new) unique.push_back(asked.vectors[static_cast<std::size_t>(row)]);
+                row_of.push_back(at->second);
+            }
         layout(static_cast<std::int64_t>(unique.size()));
         std::vector<RowFacts> facts(unique.size());
-        if (pool.shared) products_.resize((tiles_.size() - 1) * static_cast<std::size_t>(table_size()));
+        if (pool.shared)
+            products_.resize(std::max(products_.size(), (tiles_.size() - 1) * static_cast<std::size_t>(table_size())));
         team.each(static_cast<std::int64_t>(tiles_.size()) - 1, [&](std::int64_t t, int) {
             fill_tile(t, unique, facts);
             if (pool.shared) fill_products(t);
         });
         std::vector<std::vector<Use>> uses(unique.size());
-        const auto fact_of = [&](std::int64_t i) -> const RowFacts & {
-            return facts[static_cast<std::size_t>(row_of[static_cast<std::size_t>(i - first)])];
-        };
-        queries.reserve(static_cast<std::size_t>(end - begin));
-        for (std::int64_t b = begin; b < end; ++b) {
-            queries.emplace_back(batch, rows, kernels, pool.dims, b, [&](std::int64_t i) { return fact_of(i).length; });
-            weigh(queries.back(), batch, b, row_of.data() + (batch.offsets[b] - first), facts, uses);
+        queries.reserve(this->numbers.size());
+        const std::int64_t *own = row_of.data();
+        for (const std::int64_t b : this->numbers) {
+            const auto length_of = [&](std::int64_t i) {
+                return facts[static_cast<std::size_t>(own[i - batch.offsets[b]])].length;
+            };
+            queries.emplace_back(batch, rows, kernels, pool.dims, b, length_of);
+            weigh(queries.back(), batch, b, own, facts, uses);
             if (queries.back().spans()) queries.back().reserve(pool.groups * kLanes);
+            own += batch.offsets[b + 1] - batch.offsets[b];
         }
         first_use_.push_back(0);
         for (const std::vector<Use> &some : uses) {
@@ -101,7 +115,7 @@ class Block {
     const bool alone_;                     // one thread: nothing to lock
     std::vector<std::int64_t> tiles_;      // tile -> its first row; one more at the end
     std::unique_ptr<Units> units_;         // [tile][step][row of the tile], or as span_topk_amx.hpp says
-    std::vector<float> products_;          // [tile][shared vector][row of the tile]
+    std::vector<float> &products_;         // [tile][shared vector][row of the tile]
     std::vector<std::int64_t> first_use_;  // row -> its first use; one more at the end
     std::vector<Use> uses_;
     std::vector<float> totals_;            // [worker][query][lane]
@@ -145,39 +159,6 @@ class Block {
             query.add(id, totals[lane], error, kernels_.precision == Precision::fp32, statistics);
         }
         thresholds_[b].store(query.tau, std::memory_order_relaxed);
-    }
-
-    // Rows by content. A pool of short texts asks for the same words again and again.
-    static void distinct(const float *vectors, std::int64_t count, std::int64_t dims, std::vector<const float *> &unique,
-                         std::vector<std::int64_t> &row_of, Team &team) {
-        const std::size_t bytes = static_cast<std::size_t>(dims) * sizeof(float);
-        std::vector<std::uint64_t> hashes(static_cast<std::size_t>(count));
-        team.runs(count, 32, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
-                std::uint64_t hash = 0x9e3779b97f4a7c15u;
-                for (std::int64_t d = 0; d < dims; ++d) {
-                    std::uint32_t bits;
-                    std::memcpy(&bits, vectors + i * dims + d, sizeof bits);
-                    hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
-                    hash ^= hash >> 29;
-                }
-                hashes[static_cast<std::size_t>(i)] = hash;
-            }
-        });
-        std::unordered_multimap<std::uint64_t, std::int64_t> seen;
-        for (std::int64_t i = 0; i < count; ++i) {
-            const float *vector = vectors + i * dims;
-            std::int64_t row = -1;
-            const auto range = seen.equal_range(hashes[static_cast<std::size_t>(i)]);
-            for (auto at = range.first; at != range.second && row < 0; ++at)
-                if (std::memcmp(unique[static_cast<std::size_t>(at->second)], vector, bytes) == 0) row = at->second;
-            if (row < 0) {
-                row = static_cast<std::int64_t>(unique.size());
-                unique.push_back(vector);
-                seen.emplace(hashes[static_cast<std::size_t>(i)], row);
-            }
-            row_of.push_back(row);
-        }
     }
 
     void layout(std::int64_t rows) {
@@ -266,22 +247,14 @@ inline std::int64_t rows_at_a_time(const PackedPool &pool) {
     return std::clamp<std::int64_t>(budget / std::max<std::int64_t>(pool.steps, 1), 56, pool.shared ? kSharedRows : 1024);
 }
 
-// Queries of these blocks: so many that their candidates, with a hint for each span, take about 2 MB.
+// Queries among which those are looked for that go into a block together.
+constexpr std::int64_t kAlike = 1024;
+
+// Queries of a block: so many that their candidates, with a hint for each span, take about 2 MB.
 inline std::int64_t queries_at_a_time(const Batch &batch) {
     const std::int64_t spans = batch.offsets[batch.count] / batch.count + 1;
     const std::int64_t bytes = most_candidates(batch.k) * static_cast<std::int64_t>(sizeof(Candidate) + 2 * spans);
     return std::clamp<std::int64_t>((std::int64_t{1} << 21) / bytes, 8, 1024);
-}
-
-// Where the blocks begin; the number of queries at the end. All have about as many rows.
-inline std::vector<std::int64_t> cut(const Batch &batch, std::int64_t most_rows, std::int64_t most_queries) {
-    const std::int64_t rows = batch.offsets[batch.count], parts = (rows + most_rows - 1) / most_rows;
-    const std::int64_t even = std::max<std::int64_t>(1, (rows + parts - 1) / std::max<std::int64_t>(parts, 1));
-    std::vector<std::int64_t> blocks{0};
-    for (std::int64_t b = 1; b <= batch.count; ++b)
-        if (b == batch.count || batch.offsets[b + 1] - batch.offsets[blocks.back()] > even || b - blocks.back() >= most_queries)
-            blocks.push_back(b);
-    return blocks;
 }
 
 // ids (B, k) and scores (B, k) come filled with -1 and minus infinity.
@@ -295,23 +268,31 @@ inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &po
     // Small pools have few groups: then several smaller blocks give every thread something to do.
     const std::int64_t wanted = team.size() == 1 ? 1 : (4 * team.size() + pool.groups - 1) / pool.groups;
     const std::int64_t together = std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(1, rows_at_a_time(pool) / 56));
-    const std::vector<std::int64_t> begins =
-        cut(batch, rows_at_a_time(pool) / together, std::max<std::int64_t>(1, queries_at_a_time(batch) / together));
-    const auto count = static_cast<std::int64_t>(begins.size()) - 1;
+    const std::int64_t most_rows = rows_at_a_time(pool) / together;
+    const std::int64_t most_queries = std::max<std::int64_t>(1, queries_at_a_time(batch) / together);
     std::vector<Statistics> statistics(static_cast<std::size_t>(team.size()));
+    std::vector<std::vector<float>> products(static_cast<std::size_t>(together));
     Waiting waiting(batch, rows.offsets[pool.sentences] * pool.dims * 4, team, ids, scores);
-    for (std::int64_t from = 0; from < count; from += together) {
-        const std::int64_t to = std::min(count, from + together), open = to - from;
-        std::vector<std::unique_ptr<Block>> blocks;
-        for (std::int64_t n = from; n < to; ++n)
-            blocks.push_back(std::make_unique<Block>(batch, rows, pool, kernels, begins[n], begins[n + 1], team));
-        team.each(pool.groups * open, [&](std::int64_t task, int worker) {
-            blocks[static_cast<std::size_t>(task % open)]->screen(task / open, worker, statistics[worker]);
-        });
-        for (std::int64_t n = from; n < to; ++n) {
-            std::unique_ptr<Block> block = std::move(blocks[static_cast<std::size_t>(n - from)]);
-            for (std::int64_t b = begins[n]; b < begins[n + 1]; ++b)
-                waiting.add(std::move(block->queries[static_cast<std::size_t>(b - begins[n])]), b, statistics);
+    for (std::int64_t begin = 0, end = 0; begin < batch.count; begin = end) {
+        end = std::min(batch.count, begin + kAlike);
+        const QueryRows asked = query_rows(batch, begin, end, pool.dims, team);
+        std::vector<std::vector<std::int64_t>> parts = alike(batch, begin, end, asked, most_rows, most_queries);
+        for (auto from = parts.begin(); from != parts.end();) {
+            const auto to = from + std::min<std::int64_t>(together, parts.end() - from);
+            std::vector<std::unique_ptr<Block>> blocks;
+            for (; from != to; ++from)
+                blocks.push_back(std::make_unique<Block>(batch, rows, pool, kernels, std::move(*from), asked,
+                                                         products[blocks.size()], team));
+            const auto open = static_cast<std::int64_t>(blocks.size());
+            team.each(pool.groups * open, [&](std::int64_t task, int worker) {
+                blocks[static_cast<std::size_t>(task % open)]->screen(task / open, worker, statistics[worker]);
+            });
+            for (std::unique_ptr<Block> &block : blocks) {
+                std::vector<Query> queries = std::move(block->queries);
+                const std::vector<std::int64_t> numbers = std::move(block->numbers);
+                block.reset();  // its memory is not needed for the answers
+                for (std::size_t n = 0; n < queries.size(); ++n) waiting.add(std::move(queries[n]), numbers[n], statistics);
+            }
         }
     }
     waiting.answer(statistics);

@@ -19,7 +19,7 @@ class Waiting {
   public:
     // pool_bytes: how large the pool is; those who wait take 1% of it and a megabyte at most, or are answered at once.
     Waiting(const Batch &batch, std::int64_t pool_bytes, Team &team, std::int64_t *ids, float *scores)
-        : batch_(batch), budget_(std::min<std::int64_t>(pool_bytes / 100, std::int64_t{1} << 20)), team_(team), ids_(ids),
+        : batch_(batch), budget_(std::min<std::int64_t>(pool_bytes / 200, std::int64_t{1} << 20)), team_(team), ids_(ids),
           scores_(scores), rooms_(static_cast<std::size_t>(team.size())) {}
 
     // Query b. Answers all that wait if they are many; statistics: of the workers.

@@ -1,0 +1,115 @@
+// span_topk, which queries go into a block together: those that ask for the same spans, as each is multiplied once a block.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <unordered_map>
+#include <vector>
+
+#include "span_topk_query.hpp"
+#include "span_topk_team.hpp"
+
+namespace el4ner::topk {
+
+// Query spans by content: texts ask for the same words again and again. `row_of`: span, counted from `first`, -> row.
+struct QueryRows {
+    std::int64_t first = 0;
+    std::vector<const float *> vectors;  // row -> one of its spans
+    std::vector<std::int32_t> row_of;
+
+    std::int32_t of(std::int64_t span) const { return row_of[static_cast<std::size_t>(span - first)]; }
+};
+
+// The rows of the queries [begin, end).
+inline QueryRows query_rows(const Batch &batch, std::int64_t begin, std::int64_t end, std::int64_t dims, Team &team) {
+    QueryRows rows;
+    rows.first = batch.offsets[begin];
+    const std::int64_t count = batch.offsets[end] - rows.first;
+    const float *vectors = batch.queries + rows.first * dims;
+    const std::size_t bytes = static_cast<std::size_t>(dims) * sizeof(float);
+    std::vector<std::uint64_t> hashes(static_cast<std::size_t>(count));
+    team.runs(count, 32, [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t i = from; i < to; ++i) {
+            std::uint64_t hash = 0x9e3779b97f4a7c15u;
+            for (std::int64_t d = 0; d < dims; ++d) {
+                std::uint32_t bits;
+                std::memcpy(&bits, vectors + i * dims + d, sizeof bits);
+                hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
+                hash ^= hash >> 29;
+            }
+            hashes[static_cast<std::size_t>(i)] = hash;
+        }
+    });
+    std::unordered_multimap<std::uint64_t, std::int32_t> seen;
+    seen.reserve(static_cast<std::size_t>(count));
+    rows.row_of.reserve(static_cast<std::size_t>(count));
+    for (std::int64_t i = 0; i < count; ++i) {
+        const float *vector = vectors + i * dims;
+        std::int32_t row = -1;
+        const auto range = seen.equal_range(hashes[static_cast<std::size_t>(i)]);
+        for (auto at = range.first; at != range.second && row < 0; ++at)
+            if (std::memcmp(rows.vectors[static_cast<std::size_t>(at->second)], vector, bytes) == 0) row = at->second;
+        if (row < 0) {
+            row = static_cast<std::int32_t>(rows.vectors.size());
+            rows.vectors.push_back(vector);
+            seen.emplace(hashes[static_cast<std::size_t>(i)], row);
+        }
+        rows.row_of.push_back(row);
+    }
+    return rows;
+}
+
+// Queries [begin, end) in blocks of at most so many rows, but for a query that has more alone, and so many queries. A block
+// begins with the first query that is left and takes the one with the largest share of rows that the block has already,
+// the first of equals, as long as one fits: where nothing repeats, queries stay in their order.
+inline std::vector<std::vector<std::int64_t>> alike(const Batch &batch, std::int64_t begin, std::int64_t end,
+                                                    const QueryRows &rows, std::int64_t most_rows, std::int64_t most_queries) {
+    const auto count = static_cast<std::size_t>(end - begin);
+    std::vector<std::vector<std::int32_t>> own(count);  // rows of a query, each once
+    std::vector<std::vector<std::int32_t>> askers(rows.vectors.size());
+    for (std::size_t q = 0; q < count; ++q) {
+        const std::int64_t b = begin + static_cast<std::int64_t>(q);
+        for (std::int64_t i = batch.offsets[b]; i < batch.offsets[b + 1]; ++i) {
+            std::vector<std::int32_t> &some = askers[static_cast<std::size_t>(rows.of(i))];
+            if (!some.empty() && some.back() == static_cast<std::int32_t>(q)) continue;
+            some.push_back(static_cast<std::int32_t>(q));
+            own[q].push_back(rows.of(i));
+        }
+    }
+    std::vector<std::int32_t> left, known(count);  // known: how many rows of a query the present block has
+    for (std::size_t q = 0; q < count; ++q) left.push_back(static_cast<std::int32_t>(q));
+    std::vector<std::int64_t> block_of(rows.vectors.size(), -1);
+    std::vector<std::vector<std::int64_t>> blocks;
+    while (!left.empty()) {
+        blocks.emplace_back();
+        std::fill(known.begin(), known.end(), 0);
+        std::int64_t size = 0;
+        for (std::size_t at = 0; at < left.size();) {
+            const auto q = static_cast<std::size_t>(left[at]);
+            left.erase(left.begin() + static_cast<std::ptrdiff_t>(at));
+            blocks.back().push_back(begin + static_cast<std::int64_t>(q));
+            for (const std::int32_t row : own[q]) {
+                std::int64_t &block = block_of[static_cast<std::size_t>(row)];
+                if (block == static_cast<std::int64_t>(blocks.size())) continue;
+                block = static_cast<std::int64_t>(blocks.size());
+                ++size;
+                for (const std::int32_t other : askers[static_cast<std::size_t>(row)]) ++known[static_cast<std::size_t>(other)];
+            }
+            if (static_cast<std::int64_t>(blocks.back().size()) >= most_queries) break;
+            double best = -1.0;
+            at = left.size();
+            for (std::size_t n = 0; n < left.size(); ++n) {
+                const auto other = static_cast<std::size_t>(left[n]);
+                const auto all = static_cast<std::int64_t>(own[other].size());
+                if (size + all - known[other] > most_rows) continue;
+                const double share = all ? static_cast<double>(known[other]) / static_cast<double>(all) : 1.0;
+                if (share > best) best = share, at = n;
+            }
+        }
+        std::sort(blocks.back().begin(), blocks.back().end());
+    }
+    return blocks;
+}
+
+}  // namespace el4ner::topk
