@@ -132,6 +132,20 @@ def test_a_second_copy_that_the_model_cuts_says_where() -> None:
     assert found.values.all()
 
 
+def test_features_of_a_pool_stand_in_one_array_whatever_is_cut(tmp_path: Path) -> None:
+    """A text that is cut has fewer words than room; the next ones move up. What comes from the cache is the same."""
+    texts = ["a b", " ".join(f"w{i}" for i in range(100)), "", "Åse saw 🎈", " ".join(f"v{i}" for i in range(60)), "end"]
+    features, _ = reader(limit=40)
+    expected = [own.values.astype(np.float16) for own in features.read(texts)]
+    for cache in (ArrayCache(tmp_path), ArrayCache(tmp_path)):
+        voter = ReadingVoter("reading", reader(limit=40)[0], ["x"], ReadingConfig(), cache)
+        values, read = voter._read_pool(texts, lambda _: None)
+        assert np.array_equal(values, np.concatenate(expected))
+        assert [own.units for own in read] == [own.units for own in features.read(texts)]
+        assert all(np.array_equal(own.values, right) for own, right in zip(read, expected, strict=True))
+        assert all(np.shares_memory(own.values, values) for own in read if len(own.units))
+
+
 # Span tables
 
 

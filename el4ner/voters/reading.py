@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event
 
@@ -21,6 +21,7 @@ from el4ner.engines.base import FloatArray, IntArray, without_numbers
 from el4ner.kernels._threads import thread_count
 from el4ner.pool import Pool
 from el4ner.records import Demonstration, Sentence, Span
+from el4ner.text import words
 from el4ner.voters.features import FeatureReader, WordFeatures
 from el4ner.voters.fitting import Corpus, FitSettings, Material, fit_readouts, one_thread_each
 from el4ner.voters.projection import Projection, fit_projection
@@ -140,9 +141,8 @@ class ReadingVoter:
         return tables
 
     def _fit(self, pool: Pool, progress: Progress, beside: Pool | None, start: Start | None) -> dict[str, np.ndarray]:
-        read = self._read_pool([d.text for d in pool.sentences], progress)
+        values, read = self._read_pool([d.text for d in pool.sentences], progress)
         units = [features.units for features in read]
-        values = np.concatenate([features.values for features in read])
         projection = start.projection if start else fit_projection(values, read[0].widths, self._config.directions)
         corpus, unaligned = _corpus(pool.sentences, pool.label_names, read, projection)
         n_read = len(read)
@@ -151,7 +151,7 @@ class ReadingVoter:
         corpus, origins = self._with_copies(pool, corpus, projection, progress)
         other: Material | None = None
         if beside is not None and self._config.hidden:
-            read_beside = self._read_pool([d.text for d in beside.sentences], progress)
+            _, read_beside = self._read_pool([d.text for d in beside.sentences], progress)
             corpus_beside, _ = _corpus(beside.sentences, beside.label_names, read_beside, projection)
             del read_beside
             if len(origins) > n_read:
@@ -184,8 +184,9 @@ class ReadingVoter:
         copies, origins = swapped(pool, copies_within(pool, self._config.swaps), self._seed)
         if not copies:
             return corpus, itself
-        read = self._read_pool([d.text for d in copies], progress)
+        _, read = self._read_pool([d.text for d in copies], progress)
         behind, _ = _corpus(copies, pool.label_names, read, projection)
+        del read
         values = np.concatenate([corpus.values, behind.values])
         starts = np.concatenate([corpus.starts, corpus.starts[-1] + behind.starts[1:]])
         return Corpus(values, starts, [*corpus.targets, *behind.targets]), np.concatenate([itself, origins])
@@ -217,34 +218,45 @@ class ReadingVoter:
             finally:
                 stop.set()  # after an interrupt, or where one fit failed, nobody waits for the end of the others
 
-    def _read_pool(self, texts: Sequence[str], progress: Progress) -> list[WordFeatures]:
-        """Features of the pool's texts in half precision, which halves their memory; cached by content."""
+    def _read_pool(self, texts: Sequence[str], progress: Progress) -> tuple[np.ndarray, list[WordFeatures]]:
+        """Features of the pool's texts in half precision, which halves their memory; cached by content.
+
+        All of them, (words of all texts, D) f16, and by text, as views of these.
+        """
         key = content_key("features of", self._reader.key, list(texts))
         stored = self._cache.get(key)
-        if stored is not None:
-            widths = tuple(int(width) for width in stored["widths"])
-            units = [Span(int(start), int(end)) for start, end in stored["units"]]
-            return [
-                WordFeatures(tuple(units[low:high]), stored["values"][low:high], widths)
-                for low, high in pairwise(stored["starts"])
-            ]
-        read: list[WordFeatures] = []
+        if stored is None:
+            stored = self._read_anew(texts, progress)
+            if stored["values"].nbytes <= _KEPT_BYTES:
+                self._cache.put(key, stored)
+        widths = tuple(int(width) for width in stored["widths"])
+        units = [Span(int(start), int(end)) for start, end in stored["units"]]
+        values = stored["values"]
+        return values, [
+            WordFeatures(tuple(units[low:high]), values[low:high], widths) for low, high in pairwise(stored["starts"])
+        ]
+
+    def _read_anew(self, texts: Sequence[str], progress: Progress) -> dict[str, np.ndarray]:
+        """What `_read_pool` keeps. Every feature is written to its place at once: a second copy would be the peak."""
+        places = np.cumsum(
+            [0, *(len(words(text)) for text in texts)]
+        )  # a text that is cut leaves the end of its own free
+        values = np.zeros((0, 0), np.float16)
+        units: list[tuple[Span, ...]] = [()] * len(texts)
+        widths: tuple[int, ...] = ()
         for begin in range(0, len(texts), _CHUNK):
             progress(f"{self.name}: reading the pool, {begin:,} of {len(texts):,} sentences")
-            chunk = texts[begin : begin + _CHUNK]
-            halves = {i: replace(own, values=_half(own.values)) for i, own in self._reader.each(chunk)}
-            read += [halves[i] for i in range(len(chunk))]
-        values = np.concatenate([features.values for features in read])
-        if values.nbytes <= _KEPT_BYTES:
-            borders = np.array([tuple(unit) for features in read for unit in features.units], dtype=np.int64)
-            arrays = {
-                "values": values,
-                "units": borders.reshape(-1, 2),
-                "starts": np.cumsum([0, *(len(features.units) for features in read)]),
-                "widths": np.array(read[0].widths),
-            }
-            self._cache.put(key, arrays)
-        return read
+            for i, own in self._reader.each(texts[begin : begin + _CHUNK]):
+                if not values.size:
+                    values, widths = np.empty((places[-1], own.values.shape[1]), np.float16), own.widths
+                units[begin + i] = own.units
+                values[places[begin + i] : places[begin + i] + len(own.units)] = _half(own.values)
+        starts = np.cumsum([0, *map(len, units)])
+        if starts[-1] < places[-1]:
+            for at, place, size in zip(starts[:-1], places[:-1], map(len, units), strict=True):
+                values[at : at + size] = values[place : place + size]
+        borders = np.array([tuple(unit) for own in units for unit in own], dtype=np.int64).reshape(-1, 2)
+        return {"values": values[: starts[-1]], "units": borders, "starts": starts, "widths": np.array(widths)}
 
     def state(self) -> dict[str, np.ndarray]:
         """What a fitted voter needs to vote, as named arrays."""
