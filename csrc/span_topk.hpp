@@ -136,12 +136,10 @@ class Block {
         alignas(64) float best[kMostRows * kLanes];
         const auto rows = static_cast<int>(tiles_[static_cast<std::size_t>(t + 1)] - tiles_[static_cast<std::size_t>(t)]);
         float *table = products_.data() + t * table_size();
-        std::fill_n(table, table_size(), kNothing);
         const TileRegisters registers(kernels_);
         for (std::int64_t g = 0; g < pool_.shared_groups(); ++g, table += kLanes * width()) {
             kernels_.tile[rows](tile(static_cast<std::size_t>(t)), pool_.shared_group(g), pool_.steps, best);
-            for (std::int64_t lane = 0; lane < kLanes; ++lane)
-                for (int r = 0; r < rows; ++r) table[lane * width() + r] = best[r * kLanes + lane];
+            kernels_.keep(best, rows, width(), table);
         }
     }
 

@@ -5,11 +5,31 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "span_topk_tiles.hpp"
 
 namespace el4ner::topk {
+
+// The largest of `count` > 0 numbers, and where it stands if all others lie more than `margin` below it, else -1.
+struct Best {
+    float value;
+    std::int64_t alone;
+};
+using BestFunction = Best (*)(const float *row, std::int64_t count, double margin);
+
+// The next float32 number below x or the one before it.
+inline float at_most(double x) { return static_cast<float>(x - std::fabs(x) * 0x1p-23); }
+
+inline Best best_portable(const float *row, std::int64_t count, double margin) {
+    const float *best = std::max_element(row, row + count);
+    const float least = at_most(static_cast<double>(*best) - margin);
+    std::int64_t near = 0;
+    for (std::int64_t j = 0; j < count; ++j) near += row[j] >= least;
+    return {*best, near == 1 ? best - row : -1};
+}
 
 // out [queries][spans]
 using Dots32Function = void (*)(const float *q, std::int64_t queries, const float *v, std::int64_t spans,
@@ -52,6 +72,24 @@ inline void dots32_portable(const float *q, std::int64_t queries, const float *v
 
 #if EL4NER_X86
 
+EL4NER_AVX512 inline Best best_avx512(const float *row, std::int64_t count, double margin) {
+    const auto part = [&](std::int64_t j) EL4NER_AVX512 {
+        const auto inside = static_cast<__mmask16>(count - j >= 16 ? 0xffffu : (1u << (count - j)) - 1u);
+        return _mm512_mask_loadu_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()), inside, row + j);
+    };
+    __m512 top = part(0);
+    for (std::int64_t j = 16; j < count; j += 16) top = _mm512_max_ps(top, part(j));
+    const float value = _mm512_reduce_max_ps(top);
+    const __m512 least = _mm512_set1_ps(at_most(static_cast<double>(value) - margin));
+    std::int64_t near = 0, where = -1;
+    for (std::int64_t j = 0; j < count; j += 16) {
+        const unsigned reached = _mm512_cmp_ps_mask(part(j), least, _CMP_GE_OQ);
+        near += __builtin_popcount(reached);
+        if (reached) where = j + __builtin_ctz(reached);
+    }
+    return {value, near == 1 ? where : -1};
+}
+
 EL4NER_AVX2 inline double dot64_avx2(const float *q, const float *v, std::int64_t dims) {
     __m256d a = _mm256_setzero_pd(), b = a, c = a, e = a;
     std::int64_t d = 0;
@@ -78,10 +116,16 @@ EL4NER_AVX512 inline double dot64_avx512(const float *q, const float *v, std::in
         a = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(q + d)), _mm512_cvtps_pd(_mm256_loadu_ps(v + d)), a);
         b = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_loadu_ps(q + d + 8)), _mm512_cvtps_pd(_mm256_loadu_ps(v + d + 8)), b);
     }
-    double sums[16];
-    _mm512_storeu_pd(sums, a);
-    _mm512_storeu_pd(sums + 8, b);
-    return rest64(sums, q, v, d, dims);
+    if (d < dims) {
+        double sums[16];
+        _mm512_storeu_pd(sums, a);
+        _mm512_storeu_pd(sums + 8, b);
+        return rest64(sums, q, v, d, dims);
+    }
+    a = _mm512_add_pd(a, b);  // the tree of rest64
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
 EL4NER_AVX2 inline float sum_avx2(__m256 x) {

@@ -36,8 +36,10 @@ struct Kernels {
     ScatterFunction scatter;
     SurviveFunction survive;
     LiftFunction lift;
+    KeepFunction keep;
     Dots32Function dots32;
     Dot64Function dot64;
+    BestFunction best;
 };
 
 // Whether these kernels read a pool of that layout.
@@ -64,7 +66,8 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
 #if EL4NER_X86
 #if EL4NER_AMX
     if (isa == Isa::amx) {
-        Kernels k{precision, isa, kAmxRows, 127, 0, false, {}, scatter_avx512, survive_avx512, lift_avx512, dots32_avx512, dot64_avx512};
+        Kernels k{precision, isa, kAmxRows, 127, 0, false, {}, scatter_avx512, survive_avx512, lift_avx512, keep_avx512,
+                  dots32_avx512, dot64_avx512, best_avx512};
         const bool int8 = precision == Precision::int8;
         for (int r = 1; r <= kAmxRows; ++r)
             k.tile[r] = r > kTileRows ? (int8 ? tile_amx<true, true> : tile_amx<false, true>)
@@ -73,7 +76,8 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
     }
 #endif
     if (isa == Isa::avx512) {
-        Kernels k{precision, isa, kAvx512Rows, 127, 128, false, {}, scatter_avx512, survive_avx512, lift_avx512, dots32_avx512, dot64_avx512};
+        Kernels k{precision, isa, kAvx512Rows, 127, 128, false, {}, scatter_avx512, survive_avx512, lift_avx512, keep_avx512,
+                  dots32_avx512, dot64_avx512, best_avx512};
         const TileFunction fp32[] = {EL4NER_TILES14(tile_fp32_avx512)}, bf16[] = {EL4NER_TILES14(tile_bf16_avx512)};
         const TileFunction int8[] = {EL4NER_TILES14(tile_int8_avx512)};
         const TileFunction *chosen = precision == Precision::fp32 ? fp32 : precision == Precision::bf16 ? bf16 : int8;
@@ -82,7 +86,8 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
     }
     if (isa == Isa::avx2) {
         const bool int8 = precision == Precision::int8;
-        Kernels k{precision, isa, int8 ? kPairedRows : kAvx2Rows, 63, 64, int8, {}, scatter_avx2, survive_avx2, lift_avx2, dots32_avx2, dot64_avx2};
+        Kernels k{precision, isa, int8 ? kPairedRows : kAvx2Rows, 63, 64, int8, {}, scatter_avx2, survive_avx2, lift_avx2, keep_avx2,
+                  dots32_avx2, dot64_avx2, best_portable};
         const TileFunction fp32[] = {EL4NER_TILES6(tile_fp32_avx2)};
         const TileFunction bytes[] = {EL4NER_TILES6(tile_int8_avx2), tile_int8_avx2<7>, tile_int8_avx2<8>};
         std::copy_n(int8 ? bytes : fp32, k.rows + 1, k.tile);
@@ -90,7 +95,7 @@ inline Kernels kernels_for(Precision precision, Isa isa) {
     }
 #endif
     Kernels k{precision, isa, kPortableRows, 127, 128, false, {}, scatter_portable, survive_portable,
-              lift_portable, dots32_portable, dot64_portable};
+              lift_portable, keep_portable, dots32_portable, dot64_portable, best_portable};
     const TileFunction fp32[] = {EL4NER_TILES_PORTABLE(Fp32Unit)}, bf16[] = {EL4NER_TILES_PORTABLE(Bf16Unit)};
     const TileFunction int8[] = {EL4NER_TILES_PORTABLE(Int8Unit)};
     const TileFunction *chosen = precision == Precision::fp32 ? fp32 : precision == Precision::bf16 ? bf16 : int8;

@@ -289,13 +289,10 @@ class Query {
         double score = 0.0;
         std::int16_t *hints = hints_.data() + one.hint;
         for (std::int64_t i = 0; i < spans_; ++i) {
-            const float *row = room.data() + i * length, *best = std::max_element(row, row + length);
-            score += batch_.weights[start_ + i] * static_cast<double>(*best);
-            const double least = static_cast<double>(*best) - margins_[static_cast<std::size_t>(i)];
-            bool alone = true;
-            for (std::int64_t j = 0; j < length; ++j) alone = alone && (row[j] < least || row + j == best);
-            alone = alone && best - row <= std::numeric_limits<std::int16_t>::max();  // else all are compared later
-            hints[i] = static_cast<std::int16_t>(alone ? best - row : -1);
+            const Best best = kernels_.best(room.data() + i * length, length, margins_[static_cast<std::size_t>(i)]);
+            score += batch_.weights[start_ + i] * static_cast<double>(best.value);
+            const bool known = best.alone <= std::numeric_limits<std::int16_t>::max();  // else all are compared later
+            hints[i] = static_cast<std::int16_t>(known ? best.alone : -1);
         }
         score /= total_;
         const double error = tight_error_ + std::fabs(score) * 1e-12;

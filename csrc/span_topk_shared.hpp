@@ -95,10 +95,22 @@ struct Lookup {
     const std::int64_t *first;
 };
 
+// best [rows][32], what a tile made of 32 shared vectors, goes to their place in the table, [32][width]; behind the last
+// row minus infinity. width is a multiple of 8, of 16 with AVX-512.
+using KeepFunction = void (*)(const float *best, int rows, std::int64_t width, float *table);
+
 // best [rows][32] becomes the larger of itself and of what the lanes look up; what they look up alone where `alone`.
 using LiftFunction = void (*)(const Lookup &lookup, int rows, bool alone, float *best);
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+inline void keep_portable(const float *best, int rows, std::int64_t width, float *table) {
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+        float *to = table + lane * width;
+        for (int r = 0; r < rows; ++r) to[r] = best[r * kLanes + lane];
+        std::fill(to + rows, to + width, kNothing);
+    }
+}
 
 inline void lift_portable(const Lookup &lookup, int rows, bool alone, float *best) {
     for (std::int64_t lane = 0; lane < kLanes; ++lane) {
@@ -116,6 +128,29 @@ inline void lift_portable(const Lookup &lookup, int rows, bool alone, float *bes
 }
 
 #if EL4NER_X86
+
+EL4NER_AVX2 inline void keep_avx2(const float *best, int rows, std::int64_t width, float *table) {
+    for (int from = 0; from < width; from += 8)
+        for (std::int64_t lane = 0; lane < kLanes; lane += 8) {
+            __m256 part[8];
+            for (int r = 0; r < 8; ++r)
+                part[r] = from + r < rows ? _mm256_loadu_ps(best + (from + r) * kLanes + lane) : _mm256_set1_ps(kNothing);
+            transpose_8(part);
+            for (int l = 0; l < 8; ++l) _mm256_storeu_ps(table + (lane + l) * width + from, part[l]);
+        }
+}
+
+EL4NER_AVX512 inline void keep_avx512(const float *best, int rows, std::int64_t width, float *table) {
+    for (int from = 0; from < width; from += 16)
+        for (std::int64_t lane = 0; lane < kLanes; lane += 16) {
+            __m512i part[16];
+            for (int r = 0; r < 16; ++r)
+                part[r] = _mm512_castps_si512(from + r < rows ? _mm512_loadu_ps(best + (from + r) * kLanes + lane)
+                                                              : _mm512_set1_ps(kNothing));
+            transpose_16(part);
+            for (int l = 0; l < 16; ++l) _mm512_storeu_si512(table + (lane + l) * width + from, part[l]);
+        }
+}
 
 EL4NER_AVX2 inline void lift_avx2(const Lookup &lookup, int rows, bool alone, float *best) {
     for (std::int64_t lane = 0; lane < kLanes; lane += 8) {
