@@ -134,7 +134,14 @@ def test_a_second_copy_that_the_model_cuts_says_where() -> None:
 
 def test_features_of_a_pool_stand_in_one_array_whatever_is_cut(tmp_path: Path) -> None:
     """A text that is cut has fewer words than room; the next ones move up. What comes from the cache is the same."""
-    texts = ["a b", " ".join(f"w{i}" for i in range(100)), "", "Åse saw it", " ".join(f"v{i}" for i in range(60)), "end"]
+    texts = [
+        "a b",
+        " ".join(f"w{i}" for i in range(100)),
+        "",
+        "Åse saw it",
+        " ".join(f"v{i}" for i in range(60)),
+        "end",
+    ]
     features, _ = reader(limit=40)
     expected = [own.values.astype(np.float16) for own in features.read(texts)]
     for cache in (ArrayCache(tmp_path), ArrayCache(tmp_path)):
