@@ -321,7 +321,7 @@ def test_identical_query_spans_share_a_row_and_count_each() -> None:
 
 @native
 def test_large_numbers_among_small_ones_cost_few_exact_scores() -> None:
-    """Encoders have components that are always large. Spread over eight, they loosen the bounds of the screen little."""
+    """Encoders have components that are always large. Spread over eight, they loosen the screen little."""
     queries, offsets, weights, pool = case(11, 1500, 256, queries=30, longest=6)
     factors = np.where(np.arange(256) % 100 == 7, np.float32(6), np.float32(1))
     bounded = {}
