@@ -101,8 +101,8 @@ class Tagger:
     def load(cls, source: str, device: str = "auto", dtype: str = "float32") -> Tagger:
         """The body of a causal model, without its head. Raises EngineError for what cannot be loaded or trained.
 
-        dtype: with bfloat16 (or auto, where the processor has it) matrix products are taken in it, by autocast; float16
-        would lose small gradients, so it means float32.
+        dtype: with bfloat16 (or auto, where that is faster) the body's matrix products are taken in it, by autocast;
+        float16 would lose small gradients, so it means float32.
         """
         import transformers
 
@@ -183,7 +183,7 @@ class Tagger:
             states = self.body(
                 input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False
             ).last_hidden_state
-            return [self._head(states[i, list(row.last)]).float() for i, row in enumerate(rows)]
+        return [self._head(states[i, list(row.last)].float()) for i, row in enumerate(rows)]
 
     def tag(self, texts: Sequence[str], batch: int = 16) -> list[Tagged]:
         """The entities of every text, each text in a batch with others of its length."""

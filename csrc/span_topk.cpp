@@ -99,8 +99,9 @@ nb::dict choose_among(Floats2 vectors, Ints1 offsets, double largest_norm, Float
     Statistics done;
     {
         nb::gil_scoped_release release;
-        done = choose(batch, rows, static_cast<std::int64_t>(offsets.shape(0)) - 1, kernels, static_cast<std::int64_t>(vectors.shape(1)), proposed.data(),
-                      proposed_offsets.data(), threads, ids.data(), scores.data());
+        done = choose(batch, rows, static_cast<std::int64_t>(offsets.shape(0)) - 1, kernels,
+                      static_cast<std::int64_t>(vectors.shape(1)), proposed.data(), proposed_offsets.data(), threads,
+                      ids.data(), scores.data());
     }
     return counts(done);
 }

@@ -41,7 +41,10 @@ class Block {
         layout(static_cast<std::int64_t>(unique.size()));
         std::vector<RowFacts> facts(unique.size());
         if (pool.shared)
-            products_.resize(std::max(products_.size(), (tiles_.size() - 1) * static_cast<std::size_t>(table_size())));
+            if (const std::size_t size = (tiles_.size() - 1) * static_cast<std::size_t>(table_size()); products_.size() < size) {
+                products_ = {};  // before there is a larger one: what it holds is no longer wanted
+                products_.resize(size);
+            }
         team.each(static_cast<std::int64_t>(tiles_.size()) - 1, [&](std::int64_t t, int) {
             fill_tile(t, unique, facts);
             if (pool.shared) fill_products(t);
@@ -245,8 +248,14 @@ inline std::int64_t rows_at_a_time(const PackedPool &pool) {
     return std::clamp<std::int64_t>(budget / std::max<std::int64_t>(pool.steps, 1), 56, pool.shared ? kSharedRows : 1024);
 }
 
-// Queries among which those are looked for that go into a block together.
-constexpr std::int64_t kAlike = 1024;
+// The end of the queries from `begin` on among which those are looked for that go into a block together: at most 1,024, and
+// so many spans, of which each takes about 64 bytes while it is done, that these are 1% of the pool.
+inline std::int64_t alike_end(const Batch &batch, std::int64_t begin, std::int64_t pool_bytes) {
+    const std::int64_t most = std::min(batch.count, begin + 1024), spans = std::max<std::int64_t>(pool_bytes / 6400, 1024);
+    std::int64_t end = begin + 1;
+    while (end < most && batch.offsets[end + 1] - batch.offsets[begin] <= spans) ++end;
+    return end;
+}
 
 // Queries of a block: so many that their candidates, with a hint for each span, take about 2 MB.
 inline std::int64_t queries_at_a_time(const Batch &batch) {
@@ -270,9 +279,10 @@ inline Statistics run(const Batch &batch, const Rows &rows, const PackedPool &po
     const std::int64_t most_queries = std::max<std::int64_t>(1, queries_at_a_time(batch) / together);
     std::vector<Statistics> statistics(static_cast<std::size_t>(team.size()));
     std::vector<std::vector<float>> products(static_cast<std::size_t>(together));
-    Waiting waiting(batch, rows.offsets[pool.sentences] * pool.dims * 4, team, ids, scores);
+    const std::int64_t pool_bytes = rows.offsets[pool.sentences] * pool.dims * 4;
+    Waiting waiting(batch, pool_bytes, team, ids, scores);
     for (std::int64_t begin = 0, end = 0; begin < batch.count; begin = end) {
-        end = std::min(batch.count, begin + kAlike);
+        end = alike_end(batch, begin, pool_bytes);
         const QueryRows asked = query_rows(batch, begin, end, pool.dims, team);
         std::vector<std::vector<std::int64_t>> parts = alike(batch, begin, end, asked, most_rows, most_queries);
         for (auto from = parts.begin(); from != parts.end();) {

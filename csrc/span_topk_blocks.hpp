@@ -62,24 +62,35 @@ inline QueryRows query_rows(const Batch &batch, std::int64_t begin, std::int64_t
 
 // Queries [begin, end) in blocks of at most so many rows, but for a query that has more alone, and so many queries. A block
 // begins with the first query that is left and takes the one with the largest share of rows that the block has already,
-// the first of equals, as long as one fits: where nothing repeats, queries stay in their order.
+// the first of equals, as long as one fits: where nothing repeats, queries stay nearly in their order.
 inline std::vector<std::vector<std::int64_t>> alike(const Batch &batch, std::int64_t begin, std::int64_t end,
                                                     const QueryRows &rows, std::int64_t most_rows, std::int64_t most_queries) {
     const auto count = static_cast<std::size_t>(end - begin);
-    std::vector<std::vector<std::int32_t>> own(count);  // rows of a query, each once
-    std::vector<std::vector<std::int32_t>> askers(rows.vectors.size());
+    // Rows of the queries, and queries that ask for a row, each once: own[own_from[q]], askers[asked_from[row]] and on.
+    std::vector<std::int32_t> own, askers, last(rows.vectors.size(), -1);
+    std::vector<std::int64_t> own_from{0}, asked_from(rows.vectors.size() + 1, 0);
     for (std::size_t q = 0; q < count; ++q) {
         const std::int64_t b = begin + static_cast<std::int64_t>(q);
         for (std::int64_t i = batch.offsets[b]; i < batch.offsets[b + 1]; ++i) {
-            std::vector<std::int32_t> &some = askers[static_cast<std::size_t>(rows.of(i))];
-            if (!some.empty() && some.back() == static_cast<std::int32_t>(q)) continue;
-            some.push_back(static_cast<std::int32_t>(q));
-            own[q].push_back(rows.of(i));
+            std::int32_t &asker = last[static_cast<std::size_t>(rows.of(i))];
+            if (asker == static_cast<std::int32_t>(q)) continue;
+            asker = static_cast<std::int32_t>(q);
+            own.push_back(rows.of(i));
+            ++asked_from[static_cast<std::size_t>(rows.of(i)) + 1];
         }
+        own_from.push_back(static_cast<std::int64_t>(own.size()));
     }
+    for (std::size_t row = 0; row < rows.vectors.size(); ++row) asked_from[row + 1] += asked_from[row];
+    askers.resize(own.size());
+    std::vector<std::int64_t> next(asked_from.begin(), asked_from.end() - 1);
+    for (std::size_t q = 0; q < count; ++q)
+        for (std::int64_t n = own_from[q]; n < own_from[q + 1]; ++n)
+            askers[static_cast<std::size_t>(next[static_cast<std::size_t>(own[static_cast<std::size_t>(n)])]++)] =
+                static_cast<std::int32_t>(q);
     std::vector<std::int32_t> left, known(count);  // known: how many rows of a query the present block has
     for (std::size_t q = 0; q < count; ++q) left.push_back(static_cast<std::int32_t>(q));
-    std::vector<std::int64_t> block_of(rows.vectors.size(), -1);
+    std::vector<std::int32_t> &block_of = last;  // the last block that a row came into
+    std::fill(block_of.begin(), block_of.end(), -1);
     std::vector<std::vector<std::int64_t>> blocks;
     while (!left.empty()) {
         blocks.emplace_back();
@@ -89,19 +100,20 @@ inline std::vector<std::vector<std::int64_t>> alike(const Batch &batch, std::int
             const auto q = static_cast<std::size_t>(left[at]);
             left.erase(left.begin() + static_cast<std::ptrdiff_t>(at));
             blocks.back().push_back(begin + static_cast<std::int64_t>(q));
-            for (const std::int32_t row : own[q]) {
-                std::int64_t &block = block_of[static_cast<std::size_t>(row)];
-                if (block == static_cast<std::int64_t>(blocks.size())) continue;
-                block = static_cast<std::int64_t>(blocks.size());
+            for (std::int64_t n = own_from[q]; n < own_from[q + 1]; ++n) {
+                const auto row = static_cast<std::size_t>(own[static_cast<std::size_t>(n)]);
+                if (block_of[row] == static_cast<std::int32_t>(blocks.size())) continue;
+                block_of[row] = static_cast<std::int32_t>(blocks.size());
                 ++size;
-                for (const std::int32_t other : askers[static_cast<std::size_t>(row)]) ++known[static_cast<std::size_t>(other)];
+                for (std::int64_t m = asked_from[row]; m < asked_from[row + 1]; ++m)
+                    ++known[static_cast<std::size_t>(askers[static_cast<std::size_t>(m)])];
             }
             if (static_cast<std::int64_t>(blocks.back().size()) >= most_queries) break;
             double best = -1.0;
             at = left.size();
             for (std::size_t n = 0; n < left.size(); ++n) {
                 const auto other = static_cast<std::size_t>(left[n]);
-                const auto all = static_cast<std::int64_t>(own[other].size());
+                const std::int64_t all = own_from[other + 1] - own_from[other];
                 if (size + all - known[other] > most_rows) continue;
                 const double share = all ? static_cast<double>(known[other]) / static_cast<double>(all) : 1.0;
                 if (share > best) best = share, at = n;

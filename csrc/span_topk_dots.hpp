@@ -20,7 +20,7 @@ struct Best {
 };
 using BestFunction = Best (*)(const float *row, std::int64_t count, double margin);
 
-// The next float32 number below x or the one before it.
+// A float32 number that is at most x and within three units in the last place of it; for denormal x the nearest one.
 inline float at_most(double x) { return static_cast<float>(x - std::fabs(x) * 0x1p-23); }
 
 inline Best best_portable(const float *row, std::int64_t count, double margin) {

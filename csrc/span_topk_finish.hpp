@@ -17,14 +17,17 @@ namespace el4ner::topk {
 // Queries whose candidates are known, until they are answered.
 class Waiting {
   public:
-    // pool_bytes: how large the pool is; those who wait take 1% of it and a megabyte at most, or are answered at once.
+    // pool_bytes: how large the pool is; those who wait take 1% of it, 64 KB at least and 2 MB at
+    // most, and what the last one to come adds.
     Waiting(const Batch &batch, std::int64_t pool_bytes, Team &team, std::int64_t *ids, float *scores)
-        : batch_(batch), budget_(std::min<std::int64_t>(pool_bytes / 200, std::int64_t{1} << 20)), team_(team), ids_(ids),
+        : batch_(batch), budget_(std::clamp<std::int64_t>(pool_bytes / 100, 1 << 16, 1 << 21)), team_(team), ids_(ids),
           scores_(scores), rooms_(static_cast<std::size_t>(team.size())) {}
 
     // Query b. Answers all that wait if they are many; statistics: of the workers.
     void add(Query &&query, std::int64_t b, std::vector<Statistics> &statistics) {
         query.rest();
+        const std::int64_t at = b * batch_.k;
+        if (query.found.empty()) return query.answer(ids_ + at, scores_ + at, statistics[0]);
         bytes_ += query.bytes();
         queries_.push_back(std::move(query));
         numbers_.push_back(b);

@@ -167,8 +167,8 @@ class Units {
 // Rows of a block where spans are shared: products with the shared ones take memory by the row.
 constexpr std::int64_t kSharedRows = 224;
 
-// Shared vectors whose products with a block of kSharedRows take 3% of a pool's memory, and 8 MB at most. 5 bytes: a product
-// and what tiles leave empty. A query of more spans has a larger block: kernels/span_topk.py packs without sharing for it.
+// Shared vectors whose products with a block of kSharedRows take about 2.6% of a pool's memory, and 7 MB. 5 bytes: a product
+// and what tiles of 14 rows leave empty; those of 6 leave more, those of 4 as much again. A query of more spans has a larger block: kernels/span_topk.py packs without sharing for it.
 inline std::int64_t most_shared(std::int64_t spans, std::int64_t dims) {
     const double pool = 4.0 * static_cast<double>(spans) * static_cast<double>(dims);
     const auto most = static_cast<std::int64_t>(std::min(0.026 * pool, 7e6) / (5.0 * kSharedRows));

@@ -128,7 +128,7 @@ class Query {
     // Room for all candidates of a pool of so many sentences at once, so that it is not found bit by bit.
     void reserve(std::int64_t sentences) { found.reserve(static_cast<std::size_t>(std::min(limit_, sentences))); }
 
-    // A candidate of which nothing is known; whoever adds such ones goes on to finish.
+    // A candidate of which nothing is known; it is bounded on the way to the answer.
     void propose(std::int32_t id) {
         found.push_back({id, kLowest, -kLowest, 0.0f, -1, false, false});
     }
@@ -140,9 +140,10 @@ class Query {
         scratch_ = {};
     }
 
-    // Memory until the query is answered.
+    // Memory until the query is answered, at most: candidates, their hints with room to grow, tau's scratch and an errand.
     std::int64_t bytes() const {
-        return static_cast<std::int64_t>(found.size()) * (static_cast<std::int64_t>(sizeof(Candidate)) + 2 * spans_);
+        return static_cast<std::int64_t>(sizeof(Query)) + 8 * spans_ +
+               static_cast<std::int64_t>(found.size()) * (static_cast<std::int64_t>(sizeof(Candidate)) + 16 + 4 * spans_);
     }
 
     // Steps towards the answer: before each, `ask` names the candidates to `tighten`; then come the next step and `answer`.

@@ -418,6 +418,36 @@ def test_numbers_that_are_none_are_refused(backend: str, wrong: float) -> None:
         SpanPool.pack(np.full((1, 4), wrong), np.array([0, 1]))
 
 
+EMPTY_QUERIES_SCRIPT = """
+import numpy as np
+from el4ner.kernels import SpanPool, span_topk
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+vectors = np.random.default_rng(0).standard_normal((600, 32), dtype=np.float32)
+pool, offsets = SpanPool.pack(vectors, np.arange(0, 601, 3)), np.append(np.zeros(100000, np.int64), 1)
+span_topk(vectors[:1], offsets[-2:], np.ones(1), pool, 1, backend="native")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts anew
+before = peak()
+ids, _ = span_topk(vectors[:1], offsets, np.ones(1), pool, 1, backend="native")
+assert ids[-1, 0] == 0 and (ids[:-1] == -1).all()
+print((peak() - before) / 100000)
+"""
+
+
+@native
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset through Linux's /proc")
+def test_queries_without_spans_do_not_wait_for_their_answers(tmp_path: Path) -> None:
+    """A batch of texts without phrases takes its arrays, some 80 bytes a query; each of those who wait has 216 more."""
+    done = subprocess.run(
+        [sys.executable, "-c", EMPTY_QUERIES_SCRIPT], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert float(done.stdout) < 150
+
+
 MEMORY_SCRIPT = """
 import ctypes
 import sys
