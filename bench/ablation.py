@@ -20,6 +20,7 @@ from el4ner.bench.run_folder import RunFolder
 from el4ner.bench.system import Workbench
 from el4ner.bench.systems import OWN
 from el4ner.config import Config, make_config, merge
+from el4ner.errors import InputError
 from el4ner.jsonl import json_text
 from el4ner.metrics import pair_records
 from el4ner.output import OutputFile
@@ -166,16 +167,20 @@ def make_variant(variant: Variant, bench: Workbench, settings: Mapping[str, Any]
     return OwnSystem(variant.name, config, bench, variant.pool_size)
 
 
-def ablate_request(request: RunRequest, groups: Sequence[str], progress: Progress) -> str:
+def ablate_request(request: RunRequest, groups: Sequence[str], progress: Progress, skip: Sequence[str] = ()) -> str:
     """Runs what is missing, writes `ablation.json` and `ablation.md` into the folder, returns the table as Markdown.
 
-    Raises what `run` raises.
+    skip: names of variants that are not run. Raises InputError for one that is none of the groups', and what `run` raises.
     """
     data = load_evaluation_data(request.data)
     config = make_config(merge(request.settings, {"seed": request.data.seed, "retrieve": {"k": request.k}}))
     bench = Workbench(config, request.k, request.data.seed, remember=request.share)
     # the smallest part's pool, so that every size named is one
     chosen = variants(config, min(len(part.pool.sentences) for part in data.parts), groups)
+    optional = [variant.name for group, variant in chosen if group != "base"]
+    if unknown := sorted(set(skip) - set(optional)):
+        raise InputError(f"--skip {', '.join(unknown)}: no variant of these groups; they are {', '.join(optional)}")
+    chosen = [(group, variant) for group, variant in chosen if group == "base" or variant.name not in skip]
     systems = [make_variant(variant, bench, request.settings) for _, variant in chosen]
     refused: dict[str, str] = {}
     run_systems(request, data, bench, systems, progress, refused)

@@ -119,7 +119,8 @@ def tune(systems: str, tries: tuple[str, ...], fixed: tuple[str, ...], **shared:
 @click.command()
 @_data_options("test")
 @click.option("--groups", default="all", show_default=True, help="Comma-separated; which kinds of variants to run.")
-def ablate(groups: str, **shared: Any) -> None:
+@click.option("--skip", default="", help="Comma-separated; variants of these groups that are not run.")
+def ablate(groups: str, skip: str, **shared: Any) -> None:
     """What each stage and improvement buys: settings switched off or varied in turn, one table.
 
     Groups: voters, extract, reading, probing, stack, prompts, k, members, verifier, retrieval, pool. What concerns
@@ -132,7 +133,7 @@ def ablate(groups: str, **shared: Any) -> None:
     if unknown := sorted(set(chosen) - set(GROUPS)):
         raise click.BadParameter(f"{', '.join(unknown)}; allowed: all, {', '.join(GROUPS)}", param_hint="--groups")
     request = _run_request(shared, (), {}, share=shared["share"] is not False)
-    click.echo(ablate_request(request, chosen, Progress()))
+    click.echo(ablate_request(request, chosen, Progress(), names_of(skip, "--skip") if skip else ()))
 
 
 def _run_request(

@@ -91,3 +91,9 @@ def test_a_small_ablation_leaves_table_and_folder(tmp_path: Path) -> None:
     assert "only-reading was not run: " in (out / "ablation.md").read_text()
     again = CliRunner().invoke(group, command)
     assert again.stdout == done.stdout
+    fewer = CliRunner().invoke(group, [*command, "--skip", "only-probing,only-retrieval"])
+    assert fewer.exit_code == 0, fewer.output
+    rows = {row["name"] for row in json.loads((out / "ablation.json").read_text())["rows"]}
+    assert rows == {row["name"] for row in found["rows"]} - {"only-probing", "only-retrieval"}
+    wrong = CliRunner().invoke(group, [*command, "--skip", "k8"])
+    assert "--skip k8: no variant of these groups; they are only-reading, only-probing" in str(wrong.exception)
