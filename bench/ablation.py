@@ -170,7 +170,7 @@ def make_variant(variant: Variant, bench: Workbench, settings: Mapping[str, Any]
 def ablate_request(request: RunRequest, groups: Sequence[str], progress: Progress, skip: Sequence[str] = ()) -> str:
     """Runs what is missing, writes `ablation.json` and `ablation.md` into the folder, returns the table as Markdown.
 
-    skip: names of variants that are not run. Raises InputError for one that is none of the groups', and what `run` raises.
+    skip: names of variants that are not run. Raises InputError for others than the groups', and what `run` does.
     """
     data = load_evaluation_data(request.data)
     config = make_config(merge(request.settings, {"seed": request.data.seed, "retrieve": {"k": request.k}}))
