@@ -30,16 +30,8 @@ inline QueryRows query_rows(const Batch &batch, std::int64_t begin, std::int64_t
     const std::size_t bytes = static_cast<std::size_t>(dims) * sizeof(float);
     std::vector<std::uint64_t> hashes(static_cast<std::size_t>(count));
     team.runs(count, 32, [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t i = from; i < to; ++i) {
-            std::uint64_t hash = 0x9e3779b97f4a7c15u;
-            for (std::int64_t d = 0; d < dims; ++d) {
-                std::uint32_t bits;
-                std::memcpy(&bits, vectors + i * dims + d, sizeof bits);
-                hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
-                hash ^= hash >> 29;
-            }
-            hashes[static_cast<std::size_t>(i)] = hash;
-        }
+        for (std::int64_t i = from; i < to; ++i)
+            hashes[static_cast<std::size_t>(i)] = hash_of(vectors + i * dims, dims);
     });
     std::unordered_multimap<std::uint64_t, std::int32_t> seen;
     seen.reserve(static_cast<std::size_t>(count));
@@ -60,37 +52,50 @@ inline QueryRows query_rows(const Batch &batch, std::int64_t begin, std::int64_t
     return rows;
 }
 
+// Which rows the queries [begin, end) ask for and who asks for a row, each once, queries counted from 0: own[own_from[q]],
+// askers[asked_from[row]] and on, up to where the next one begins.
+struct Asking {
+    std::vector<std::int32_t> own, askers;
+    std::vector<std::int64_t> own_from{0}, asked_from;
+
+    Asking(const Batch &batch, std::int64_t begin, std::int64_t end, const QueryRows &rows)
+        : asked_from(rows.vectors.size() + 1, 0) {
+        const auto count = static_cast<std::size_t>(end - begin);
+        std::vector<std::int32_t> last(rows.vectors.size(), -1);  // who asked for a row last
+        for (std::size_t q = 0; q < count; ++q) {
+            const std::int64_t b = begin + static_cast<std::int64_t>(q);
+            for (std::int64_t i = batch.offsets[b]; i < batch.offsets[b + 1]; ++i) {
+                const auto row = static_cast<std::size_t>(rows.of(i));
+                if (last[row] == static_cast<std::int32_t>(q)) continue;
+                last[row] = static_cast<std::int32_t>(q);
+                own.push_back(rows.of(i));
+                ++asked_from[row + 1];
+            }
+            own_from.push_back(static_cast<std::int64_t>(own.size()));
+        }
+        for (std::size_t row = 0; row < rows.vectors.size(); ++row) asked_from[row + 1] += asked_from[row];
+        askers.resize(own.size());
+        std::vector<std::int64_t> next(asked_from.begin(), asked_from.end() - 1);
+        for (std::size_t q = 0; q < count; ++q)
+            for (std::int64_t n = own_from[q]; n < own_from[q + 1]; ++n) {
+                const auto row = static_cast<std::size_t>(own[static_cast<std::size_t>(n)]);
+                askers[static_cast<std::size_t>(next[row]++)] = static_cast<std::int32_t>(q);
+            }
+    }
+
+    std::int64_t rows_of(std::size_t q) const { return own_from[q + 1] - own_from[q]; }
+};
+
 // Queries [begin, end) in blocks of at most so many rows, but for a query that has more alone, and so many queries. A block
 // begins with the first query that is left and takes the one with the largest share of rows that the block has already,
 // the first of equals, as long as one fits: where nothing repeats, queries stay nearly in their order.
 inline std::vector<std::vector<std::int64_t>> alike(const Batch &batch, std::int64_t begin, std::int64_t end,
                                                     const QueryRows &rows, std::int64_t most_rows, std::int64_t most_queries) {
     const auto count = static_cast<std::size_t>(end - begin);
-    // Rows of the queries, and queries that ask for a row, each once: own[own_from[q]], askers[asked_from[row]] and on.
-    std::vector<std::int32_t> own, askers, last(rows.vectors.size(), -1);
-    std::vector<std::int64_t> own_from{0}, asked_from(rows.vectors.size() + 1, 0);
-    for (std::size_t q = 0; q < count; ++q) {
-        const std::int64_t b = begin + static_cast<std::int64_t>(q);
-        for (std::int64_t i = batch.offsets[b]; i < batch.offsets[b + 1]; ++i) {
-            std::int32_t &asker = last[static_cast<std::size_t>(rows.of(i))];
-            if (asker == static_cast<std::int32_t>(q)) continue;
-            asker = static_cast<std::int32_t>(q);
-            own.push_back(rows.of(i));
-            ++asked_from[static_cast<std::size_t>(rows.of(i)) + 1];
-        }
-        own_from.push_back(static_cast<std::int64_t>(own.size()));
-    }
-    for (std::size_t row = 0; row < rows.vectors.size(); ++row) asked_from[row + 1] += asked_from[row];
-    askers.resize(own.size());
-    std::vector<std::int64_t> next(asked_from.begin(), asked_from.end() - 1);
-    for (std::size_t q = 0; q < count; ++q)
-        for (std::int64_t n = own_from[q]; n < own_from[q + 1]; ++n)
-            askers[static_cast<std::size_t>(next[static_cast<std::size_t>(own[static_cast<std::size_t>(n)])]++)] =
-                static_cast<std::int32_t>(q);
+    const Asking asking(batch, begin, end, rows);
     std::vector<std::int32_t> left, known(count);  // known: how many rows of a query the present block has
     for (std::size_t q = 0; q < count; ++q) left.push_back(static_cast<std::int32_t>(q));
-    std::vector<std::int32_t> &block_of = last;  // the last block that a row came into
-    std::fill(block_of.begin(), block_of.end(), -1);
+    std::vector<std::int32_t> block_of(rows.vectors.size(), -1);  // the last block that a row came into
     std::vector<std::vector<std::int64_t>> blocks;
     while (!left.empty()) {
         blocks.emplace_back();
@@ -100,20 +105,20 @@ inline std::vector<std::vector<std::int64_t>> alike(const Batch &batch, std::int
             const auto q = static_cast<std::size_t>(left[at]);
             left.erase(left.begin() + static_cast<std::ptrdiff_t>(at));
             blocks.back().push_back(begin + static_cast<std::int64_t>(q));
-            for (std::int64_t n = own_from[q]; n < own_from[q + 1]; ++n) {
-                const auto row = static_cast<std::size_t>(own[static_cast<std::size_t>(n)]);
+            for (std::int64_t n = asking.own_from[q]; n < asking.own_from[q + 1]; ++n) {
+                const auto row = static_cast<std::size_t>(asking.own[static_cast<std::size_t>(n)]);
                 if (block_of[row] == static_cast<std::int32_t>(blocks.size())) continue;
                 block_of[row] = static_cast<std::int32_t>(blocks.size());
                 ++size;
-                for (std::int64_t m = asked_from[row]; m < asked_from[row + 1]; ++m)
-                    ++known[static_cast<std::size_t>(askers[static_cast<std::size_t>(m)])];
+                for (std::int64_t m = asking.asked_from[row]; m < asking.asked_from[row + 1]; ++m)
+                    ++known[static_cast<std::size_t>(asking.askers[static_cast<std::size_t>(m)])];
             }
             if (static_cast<std::int64_t>(blocks.back().size()) >= most_queries) break;
             double best = -1.0;
             at = left.size();
             for (std::size_t n = 0; n < left.size(); ++n) {
                 const auto other = static_cast<std::size_t>(left[n]);
-                const std::int64_t all = own_from[other + 1] - own_from[other];
+                const std::int64_t all = asking.rows_of(other);
                 if (size + all - known[other] > most_rows) continue;
                 const double share = all ? static_cast<double>(known[other]) / static_cast<double>(all) : 1.0;
                 if (share > best) best = share, at = n;

@@ -23,6 +23,18 @@ struct SharedSpans {
     std::vector<std::int64_t> rows;
 };
 
+// Equal vectors have the same one.
+inline std::uint64_t hash_of(const float *vector, std::int64_t count) {
+    std::uint64_t hash = 0x9e3779b97f4a7c15u;
+    for (std::int64_t d = 0; d < count; ++d) {
+        std::uint32_t bits;
+        std::memcpy(&bits, vector + d, sizeof bits);
+        hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
+        hash ^= hash >> 29;
+    }
+    return hash;
+}
+
 // Finds at most `most` vectors that occur more than once, the commonest first. Equal vectors may be missed, where many
 // others begin with the same 16 numbers; unequal ones are never taken for each other.
 inline SharedSpans find_shared(const float *vectors, std::int64_t count, std::int64_t dims, std::int64_t most, int threads) {
@@ -32,16 +44,8 @@ inline SharedSpans find_shared(const float *vectors, std::int64_t count, std::in
     std::vector<std::uint64_t> hashes(static_cast<std::size_t>(count));
     constexpr std::int64_t chunk = 4096;
     parallel((count + chunk - 1) / chunk, threads, [&](std::int64_t task) {
-        for (std::int64_t s = task * chunk; s < std::min(count, (task + 1) * chunk); ++s) {
-            std::uint64_t hash = 0x9e3779b97f4a7c15u;
-            for (std::int64_t d = 0; d < head; ++d) {
-                std::uint32_t bits;
-                std::memcpy(&bits, vectors + s * dims + d, sizeof bits);
-                hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
-                hash ^= hash >> 29;
-            }
-            hashes[static_cast<std::size_t>(s)] = hash;
-        }
+        for (std::int64_t s = task * chunk; s < std::min(count, (task + 1) * chunk); ++s)
+            hashes[static_cast<std::size_t>(s)] = hash_of(vectors + s * dims, head);
     });
     struct Entry {
         std::int32_t row = -1, count = 0;

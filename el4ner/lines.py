@@ -153,10 +153,8 @@ def _check_encoding(beginning: bytes, name: str) -> None:
     if beginning.startswith((b"\xff\xfe", b"\xfe\xff")) or unmarked:
         scheme = "UTF-16" if not unmarked else "UTF-16BE" if beginning[0] == 0 else "UTF-16LE"
         raise InputError(f"{name}: is UTF-16; convert it to UTF-8 first (iconv -f {scheme} -t UTF-8)")
-    for scheme, high in (
-        ("UTF-16LE", beginning[1:4:2]),
-        ("UTF-16BE", beginning[0:4:2]),
-    ):  # Greek, Cyrillic, Arabic, ...
+    for scheme, high in (("UTF-16LE", beginning[1:4:2]), ("UTF-16BE", beginning[0:4:2])):
+        # of Greek, Cyrillic, Arabic and other letters all first bytes are the same
         if len(high) == 2 and high[0] == high[1] and high[0] in _HIGH_BYTES:
             raise InputError(f"{name}: looks like UTF-16; convert it to UTF-8 first (iconv -f {scheme} -t UTF-8)")
     if beginning.startswith(b"\x1f\x8b"):

@@ -320,6 +320,17 @@ def test_identical_query_spans_share_a_row_and_count_each() -> None:
 
 
 @native
+@pytest.mark.parametrize("spans", [1, 3])
+def test_more_queries_than_are_regrouped_at_a_time(path: str, spans: int) -> None:
+    """Blocks are made of 1,024 queries, or so many spans, at a time; answers stand where their queries do."""
+    queries, _, _, pool = case(19, 40, 8, queries=40, longest=5)
+    picks = np.random.default_rng(3).integers(0, len(queries), 2500 * spans)
+    offsets, weights = np.arange(0, len(picks) + 1, spans), np.ones(len(picks))
+    expected = span_topk(queries[picks], offsets, weights, pool, 4, backend="ref")
+    assert_same(span_topk(queries[picks], offsets, weights, pool, 4, backend="native", precision=path), expected)
+
+
+@native
 def test_large_numbers_among_small_ones_cost_few_exact_scores() -> None:
     """Encoders have components that are always large. Spread over eight, they loosen the screen little."""
     queries, offsets, weights, pool = case(11, 1500, 256, queries=30, longest=6)

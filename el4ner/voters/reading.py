@@ -238,9 +238,8 @@ class ReadingVoter:
 
     def _read_anew(self, texts: Sequence[str], progress: Progress) -> dict[str, np.ndarray]:
         """What `_read_pool` keeps. Every feature is written to its place at once: a second copy would be the peak."""
-        places = np.cumsum(
-            [0, *(len(words(text)) for text in texts)]
-        )  # a text that is cut leaves the end of its own free
+        # a text that is cut leaves the end of its place free
+        places = np.cumsum([0, *(len(words(text)) for text in texts)])
         values = np.zeros((0, 0), np.float16)
         units: list[tuple[Span, ...]] = [()] * len(texts)
         widths: tuple[int, ...] = ()
