@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from el4ner.engines import attention  # noqa: E402
 from el4ner.engines.attention import NAME, grouped_attention  # noqa: E402
+from el4ner.engines.ragged import Layout, current, running  # noqa: E402
 
 
 def _inputs(length: int, heads: int, groups: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -50,6 +51,21 @@ def test_grouped_attention_equals_the_formula(
         assert weights is None
         assert found.shape == (3, length, heads, width)
         np.testing.assert_allclose(found.double().numpy(), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 0.05)])
+def test_tokens_of_rows_that_are_fed_unequally_are_laid_out(
+    dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "fused_in_bfloat16", lambda: False)
+    query, key, value, mask = _inputs(4, 6, 2, 16, getattr(torch, dtype))
+    layout = Layout(torch.tensor([2, 0, 2, 2, 0, 1]), torch.tensor([0, 0, 1, 3, 1, 2]), (3, 4))
+    tokens = layout.gather(query.transpose(1, 2)).transpose(0, 1)[None]  # (1, H, N, D)
+    with running(layout):
+        found, _ = grouped_attention(torch.nn.Module(), tokens, key, value, mask)
+    assert current() is None
+    expected = _formula(query, key, value, mask, 0.25)[layout.rows.numpy(), layout.slots.numpy()]
+    np.testing.assert_allclose(found[0].double().numpy(), expected, atol=tolerance)
 
 
 def test_without_a_mask_it_is_causal() -> None:

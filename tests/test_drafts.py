@@ -136,12 +136,14 @@ def test_a_lane_gives_back_the_columns_of_wrong_drafts() -> None:
     memory.take([first, second])
     assert (first.columns, second.columns) == ([5, 6, 7], [5])
     step = memory.step([first, second])
-    assert step.tokens.tolist() == [[7, 8, 9], [7, 0, 0]]
-    assert step.positions.tolist() == [[5, 6, 7], [5, 0, 0]]
-    assert step.columns.tolist() == [[5, 6, 7], [5, 8, 8]]  # padding goes to the last column
+    assert step.tokens.tolist() == [7, 8, 9, 7]
+    assert step.positions.tolist() == [5, 6, 7, 5]
+    assert step.columns.tolist() == [5, 6, 7, 5]
     assert step.visible[0, 1].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert step.visible[1, 1].nonzero().flatten().tolist() == [0]
-    assert (step.rows, step.slots) == ([0, 0, 0, 1], [0, 1, 2, 0])
+    assert (step.layout.rows.tolist(), step.layout.slots.tolist()) == ([0, 0, 0, 1], [0, 1, 2, 0])
+    assert step.layout.spread(step.columns, 8).tolist() == [[5, 6, 7], [5, 8, 8]]
+    assert step.layout.gather(step.layout.spread(step.tokens)).tolist() == step.tokens.tolist()
     memory.give(0, first.keep(1))
     assert (first.own, first.position) == ([5], 6)
     first.fed = [8, 9]

@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import save_tiny
 
-from el4ner.engines import Choose, Engine, Generate, SubstringList, load_engine
+from el4ner.engines import Choose, Engine, Generate, SubstringList, load_engine, prefix_cache
+from el4ner.engines.chat import PromptTokens
+from el4ner.engines.decoding import PlainDecoder, Reply, ReplyWriter, Scores
+from el4ner.engines.head import Head
 from el4ner.engines.prefix_cache import PrefixRunner
+from el4ner.engines.ragged import Step
 from el4ner.errors import EngineError
 
 torch = pytest.importorskip("torch")
@@ -88,8 +92,6 @@ DOCUMENTS = [
 
 
 def test_replies_alone_equal_replies_in_a_batch_and_plain_ones(tiny: Any) -> None:
-    from el4ner.engines.decoding import PlainDecoder, Reply, ReplyWriter
-
     requests = [
         Generate(("List.\n", f"Text: {text}\n", "Names:"), grammar, 12 + 3 * n)
         for n, text in enumerate(DOCUMENTS)
@@ -102,8 +104,9 @@ def test_replies_alone_equal_replies_in_a_batch_and_plain_ones(tiny: Any) -> Non
     assert [reply.text for reply in replies] == [completion.text for completion in batched]
 
 
+@pytest.mark.parametrize("ragged", [True, False])
 def test_replies_behind_one_prefix_are_written_side_by_side_as_alone(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, ragged: bool
 ) -> None:
     text = "Ann met Bob in Rome. The end is near, Bob said."
     shared = [("Say what it is.\n", "Rome is a place.\n"), ("Say what it is.\n", "Text: " + text)]
@@ -114,17 +117,50 @@ def test_replies_behind_one_prefix_are_written_side_by_side_as_alone(
         for grammar, limit in ((None, 5), (SubstringList(text), 12), (None, 1), (None, 9))
     ]
     alone = [tiny.generate([request])[0] for request in requests]
-    steps: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, int]] = []
+    fed: list[int] = []
     inner = PrefixRunner.step
 
-    def step(self: Any, state: Any, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
-        steps.append(tuple(tokens.shape))
-        return inner(self, state, tokens, *rest)
+    def step(self: Any, state: Any, asked: Step) -> torch.Tensor:
+        shapes.append(asked.layout.shape)
+        fed.append(len(asked.tokens))
+        return inner(self, state, asked)
 
+    assert prefix_cache.grouped(tiny.model.base_model)
     monkeypatch.setattr(PrefixRunner, "step", step)
+    monkeypatch.setattr(prefix_cache, "grouped", lambda _: ragged)
     assert tiny.generate(requests) == alone
     assert len({reply.generated_tokens for reply in alone}) > 2  # lanes end at different times
-    assert max(rows for rows, _ in steps) == 2 and max(lanes for _, lanes in steps) > 3  # noqa: PT018
+    assert max(rows for rows, _ in shapes) == 2 and max(lanes for _, lanes in shapes) > 3  # noqa: PT018
+    assert any(tokens < rows * lanes for tokens, (rows, lanes) in zip(fed, shapes, strict=True))  # of unequal length
+
+
+def test_only_what_a_grammar_admits_is_scored(tiny: Any) -> None:
+    """The same choice as from the logits of all tokens, of which only the admitted ones count."""
+    texts = ("Ann met Bob in Rome.", "The end is near", "")
+    hidden = torch.randn(4, tiny.model.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    head = Head(tiny.model)
+    writer = ReplyWriter(tiny.tokenizer, tiny._end_tokens())
+    asked: list[int | None] = []
+
+    def chosen(free: bool) -> list[int]:
+        grammars = [tiny._grammar(SubstringList(text)) for text in texts]
+        replies = [Reply(PromptTokens((), (0,)), 9, grammar) for grammar in [*grammars, *[None] * free]]
+        scores = Scores(head, hidden).at(range(len(replies)))
+
+        def logits(tokens: torch.Tensor | None) -> torch.Tensor:
+            asked.append(None if tokens is None else len(tokens))
+            return scores(tokens)
+
+        return writer.take(logits, replies)
+
+    assert chosen(free=False) == chosen(free=True)[:3]
+    assert asked[1] is None  # a free reply chooses among all
+    assert asked[0] is not None and asked[0] < 200  # noqa: PT018
+    for text, token, row in zip(texts, chosen(free=False), head.logits(hidden), strict=False):
+        matcher = tiny._grammar(SubstringList(text))
+        admitted = [i for i in range(len(row)) if matcher.valid([i])]
+        assert token == max(admitted, key=lambda i: float(row[i]))
 
 
 @pytest.mark.parametrize("text", DOCUMENTS)
@@ -165,9 +201,6 @@ def test_what_the_grammar_admits_is_read_as_it_was_written(tiny: Any, item: str)
     ],
 )
 def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: str, used: int) -> None:
-    from el4ner.engines.chat import PromptTokens
-    from el4ner.engines.decoding import Reply, ReplyWriter
-
     class Pieces:
         all_special_ids = (99,)
 
@@ -176,7 +209,8 @@ def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: st
 
     writer, reply = ReplyWriter(Pieces(), ()), Reply(PromptTokens((), (0,)), limit=len(pieces))
     for token in range(len(pieces)):
-        writer.take(torch.nn.functional.one_hot(torch.tensor([token]), 100).float(), [reply])
+        logits = torch.nn.functional.one_hot(torch.tensor([token]), 100).float()
+        writer.take(lambda _, own=logits: own, [reply])  # type: ignore[misc]
         if reply.done:
             break
     assert (reply.text, reply.generated) == (text, used)

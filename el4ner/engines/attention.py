@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from el4ner.engines.ragged import current
+
 NAME = "el4ner_grouped"
 
 
@@ -27,7 +29,10 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query (B, H, N, D), key and value (B, G, C, D), additive mask (B, 1, N, C) -> (B, N, H, D), None."""
+    """query (B, H, N, D), key and value (B, G, C, D), additive mask (B, 1, N, C) -> (B, N, H, D), None.
+
+    In a pass with a layout (ragged.py) query is (1, H, N, D), the mask (R, 1, W, C), the result (1, N, H, D).
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     # beyond the plain case: no mask to group, a mask of booleans or by head, biases, training
@@ -37,20 +42,31 @@ def grouped_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
+    layout = current()
+    if layout is not None:  # (1, H, N, D): the tokens of all rows as one
+        query = layout.spread(query[0].transpose(0, 1)).transpose(1, 2)
+    found = _by_groups(query, key, value, attention_mask, scaling)
+    return (found if layout is None else layout.gather(found)[None]), None
+
+
+def _by_groups(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """As above, (B, N, H, D)."""
     rows, heads, length, width = query.shape
     groups = key.shape[1]
     share = heads // groups
     scale = width**-0.5 if scaling is None else scaling
-    grouped = query.reshape(rows, groups, share * length, width)
-    mask = attention_mask[:, :, :, : key.shape[2]]
+    by_group = query.reshape(rows, groups, share * length, width)
+    mask = mask[:, :, :, : key.shape[2]]
     if length > 1:  # head by head the same queries, so the same rows of the mask
         mask = mask.repeat(1, 1, share, 1)
     if query.dtype == torch.bfloat16 and not fused_in_bfloat16():
-        scores = torch.matmul(grouped * scale, key.transpose(2, 3)).add_(mask)
+        scores = torch.matmul(by_group * scale, key.transpose(2, 3)).add_(mask)
         found = torch.matmul(scores.softmax(-1), value)
     else:
-        found = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
-    return found.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None
+        found = torch.nn.functional.scaled_dot_product_attention(by_group, key, value, attn_mask=mask, scale=scale)
+    return found.reshape(rows, heads, length, value.shape[-1]).transpose(1, 2).contiguous()
 
 
 @functools.cache
@@ -70,3 +86,8 @@ def install(model: Any) -> None:
     AttentionInterface.register(NAME, grouped_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def grouped(backbone: Any) -> bool:
+    """Whether a model's attention is this one, which knows the layouts of ragged passes."""
+    return getattr(backbone.config.get_text_config(), "_attn_implementation", None) == NAME

@@ -7,7 +7,7 @@ tokenizer's decoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from el4ner.engines.chat import PromptTokens, TokenIds
 from el4ner.engines.drafts import Lookup
-from el4ner.engines.grammar import RowGrammar
+from el4ner.engines.grammar import RowGrammar, allowed_tokens
 from el4ner.engines.head import Head
 from el4ner.engines.lanes import Lane, LaneMemory
 from el4ner.engines.prefix_cache import Chunk, Continued, PrefixRunner, Row
@@ -56,6 +56,31 @@ class Reply:
             self.grammar.restart()
 
 
+Logits = Callable[[torch.Tensor | None], torch.Tensor]
+"""What gives logits of B replies: of some tokens (T,) i64 as (B, T), of all as (B, V)."""
+
+
+class Scores:
+    """Logits behind N hidden states (N, D). Those of all tokens are computed once for all of them."""
+
+    def __init__(self, head: Head, hidden: torch.Tensor) -> None:
+        self._head = head
+        self._hidden = hidden
+        self._all: torch.Tensor | None = None
+
+    def at(self, places: Sequence[int]) -> Logits:
+        """Of some of the hidden states."""
+
+        def logits(tokens: torch.Tensor | None) -> torch.Tensor:
+            if tokens is not None:
+                return self._head.logits(self._hidden[list(places)], tokens)
+            if self._all is None:
+                self._all = self._head.logits(self._hidden)
+            return self._all[list(places)]
+
+        return logits
+
+
 class ReplyWriter:
     """Chooses the next token of each reply and knows when it ends."""
 
@@ -63,19 +88,31 @@ class ReplyWriter:
         self._tokenizer = tokenizer
         self._stops = frozenset(end_tokens) | frozenset(tokenizer.all_special_ids)
 
-    def take(self, logits: torch.Tensor, replies: Sequence[Reply]) -> list[int]:
-        """logits (B, V) -> the most probable allowed token of every reply, which the replies take."""
-        for row, reply in enumerate(replies):
-            if reply.grammar is not None and not reply.done:
-                allowed = reply.grammar.allowed().to(logits.device)
-                width = min(len(allowed), logits.shape[1])
-                logits[row, :width].masked_fill_(~allowed[:width], float("-inf"))
-                logits[row, width:] = float("-inf")
-        chosen = logits.argmax(-1).tolist()
+    def take(self, logits: Logits, replies: Sequence[Reply]) -> list[int]:
+        """The most probable allowed token of each of B replies, which the replies take.
+
+        Where all are bound to grammars only the logits of tokens that one of these admits are asked for: some hundred
+        of many thousands.
+        """
+        bound = [reply.grammar for reply in replies if reply.grammar is not None and not reply.done]
+        tokens, mask = allowed_tokens(bound) if bound else (np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=bool))
+        if len(bound) == len(replies) and len(tokens):
+            found = logits(torch.from_numpy(tokens))
+            found = found.masked_fill(~torch.from_numpy(mask).to(found.device), float("-inf"))
+            chosen = [int(tokens[best]) for best in found.argmax(-1).tolist()]
+        else:
+            found = logits(None)
+            rows = [row for row, reply in enumerate(replies) if reply.grammar is not None and not reply.done]
+            for row, own in zip(rows, mask, strict=True):
+                kept = found.new_full(found[row].shape, float("-inf"))
+                own = torch.from_numpy(tokens[own]).to(found.device)
+                kept[own] = found[row, own]
+                found[row] = kept
+            chosen = [int(token) for token in found.argmax(-1).tolist()]
         for reply, token in zip(replies, chosen, strict=True):
             if not reply.done:
                 self._take(reply, token)
-        return [int(token) for token in chosen]
+        return chosen
 
     def _take(self, reply: Reply, token: int) -> None:
         reply.generated += 1
@@ -170,15 +207,14 @@ class BatchDecoder:
             for reply, end in zip(row, ends[r], strict=True)
         ]
         hidden = state.hidden[[lane.row for lane, _ in going], [end for own in ends for end in own]]
-        self._writer.take(self._head.logits(hidden), [reply for _, reply in going])
+        self._writer.take(Scores(self._head, hidden).at(range(len(going))), [reply for _, reply in going])
         while going := [(lane, reply) for lane, reply in going if not reply.done]:
             lanes = [lane for lane, _ in going]
             memory.drop(lanes)
             self._feed(going)
             memory.take(lanes)
             step = memory.step(lanes)
-            found = self._runner.step(state, step.tokens, step.positions, step.columns, step.visible)
-            self._accept(going, self._head.logits(found[step.rows, step.slots]), memory)
+            self._accept(going, Scores(self._head, self._runner.step(state, step)), memory)
             self.steps += 1
 
     def _feed(self, going: Sequence[tuple[Lane, Reply]]) -> None:
@@ -192,14 +228,14 @@ class BatchDecoder:
             lane.fed = [reply.tokens[-1], *draft]
             self.drafted += len(draft)
 
-    def _accept(self, going: Sequence[tuple[Lane, Reply]], logits: torch.Tensor, memory: LaneMemory) -> None:
-        """logits (N, V), lane by lane. Replies take tokens for as long as their drafts are what they take."""
+    def _accept(self, going: Sequence[tuple[Lane, Reply]], scores: Scores, memory: LaneMemory) -> None:
+        """Scores lane by lane. Replies take tokens for as long as their drafts are what they take."""
         begin = np.cumsum([0, *(len(lane.fed) for lane, _ in going)])
         taking = list(range(len(going)))
         read = 0
         while taking:
             replies = [going[i][1] for i in taking]
-            chosen = self._writer.take(logits[[int(begin[i]) + read for i in taking]], replies)
+            chosen = self._writer.take(scores.at([int(begin[i]) + read for i in taking]), replies)
             read += 1
             follow = []
             for i, token in zip(taking, chosen, strict=True):
@@ -252,11 +288,16 @@ class PlainDecoder:
             ids = list(reply.prompt.ids)
             with torch.inference_mode():
                 while True:
-                    (token,) = self._writer.take(logits.reshape(1, -1), [reply])
+                    (token,) = self._writer.take(_given(logits.reshape(1, -1)), [reply])
                     if reply.done:
                         break
                     ids.append(token)
                     logits, past = self._repeated.follow(ids if past is None else [token], past)
+
+
+def _given(logits: torch.Tensor) -> Logits:
+    """Logits (B, V) that are there."""
+    return lambda tokens: logits if tokens is None else logits[:, tokens.to(logits.device)]
 
 
 def _spare(rows: Sequence[Sequence[Reply]]) -> int:

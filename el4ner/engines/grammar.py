@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from el4ner.engines.base import SubstringList
@@ -102,6 +101,13 @@ class GrammarTokens:
         return RowGrammar(matcher, self.n_vocab)
 
 
+def allowed_tokens(grammars: Sequence[RowGrammar]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Tokens that continue any of B replies, ascending (T,), and which of them continue each, (B, T)."""
+    bits = np.stack([grammar.bits() for grammar in grammars])
+    tokens = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(bits), bitorder="little"))
+    return tokens, (bits[:, tokens >> 3] >> (tokens & 7).astype(np.uint8) & 1).astype(bool)
+
+
 class RowGrammar:
     """The state of one reply: which tokens may come next."""
 
@@ -116,14 +122,17 @@ class RowGrammar:
             reason = str(self._matcher.get_error()).strip().partition("\n")[0]
             raise EngineError(f"constrained decoding failed ({reason}); turn grounded extraction off for this text")
 
-    def allowed(self) -> torch.Tensor:
-        """(V,) bool: tokens that continue the reply."""
+    def bits(self) -> NDArray[np.uint8]:
+        """(V / 8,) u8: one bit for each token, the lowest first, set where it continues the reply.
+
+        Holds until the next call.
+        """
         import llguidance.numpy
 
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
         self._check()
-        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[: self._n_vocab]
-        return torch.from_numpy(bits.astype(bool))
+        bits: NDArray[np.uint8] = self._mask.view(np.uint8)[0]
+        return bits
 
     def consume(self, token: int) -> None:
         """Take the token that was chosen."""

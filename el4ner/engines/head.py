@@ -40,9 +40,13 @@ class Head:
             logits = torch.tanh(logits / self._cap) * self._cap
         return logits
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden (R, D) -> (R, V) f32."""
-        return self._finish(torch.nn.functional.linear(hidden, self.weight, self.bias))
+    def logits(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden (R, D) -> (R, V) f32; of some tokens (T,) i64 only, (R, T)."""
+        weight, bias = self.weight, self.bias
+        if tokens is not None:
+            tokens = tokens.to(weight.device)
+            weight, bias = weight[tokens], None if bias is None else bias[tokens]
+        return self._finish(torch.nn.functional.linear(hidden, weight, bias))
 
     def log_probabilities(
         self, hidden: torch.Tensor, tokens: IntArray, normalise: Literal["vocab", "choices"]

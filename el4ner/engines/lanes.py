@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from el4ner.engines.drafts import Lookup
 from el4ner.engines.prefix_cache import Continued
+from el4ner.engines.ragged import Layout, Step
 
 
 @dataclass(eq=False, slots=True)
@@ -40,21 +41,6 @@ class Lane:
         wrong = self.columns[n:]
         self.fed, self.columns = [], []
         return wrong
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A pass over what R rows of lanes are fed, W slots wide. tokens, positions, columns (R, W) i64.
-
-    visible (R, W, C) bool: the columns each slot looks at. rows, slots (N): where what was fed stands, lane by lane.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    columns: torch.Tensor
-    visible: torch.Tensor
-    rows: list[int]
-    slots: list[int]
 
 
 class LaneMemory:
@@ -100,25 +86,26 @@ class LaneMemory:
     def step(self, lanes: Sequence[Lane]) -> Step:
         """The pass over what the lanes are fed. A slot for padding looks at the first column: a softmax over nothing is
         NaN."""
-        used = [0] * len(self._free)
+        n_tokens = sum(len(lane.fed) for lane in lanes)
+        tokens, positions, columns, rows, slots = (np.zeros(n_tokens, dtype=np.int64) for _ in range(5))
+        filled = [0] * len(self._free)
+        at = 0
         for lane in lanes:
-            used[lane.row] += len(lane.fed)
-        shape = (len(used), max(used))
-        tokens, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        columns = np.full(shape, self._state.capacity - 1, dtype=np.int64)
+            own = slice(at, at + len(lane.fed))
+            tokens[own], columns[own], rows[own] = lane.fed, lane.columns, lane.row
+            offsets = np.arange(len(lane.fed))
+            positions[own], slots[own] = lane.position + offsets, filled[lane.row] + offsets
+            filled[lane.row] += len(lane.fed)
+            at = own.stop
+        shape = (len(filled), max(filled))
         visible = np.zeros((*shape, self._state.capacity), dtype=bool)
         visible[:, :, 0] = True
-        rows: list[int] = []
-        slots: list[int] = []
-        filled = [0] * len(used)
+        at = 0
         for lane in lanes:
-            for offset, (token, column) in enumerate(zip(lane.fed, lane.columns, strict=True)):
-                at = (lane.row, filled[lane.row])
-                tokens[at], positions[at], columns[at] = token, lane.position + offset, column
-                visible[at][: self._begin] = lane.prompt
-                visible[at][[*lane.own, *lane.columns[: offset + 1]]] = True
-                rows.append(at[0])
-                slots.append(at[1])
-                filled[lane.row] += 1
-        made = [torch.from_numpy(array) for array in (tokens, positions, columns, visible)]
-        return Step(made[0], made[1], made[2], made[3], rows, slots)
+            for offset in range(len(lane.fed)):
+                seen = visible[lane.row, slots[at + offset]]
+                seen[: self._begin] = lane.prompt
+                seen[[*lane.own, *lane.columns[: offset + 1]]] = True
+            at += len(lane.fed)
+        made = [torch.from_numpy(array) for array in (tokens, positions, columns, visible, rows, slots)]
+        return Step(made[0], made[1], made[2], made[3], Layout(made[4], made[5], shape))

@@ -10,6 +10,7 @@ import math
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import Cache, DynamicLayer
 
+from el4ner.engines.attention import grouped
 from el4ner.engines.batches import length_batches
 from el4ner.engines.chat import TokenIds
+from el4ner.engines.ragged import Step, running
 from el4ner.engines.states import additive_mask
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -157,7 +160,8 @@ class _BufferLayer(DynamicLayer):
         self.capacity = capacity
         self.filled = 0
         self.places: tuple[torch.Tensor, torch.Tensor] | None = None
-        """Rows and columns (B, N) that the next tokens are written to; None: behind what is there."""
+        """Rows and columns that the next tokens (B, N) are written to, which broadcast to (B, N); None: behind what is
+        there."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Memory for (B, H, capacity, D), and the prefixes copied in."""
@@ -316,32 +320,29 @@ class PrefixRunner:
             ).last_hidden_state
         return Continued(hidden, cache, layers, prefix_width, width, block.columns)
 
-    def step(
-        self,
-        state: Continued,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        columns: torch.Tensor,
-        visible: torch.Tensor,
-    ) -> torch.Tensor:
-        """W more tokens per row, tokens and positions (B, W) -> hidden states after the final norm (B, W, D).
-
-        columns (B, W): where in the memory each is written. visible (B, W, C) bool: which columns it looks at, its own
-        among them.
-        """
-        columns = columns.to(self._device)
-        rows = torch.arange(len(columns), device=self._device)[:, None]
+    def step(self, state: Continued, step: Step) -> torch.Tensor:
+        """N more tokens -> their hidden states after the final norm (N, D)."""
+        layout = step.layout.to(self._device)
+        tokens, positions, columns = (t.to(self._device) for t in (step.tokens, step.positions, step.columns))
+        ragged = grouped(self._backbone)
+        if ragged:
+            rows = layout.rows[None]
+            tokens, positions, columns = tokens[None], positions[None], columns[None]
+        else:
+            rows = torch.arange(layout.shape[0], device=self._device)[:, None]
+            tokens, positions = layout.spread(tokens), layout.spread(positions)
+            columns = layout.spread(columns, state.capacity - 1)
         for layer in state.layers:
             layer.places = (rows, columns)
-        with torch.inference_mode():
+        with torch.inference_mode(), running(layout) if ragged else nullcontext():
             hidden: torch.Tensor = self._backbone(
-                input_ids=tokens.to(self._device),
-                attention_mask=additive_mask(visible[:, None], self._dtype, self._device),
-                position_ids=positions.to(self._device),
+                input_ids=tokens,
+                attention_mask=additive_mask(step.visible[:, None], self._dtype, self._device),
+                position_ids=positions,
                 past_key_values=state.cache,
                 use_cache=True,
             ).last_hidden_state
-        return hidden
+        return hidden[0] if ragged else layout.gather(hidden)
 
     def _mask(self, rows: Sequence[Row], prefix_width: int, width: int, extra: int) -> torch.Tensor:
         """(B, 1, N, P + N + extra) additive: 0 where a token may look, the lowest number of the dtype elsewhere."""

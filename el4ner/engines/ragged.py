@@ -1,0 +1,69 @@
+"""Steps of writing whose rows are fed different numbers of tokens, without padding in the products that cost most.
+
+The model sees the tokens of all rows as one row; only attention, which a `Layout` tells whose they are, lays them out
+by row. Where attention is not el4ner's own (attention.py) the rows are padded instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which of R rows, and which of its W slots, each of N tokens stands in. rows, slots (N,) i64; shape (R, W)."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    shape: tuple[int, int]
+
+    def spread(self, tokens: torch.Tensor, fill: float = 0) -> torch.Tensor:
+        """(N, ...) -> (R, W, ...), `fill` in slots without a token."""
+        laid = tokens.new_full((*self.shape, *tokens.shape[1:]), fill)
+        laid[self.rows, self.slots] = tokens
+        return laid
+
+    def gather(self, laid: torch.Tensor) -> torch.Tensor:
+        """The inverse: (R, W, ...) -> (N, ...)."""
+        return laid[self.rows, self.slots]
+
+    def to(self, device: torch.device) -> Layout:
+        """The same where a model runs."""
+        return Layout(self.rows.to(device), self.slots.to(device), self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A pass over N tokens. tokens, positions, columns (N,) i64: what they are, and where in the memory they go.
+
+    visible (R, W, C) bool: the columns that each slot of the layout looks at, its own among them.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    columns: torch.Tensor
+    visible: torch.Tensor
+    layout: Layout
+
+
+_current: ContextVar[Layout | None] = ContextVar("el4ner_layout", default=None)
+
+
+def current() -> Layout | None:
+    """The layout of the pass that is being run, None for one whose rows are of one length."""
+    return _current.get()
+
+
+@contextmanager
+def running(layout: Layout) -> Iterator[None]:
+    """A pass with this layout; a variable of the context, since not every architecture hands arguments through."""
+    token = _current.set(layout)
+    try:
+        yield
+    finally:
+        _current.reset(token)
