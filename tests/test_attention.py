@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from el4ner.engines import attention  # noqa: E402
 from el4ner.engines.attention import NAME, grouped_attention  # noqa: E402
-from el4ner.engines.ragged import Layout, current, running  # noqa: E402
+from el4ner.engines.ragged import Causal, Layout, current, running  # noqa: E402
 
 
 def _inputs(length: int, heads: int, groups: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -66,6 +66,25 @@ def test_tokens_of_rows_that_are_fed_unequally_are_laid_out(
     assert current() is None
     expected = _formula(query, key, value, mask, 0.25)[layout.rows.numpy(), layout.slots.numpy()]
     np.testing.assert_allclose(found[0].double().numpy(), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("length", "start"), [(1, 10), (7, 4), (11, 0)])
+def test_a_causal_pass_looks_no_further_than_its_tokens(
+    length: int, start: int, dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "fused_in_bfloat16", lambda: False)
+    monkeypatch.setattr(attention, "_BLOCK", 3)
+    query, key, value, mask = _inputs(length, 6, 2, 16, getattr(torch, dtype))
+    hidden = torch.arange(11) > start + torch.arange(length)[:, None]
+    mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+    seen: list[int] = []
+    inner = attention._by_groups
+    monkeypatch.setattr(attention, "_by_groups", lambda q, k, *rest: (seen.append(k.shape[2]), inner(q, k, *rest))[1])
+    with running(Causal(start)):
+        found, _ = grouped_attention(torch.nn.Module(), query, key, value, mask)
+    np.testing.assert_allclose(found.double().numpy(), _formula(query, key, value, mask, 0.25), atol=tolerance)
+    assert seen == [min(start + end, start + length) for end in range(3, length + 3, 3)]
 
 
 def test_without_a_mask_it_is_causal() -> None:

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
-from el4ner.engines.ragged import current
+from el4ner.engines.ragged import Causal, Layout, current
 
 NAME = "el4ner_grouped"
+_BLOCK = 64
+"""Queries of a causal pass that are looked up together."""
 
 
 def grouped_attention(
@@ -31,22 +33,38 @@ def grouped_attention(
 ) -> tuple[torch.Tensor, None]:
     """query (B, H, N, D), key and value (B, G, C, D), additive mask (B, 1, N, C) -> (B, N, H, D), None.
 
-    In a pass with a layout (ragged.py) query is (1, H, N, D), the mask (R, 1, W, C), the result (1, N, H, D).
+    In a pass with a Layout (ragged.py) query is (1, H, N, D), the mask (R, 1, W, C), the result (1, N, H, D).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     # beyond the plain case: no mask to group, a mask of booleans or by head, biases, training
-    known = kwargs.get("position_bias") is None and kwargs.get("cache") is None and not dropout
-    if attention_mask is None or not attention_mask.is_floating_point() or attention_mask.shape[1] != 1 or not known:
+    plain = kwargs.get("position_bias") is None and kwargs.get("cache") is None and not dropout
+    if attention_mask is None or not attention_mask.is_floating_point() or attention_mask.shape[1] != 1 or not plain:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    layout = current()
-    if layout is not None:  # (1, H, N, D): the tokens of all rows as one
-        query = layout.spread(query[0].transpose(0, 1)).transpose(1, 2)
-    found = _by_groups(query, key, value, attention_mask, scaling)
-    return (found if layout is None else layout.gather(found)[None]), None
+    known = current()
+    if isinstance(known, Layout):  # (1, H, N, D): the tokens of all rows as one
+        laid = known.spread(query[0].transpose(0, 1)).transpose(1, 2)
+        return known.gather(_by_groups(laid, key, value, attention_mask, scaling))[None], None
+    if isinstance(known, Causal):
+        return _by_blocks(query, key, value, attention_mask, scaling, known.start), None
+    return _by_groups(query, key, value, attention_mask, scaling), None
+
+
+def _by_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None, start: int
+) -> torch.Tensor:
+    """As `_by_groups`, some queries at a time, which see nothing behind the last of them."""
+    length = query.shape[2]
+    blocks = []
+    for begin in range(0, length, _BLOCK):
+        end = min(begin + _BLOCK, length)
+        seen = slice(0, start + end)
+        own = mask[:, :, begin:end, seen]
+        blocks.append(_by_groups(query[:, :, begin:end], key[:, :, seen], value[:, :, seen], own, scaling))
+    return torch.cat(blocks, dim=1)
 
 
 def _by_groups(

@@ -10,7 +10,6 @@ import math
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from el4ner.engines.attention import grouped
 from el4ner.engines.batches import length_batches
 from el4ner.engines.chat import TokenIds
-from el4ner.engines.ragged import Step, running
+from el4ner.engines.ragged import Causal, Step, running
 from el4ner.engines.states import additive_mask
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -310,7 +309,8 @@ class PrefixRunner:
             for n in range(self._n_layers)
         ]
         cache = Cache(layers=list(layers))
-        with torch.inference_mode():
+        causal = Causal(prefix_width) if all(row.sees is None for row in rows) else None
+        with torch.inference_mode(), running(causal):
             hidden = self._backbone(
                 input_ids=ids.to(self._device),
                 attention_mask=self._mask(rows, prefix_width, width, extra),
@@ -334,7 +334,7 @@ class PrefixRunner:
             columns = layout.spread(columns, state.capacity - 1)
         for layer in state.layers:
             layer.places = (rows, columns)
-        with torch.inference_mode(), running(layout) if ragged else nullcontext():
+        with torch.inference_mode(), running(layout if ragged else None):
             hidden: torch.Tensor = self._backbone(
                 input_ids=tokens,
                 attention_mask=additive_mask(step.visible[:, None], self._dtype, self._device),

@@ -1,7 +1,9 @@
-"""Steps of writing whose rows are fed different numbers of tokens, without padding in the products that cost most.
+"""What attention (attention.py) may know of a pass beyond its mask, to compute less.
 
-The model sees the tokens of all rows as one row; only attention, which a `Layout` tells whose they are, lays them out
-by row. Where attention is not el4ner's own (attention.py) the rows are padded instead.
+Steps of writing feed their rows different numbers of tokens. The model sees the tokens of all rows as one row, so that
+the products that cost most know no padding; only attention, which a `Layout` tells whose they are, lays them out by
+row. Where attention is not el4ner's own the rows are padded instead. And of a pass that is `Causal` the columns behind
+a token need not be looked at only to be hidden.
 """
 
 from __future__ import annotations
@@ -38,6 +40,13 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Causal:
+    """A pass whose n-th new token, in every row, sees no column from `start` + n + 1 on."""
+
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A pass over N tokens. tokens, positions, columns (N,) i64: what they are, and where in the memory they go.
 
@@ -51,18 +60,19 @@ class Step:
     layout: Layout
 
 
-_current: ContextVar[Layout | None] = ContextVar("el4ner_layout", default=None)
+Known = Layout | Causal
+_current: ContextVar[Known | None] = ContextVar("el4ner_pass", default=None)
 
 
-def current() -> Layout | None:
-    """The layout of the pass that is being run, None for one whose rows are of one length."""
+def current() -> Known | None:
+    """What is known of the pass that is being run."""
     return _current.get()
 
 
 @contextmanager
-def running(layout: Layout) -> Iterator[None]:
-    """A pass with this layout; a variable of the context, since not every architecture hands arguments through."""
-    token = _current.set(layout)
+def running(known: Known | None) -> Iterator[None]:
+    """A pass of which this is known; a variable of the context, as not every architecture hands arguments through."""
+    token = _current.set(known)
     try:
         yield
     finally:
