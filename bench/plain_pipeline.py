@@ -144,6 +144,9 @@ class PlainModel:
                 guide.consume_token(token)
             if "\n" in text or (guide is not None and guide.is_stopped()):
                 return Completion(text.partition("\n")[0], len(prompt), generated)
+            listed = None if request.grammar is None else request.grammar.before_a_loop(text)
+            if listed is not None:
+                return Completion(listed, len(prompt), generated)
         return Completion(text, len(prompt), generated, truncated=True)
 
     def _matcher(self, grammar: SubstringList) -> Any:

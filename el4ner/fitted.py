@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 FITTED_VERSION = 17
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
+_REPLY_VERSION = 2
+"""Raised whenever the same prompt would be replied to otherwise."""
+
 _UNFITTED = {
     "batch_size", "device", "examples", "labels", "memory_limit_mib", "min_score", "server", "target_precision",
 }  # fmt: skip
@@ -58,8 +61,11 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
         starts = [preparation.start(team.pool, voter) for voter in preparation.readers(team.pool)]
         others = [start.key if start else beside.content if beside else "" for start in starts]
     versions: list[object] = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION, PROBE_VERSION]
-    if not portable:  # what proposes, constrains and tokenises
-        versions += [version(name) for name in ("textblob", "llguidance", "tokenizers", "transformers")]
+    if not portable:  # what proposes, constrains and tokenises; what ships asks no member
+        versions += [
+            _REPLY_VERSION,
+            *(version(name) for name in ("textblob", "llguidance", "tokenizers", "transformers")),
+        ]
     return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,
                        others, encoder)  # fmt: skip
 

@@ -45,7 +45,8 @@ def test_it_is_an_engine_and_answers_alike(pair: tuple[Any, PlainModel]) -> None
         for ours, by_hand in zip(engine.choose(requests), plain.choose(requests), strict=True):
             np.testing.assert_allclose(ours, by_hand, atol=1e-4)
     listed = Generate((*PROMPTS[0][:2], "Entities:"), SubstringList("Ann met Bob in Rome."), 6)
-    lists = [listed, Generate(PROMPTS[1], None, 4)]
+    circles = Generate((" Ann; Ann;" * 9,), SubstringList("Ann met Ann"), 90)
+    lists = [listed, Generate(PROMPTS[1], None, 4), circles]
     assert engine.generate(lists) == plain.generate(lists)
     texts = ["Ann in 東京", ""]
     for ours, by_hand in zip(engine.read(texts, [0, 1]), plain.read(texts, [0, 1]), strict=True):

@@ -216,6 +216,35 @@ def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: st
     assert (reply.text, reply.generated) == (text, used)
 
 
+@pytest.mark.parametrize(
+    ("reply", "listed"),
+    [
+        ("Ann; Bob; Ann; Bob; Ann; Bob; An", "Ann; Bob; Ann; Bob; Ann"),
+        (" Ann; Ann; Ann; Ann; Bob", " Ann; Ann; Ann; Ann"),  # the space before the first is no part of it
+        ("Ann; Ann; Ann; Ann", None),  # the last one may go on
+        ("Ann; Ann; Bob; Ann; Ann; Rome; Ann; Bob; ", None),  # never three in a row
+        ("Ann; ann; ANN; A; x", None),
+        ("AT&amp;T; AT; T; a", None),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_a_list_ends_where_it_goes_round_in_circles(reply: str, listed: str | None) -> None:
+    assert SubstringList("").before_a_loop(reply) == listed
+
+
+def test_a_looping_list_is_not_written_to_its_limit(embedded_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Joan"
+    prompt = ("Joan;" + " Joan;" * 20,)
+    (done,) = embedded_engine.generate([Generate(prompt, SubstringList(text), 60)])
+    assert (done.text.strip(), done.truncated) == ("Joan; Joan; Joan; Joan", False)
+    assert done.generated_tokens < 12
+    monkeypatch.setattr(SubstringList, "before_a_loop", lambda *_: None)
+    (whole,) = embedded_engine.generate([Generate(prompt, SubstringList(text), 60)])
+    assert whole.generated_tokens > 30
+    assert whole.text.startswith(done.text)
+
+
 def test_greedy_text_equals_transformers_own(embedded_engine: Any) -> None:
     prompt = ("Answer in one short line. ", "What is the capital of France?")
     (done,) = embedded_engine.generate([Generate(prompt, max_new_tokens=12)])

@@ -182,7 +182,7 @@ def test_echoed_choices_are_exact(serve: Serve) -> None:
     assert e.computed[0] in (2, 3)
     assert e.computed == e.count_tokens([("q:",)]) * 2  # as the server counts, with or without the blank's token
     e.choose([Choose(("q:",), (" ab",), "choices")])
-    (reply,) = e.generate([Generate(("q:",), 4)])
+    (reply,) = e.generate([Generate(("q:",), None, 4)])
     assert e.computed == [reply.prompt_tokens]
 
 
@@ -243,6 +243,15 @@ def test_replies_are_one_line_and_lists_are_sent_as_grammars(serve: Serve) -> No
     (completion,) = e.generate([Generate(("x",), SubstringList("Ada met Bob"), 8)])
     assert (completion.text, completion.prompt_tokens, completion.generated_tokens) == (" Ada", 7, 3)
     assert '"Bob"' in server.asked[-1][1]["grammar"]
+
+
+def test_a_list_that_goes_round_in_circles_is_cut(serve: Serve) -> None:
+    reply = text_reply(" Ada; Bob; Ada; Bob; Ada; Bob; Ada; Bo", completion_tokens=16)
+    reply.body["choices"][0]["finish_reason"] = "length"
+    e = engine(serve(lambda *_: reply))
+    listed, free = e.generate([Generate(("x",), SubstringList("Ada met Bob"), 16), Generate(("x",), None, 16)])
+    assert (listed.text, listed.truncated, listed.generated_tokens) == (" Ada; Bob; Ada; Bob; Ada", False, 16)
+    assert free.truncated
 
 
 def test_a_refused_grammar_is_left_out_and_noted(serve: Serve) -> None:

@@ -128,7 +128,7 @@ class ReplyWriter:
         if "\n" in reply.text:
             reply.text = reply.text.partition("\n")[0]
             reply.done = True
-        elif reply.grammar is not None and reply.grammar.finished:
+        elif reply.grammar is not None and (reply.grammar.finished or _loops(reply, reply.grammar)):
             reply.done = True
         elif reply.generated >= reply.limit:
             reply.done = reply.truncated = True
@@ -293,6 +293,14 @@ class PlainDecoder:
                         break
                     ids.append(token)
                     logits, past = self._repeated.follow(ids if past is None else [token], past)
+
+
+def _loops(reply: Reply, grammar: RowGrammar) -> bool:
+    """Whether a list goes round in circles; then the reply is what it says before that."""
+    listed = grammar.form.before_a_loop(reply.text)
+    if listed is not None:
+        reply.text = listed
+    return listed is not None
 
 
 def _given(logits: torch.Tensor) -> Logits:

@@ -98,7 +98,7 @@ class GrammarTokens:
         import llguidance
 
         matcher = llguidance.LLMatcher(self._tokenizer, substring_list_grammar(grammar, leading_space), log_level=0)
-        return RowGrammar(matcher, self.n_vocab)
+        return RowGrammar(matcher, self.n_vocab, grammar)
 
 
 def allowed_tokens(grammars: Sequence[RowGrammar]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -111,7 +111,8 @@ def allowed_tokens(grammars: Sequence[RowGrammar]) -> tuple[NDArray[np.int64], N
 class RowGrammar:
     """The state of one reply: which tokens may come next."""
 
-    def __init__(self, matcher: Any, n_vocab: int) -> None:
+    def __init__(self, matcher: Any, n_vocab: int, grammar: SubstringList) -> None:
+        self.form = grammar
         self._matcher = matcher
         self._mask: NDArray[np.int32] = np.zeros((1, (n_vocab + 31) // 32), dtype=np.int32)
         self._n_vocab = n_vocab

@@ -175,6 +175,9 @@ class OpenAIEngine:
                 reply = self._ask(prompt, limit, {})  # it may have begun with a line break
         text = restored(first_line(reply.text))
         cut = reply.truncated and "\n" not in reply.text.lstrip("\n")
+        listed = None if request.grammar is None else request.grammar.before_a_loop(text)
+        if listed is not None:  # the server went on, to no avail
+            text, cut = listed, False
         generated = reply.generated_tokens
         return Completion(
             text,
