@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from el4ner.cache import content_key
 from el4ner.calibration import Calibration
-from el4ner.engines.base import without_numbers
+from el4ner.engines.base import REPLY_VERSION, without_numbers
 from el4ner.prompts import PROMPT_VERSION
 from el4ner.stages.team import Team
 from el4ner.voters.features import FEATURE_VERSION
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 FITTED_VERSION = 17
 """Raised whenever the same pool and settings would be fitted otherwise."""
-
-_REPLY_VERSION = 2
-"""Raised whenever the same prompt would be replied to otherwise."""
 
 _UNFITTED = {
     "batch_size", "device", "examples", "labels", "memory_limit_mib", "min_score", "server", "target_precision",
@@ -63,7 +60,7 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
     versions: list[object] = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION, PROBE_VERSION]
     if not portable:  # what proposes, constrains and tokenises; what ships asks no member
         versions += [
-            _REPLY_VERSION,
+            REPLY_VERSION,
             *(version(name) for name in ("textblob", "llguidance", "tokenizers", "transformers")),
         ]
     return content_key("fitted", versions, team.pool.content, team.pool.n_folds, settings, models,

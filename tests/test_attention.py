@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from el4ner.engines import attention  # noqa: E402
 from el4ner.engines.attention import NAME, grouped_attention  # noqa: E402
-from el4ner.engines.ragged import Causal, Layout, current, running  # noqa: E402
+from el4ner.engines.ragged import Causal, Layout, current, shaped  # noqa: E402
 
 
 def _inputs(length: int, heads: int, groups: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -61,7 +61,7 @@ def test_tokens_of_rows_that_are_fed_unequally_are_laid_out(
     query, key, value, mask = _inputs(4, 6, 2, 16, getattr(torch, dtype))
     layout = Layout(torch.tensor([2, 0, 2, 2, 0, 1]), torch.tensor([0, 0, 1, 3, 1, 2]), (3, 4))
     tokens = layout.gather(query.transpose(1, 2)).transpose(0, 1)[None]  # (1, H, N, D)
-    with running(layout):
+    with shaped(layout):
         found, _ = grouped_attention(torch.nn.Module(), tokens, key, value, mask)
     assert current() is None
     expected = _formula(query, key, value, mask, 0.25)[layout.rows.numpy(), layout.slots.numpy()]
@@ -81,7 +81,7 @@ def test_a_causal_pass_looks_no_further_than_its_tokens(
     seen: list[int] = []
     inner = attention._by_groups
     monkeypatch.setattr(attention, "_by_groups", lambda q, k, *rest: (seen.append(k.shape[2]), inner(q, k, *rest))[1])
-    with running(Causal(start)):
+    with shaped(Causal(start)):
         found, _ = grouped_attention(torch.nn.Module(), query, key, value, mask)
     np.testing.assert_allclose(found.double().numpy(), _formula(query, key, value, mask, 0.25), atol=tolerance)
     assert seen == [min(start + end, start + length) for end in range(3, length + 3, 3)]

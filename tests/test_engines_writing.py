@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import save_tiny
 
-from el4ner.engines import Choose, Engine, Generate, SubstringList, load_engine, prefix_cache
+from el4ner.engines import Choose, Engine, Generate, SubstringList, load_engine
 from el4ner.engines.chat import PromptTokens
 from el4ner.engines.decoding import PlainDecoder, Reply, ReplyWriter, Scores
 from el4ner.engines.head import Head
@@ -126,9 +128,9 @@ def test_replies_behind_one_prefix_are_written_side_by_side_as_alone(
         fed.append(len(asked.tokens))
         return inner(self, state, asked)
 
-    assert prefix_cache.grouped(tiny.model.base_model)
+    assert tiny.packing.ragged
     monkeypatch.setattr(PrefixRunner, "step", step)
-    monkeypatch.setattr(prefix_cache, "grouped", lambda _: ragged)
+    monkeypatch.setitem(tiny._loaded.shared, "packing", replace(tiny.packing, ragged=ragged))
     assert tiny.generate(requests) == alone
     assert len({reply.generated_tokens for reply in alone}) > 2  # lanes end at different times
     assert max(rows for rows, _ in shapes) == 2 and max(lanes for _, lanes in shapes) > 3  # noqa: PT018
@@ -141,26 +143,37 @@ def test_only_what_a_grammar_admits_is_scored(tiny: Any) -> None:
     hidden = torch.randn(4, tiny.model.config.hidden_size, generator=torch.Generator().manual_seed(3))
     head = Head(tiny.model)
     writer = ReplyWriter(tiny.tokenizer, tiny._end_tokens())
-    asked: list[int | None] = []
+    asked: list[tuple[int, int | None]] = []
 
     def chosen(free: bool) -> list[int]:
         grammars = [tiny._grammar(SubstringList(text)) for text in texts]
         replies = [Reply(PromptTokens((), (0,)), 9, grammar) for grammar in [*grammars, *[None] * free]]
         scores = Scores(head, hidden).at(range(len(replies)))
 
-        def logits(tokens: torch.Tensor | None) -> torch.Tensor:
-            asked.append(None if tokens is None else len(tokens))
-            return scores(tokens)
+        def logits(rows: Sequence[int], tokens: torch.Tensor | None) -> torch.Tensor:
+            asked.append((len(rows), None if tokens is None else len(tokens)))
+            return scores(rows, tokens)
 
         return writer.take(logits, replies)
 
     assert chosen(free=False) == chosen(free=True)[:3]
-    assert asked[1] is None  # a free reply chooses among all
-    assert asked[0] is not None and asked[0] < 200  # noqa: PT018
+    assert asked[2] == (1, None)  # a free reply chooses among all
+    assert asked[0] == asked[1]
+    assert asked[0][0] == 3
+    assert asked[0][1] is not None and asked[0][1] < 200  # noqa: PT018
     for text, token, row in zip(texts, chosen(free=False), head.logits(hidden), strict=False):
         matcher = tiny._grammar(SubstringList(text))
         admitted = [i for i in range(len(row)) if matcher.valid([i])]
         assert token == max(admitted, key=lambda i: float(row[i]))
+
+
+def test_attention_that_cannot_lay_rows_out_has_them_padded(tmp_path: Path) -> None:
+    """Doge's attention makes a mask by head of the keys it gets, so that rows laid out as one do not fit."""
+    engine: Any = load_engine(save_tiny(tmp_path, "doge"), device="cpu", dtype="float32")
+    assert (engine.packing.exact, engine.packing.ragged) == (True, False)
+    requests = [Generate(("Say. ", f"{name} " * n, question), max_new_tokens=6)
+                for n, name in enumerate(("Ann", "Bob", "Rome"), start=1) for question in ("x", "yz")]  # fmt: skip
+    assert engine.generate(requests) == [engine.generate([request])[0] for request in requests]
 
 
 @pytest.mark.parametrize("text", DOCUMENTS)
@@ -210,7 +223,7 @@ def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: st
     writer, reply = ReplyWriter(Pieces(), ()), Reply(PromptTokens((), (0,)), limit=len(pieces))
     for token in range(len(pieces)):
         logits = torch.nn.functional.one_hot(torch.tensor([token]), 100).float()
-        writer.take(lambda _, own=logits: own, [reply])  # type: ignore[misc]
+        writer.take(lambda *_, own=logits: own, [reply])  # type: ignore[misc]
         if reply.done:
             break
     assert (reply.text, reply.generated) == (text, used)
@@ -225,6 +238,7 @@ def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: st
         ("Ann; Ann; Bob; Ann; Ann; Rome; Ann; Bob; ", None),  # never three in a row
         ("Ann; ann; ANN; A; x", None),
         ("AT&amp;T; AT; T; a", None),
+        ("; ; ; ; ", None),  # empty items say nothing
         ("none", None),
         ("", None),
     ],

@@ -4,7 +4,8 @@ transformers' own path copies keys and values once per query head before torch's
 group become more rows of one product, by torch's fused kernel. Where a processor multiplies bfloat16 without AMX it is
 two batched products instead, 3 to 4 times as fast there; scores are rounded to bfloat16, as by transformers' "eager"
 attention. With AMX the fused kernel takes 1.7 ms for 340 tokens of 9 heads of width 64, the products 4.2 ms (one core,
-torch 2.13, 2026-11). Passes without a mask (plain causal reading) go to transformers as before.
+torch 2.13, 2026-11). Passes without a mask (plain causal reading) go to transformers as before. Of a pass whose shape
+is known (ragged.py) less is computed: no columns behind the last query of a block, no padding but in here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from el4ner.engines.ragged import Causal, Layout, current
 
 NAME = "el4ner_grouped"
 _BLOCK = 64
-"""Queries of a causal pass that are looked up together."""
+"""Queries of a causal pass that are looked up together. 300 behind 33 took 3.46 ms a layer, all at once 4.98 (9 heads
+of width 64, float32, one core of an AMD EPYC Zen 3, torch 2.13, 2026-11); blocks of 32 to 128 3.5 to 4.0. Not measured
+in bfloat16."""
 
 
 def grouped_attention(
@@ -38,18 +41,20 @@ def grouped_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     # beyond the plain case: no mask to group, a mask of booleans or by head, biases, training
+    shape = current()
     plain = kwargs.get("position_bias") is None and kwargs.get("cache") is None and not dropout
     if attention_mask is None or not attention_mask.is_floating_point() or attention_mask.shape[1] != 1 or not plain:
+        if isinstance(shape, Layout):
+            raise ValueError("a pass whose rows are laid out by attention has a mask that cannot be laid out")
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    known = current()
-    if isinstance(known, Layout):  # (1, H, N, D): the tokens of all rows as one
-        laid = known.spread(query[0].transpose(0, 1)).transpose(1, 2)
-        return known.gather(_by_groups(laid, key, value, attention_mask, scaling))[None], None
-    if isinstance(known, Causal):
-        return _by_blocks(query, key, value, attention_mask, scaling, known.start), None
+    if isinstance(shape, Layout):  # (1, H, N, D): the tokens of all rows as one
+        laid = shape.spread(query[0].transpose(0, 1)).transpose(1, 2)
+        return shape.gather(_by_groups(laid, key, value, attention_mask, scaling))[None], None
+    if isinstance(shape, Causal):
+        return _by_blocks(query, key, value, attention_mask, scaling, shape.start), None
     return _by_groups(query, key, value, attention_mask, scaling), None
 
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
+REPLY_VERSION = 1
+"""Part of every cache key whose value depends on replies; raised whenever a prompt would be replied to otherwise."""
+
 Prompt = tuple[str, ...]
 """Segments of one user turn, joined without separator. Requests that share leading segments share their
 computation. Segments are tokenised one by one, and special-token strings inside them are inert text."""
@@ -46,6 +49,8 @@ class SubstringList:
         listed: set[str] = set()
         in_a_row = 0
         for n, item in enumerate(map(str.strip, items), start=1):
+            if not item:
+                continue
             in_a_row = in_a_row + 1 if item in listed else 0
             if in_a_row == _REPEATED:
                 return self.separator.join(items[:n])
@@ -55,8 +60,9 @@ class SubstringList:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Ask for free text (grammar None) or a list of substrings. A reply is one line: blank
-    lines before it are passed over, and generation ends at the next line break or at the end of the turn."""
+    """Ask for free text (grammar None) or a list of substrings. A reply is one line: blank lines before it are
+    passed over, and generation ends at the next line break, at the end of the turn, or where a list goes round in
+    circles."""
 
     prompt: Prompt
     grammar: SubstringList | None = None

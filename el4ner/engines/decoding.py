@@ -1,8 +1,8 @@
 """Greedy decoding in batches, behind cached prefixes, each row free or bound to its own grammar.
 
 A reply is one line: blank lines before it are passed over, and it ends at the next line break, at an end-of-turn or any
-other control token, or at its token limit. Only generated ids are decoded; the prompt never passes through the
-tokenizer's decoder.
+other control token, or at its token limit; a list also where it goes round in circles. Only generated ids are decoded;
+the prompt never passes through the tokenizer's decoder.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from el4ner.engines.chat import PromptTokens, TokenIds
-from el4ner.engines.drafts import Lookup
 from el4ner.engines.grammar import RowGrammar, allowed_tokens
 from el4ner.engines.head import Head
-from el4ner.engines.lanes import Lane, LaneMemory
-from el4ner.engines.prefix_cache import Chunk, Continued, PrefixRunner, Row
+from el4ner.engines.lanes import Lane, LaneMemory, begin_lane
+from el4ner.engines.prefix_cache import Chunk, PrefixRunner, Row
 from el4ner.engines.repeated import RepeatedCache
 from el4ner.engines.scoring import Budgets
 from el4ner.engines.token_trie import TokenTrie
@@ -56,8 +55,8 @@ class Reply:
             self.grammar.restart()
 
 
-Logits = Callable[[torch.Tensor | None], torch.Tensor]
-"""What gives logits of B replies: of some tokens (T,) i64 as (B, T), of all as (B, V)."""
+Logits = Callable[[Sequence[int], torch.Tensor | None], torch.Tensor]
+"""What gives logits of some of B replies, R of them: of some tokens (T,) i64 as (R, T), of all as (R, V)."""
 
 
 class Scores:
@@ -69,14 +68,15 @@ class Scores:
         self._all: torch.Tensor | None = None
 
     def at(self, places: Sequence[int]) -> Logits:
-        """Of some of the hidden states."""
+        """Of the hidden states of some replies."""
 
-        def logits(tokens: torch.Tensor | None) -> torch.Tensor:
+        def logits(rows: Sequence[int], tokens: torch.Tensor | None) -> torch.Tensor:
+            own = [places[row] for row in rows]
             if tokens is not None:
-                return self._head.logits(self._hidden[list(places)], tokens)
+                return self._head.logits(self._hidden[own], tokens)
             if self._all is None:
                 self._all = self._head.logits(self._hidden)
-            return self._all[list(places)]
+            return self._all[own]
 
         return logits
 
@@ -91,24 +91,21 @@ class ReplyWriter:
     def take(self, logits: Logits, replies: Sequence[Reply]) -> list[int]:
         """The most probable allowed token of each of B replies, which the replies take.
 
-        Where all are bound to grammars only the logits of tokens that one of these admits are asked for: some hundred
-        of many thousands.
+        For those that are bound to grammars only tokens that one of these admits are scored: some hundred to a few
+        thousand of all.
         """
-        bound = [reply.grammar for reply in replies if reply.grammar is not None and not reply.done]
-        tokens, mask = allowed_tokens(bound) if bound else (np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=bool))
-        if len(bound) == len(replies) and len(tokens):
-            found = logits(torch.from_numpy(tokens))
-            found = found.masked_fill(~torch.from_numpy(mask).to(found.device), float("-inf"))
-            chosen = [int(tokens[best]) for best in found.argmax(-1).tolist()]
-        else:
-            found = logits(None)
-            rows = [row for row, reply in enumerate(replies) if reply.grammar is not None and not reply.done]
-            for row, own in zip(rows, mask, strict=True):
-                kept = found.new_full(found[row].shape, float("-inf"))
-                own = torch.from_numpy(tokens[own]).to(found.device)
-                kept[own] = found[row, own]
-                found[row] = kept
-            chosen = [int(token) for token in found.argmax(-1).tolist()]
+        grammars = {row: r.grammar for row, r in enumerate(replies) if r.grammar is not None and not r.done}
+        free = [row for row in range(len(replies)) if row not in grammars]
+        chosen = [0] * len(replies)
+        if grammars:
+            tokens, admits = allowed_tokens(list(grammars.values()))
+            found = logits(list(grammars), torch.from_numpy(tokens))
+            found = found.masked_fill(~torch.from_numpy(admits).to(found.device), float("-inf"))
+            for row, best in zip(grammars, found.argmax(-1).tolist(), strict=True):
+                chosen[row] = int(tokens[best])
+        if free:
+            for row, best in zip(free, logits(free, None).argmax(-1).tolist(), strict=True):
+                chosen[row] = int(best)
         for reply, token in zip(replies, chosen, strict=True):
             if not reply.done:
                 self._take(reply, token)
@@ -202,7 +199,7 @@ class BatchDecoder:
         state = self._runner.forward(inputs, _spare(rows), most=_most(rows))
         memory = LaneMemory(state, len(rows))
         going = [
-            (_lane(reply, r, inputs[r], end, state), reply)
+            (begin_lane(r, inputs[r], end, state, reply.prompt.ids), reply)
             for r, row in enumerate(rows)
             for reply, end in zip(row, ends[r], strict=True)
         ]
@@ -257,15 +254,6 @@ def _longest(replies: Sequence[Reply]) -> int:
     return shared + sum(len(reply.prompt.rest) for reply in replies)
 
 
-def _lane(reply: Reply, r: int, row: Row, end: int, state: Continued) -> Lane:
-    """The lane of a reply whose prompt ends at the node `end` of its row's trie."""
-    assert row.depths is not None and row.sees is not None  # noqa: PT018  # made of a trie
-    prompt = np.zeros(state.prefix_width + state.width, dtype=bool)
-    prompt[: row.start] = True
-    prompt[state.prefix_width : state.prefix_width + len(row.tokens)] = row.sees[end]
-    return Lane(r, prompt, row.start + row.depths[end] + 1, Lookup(reply.prompt.ids))
-
-
 class PlainDecoder:
     """Writes replies one at a time with the model's own cache: slow, and right for every architecture.
 
@@ -297,7 +285,7 @@ class PlainDecoder:
 
 def _loops(reply: Reply, grammar: RowGrammar) -> bool:
     """Whether a list goes round in circles; then the reply is what it says before that."""
-    listed = grammar.form.before_a_loop(reply.text)
+    listed = grammar.grammar.before_a_loop(reply.text)
     if listed is not None:
         reply.text = listed
     return listed is not None
@@ -305,7 +293,9 @@ def _loops(reply: Reply, grammar: RowGrammar) -> bool:
 
 def _given(logits: torch.Tensor) -> Logits:
     """Logits (B, V) that are there."""
-    return lambda tokens: logits if tokens is None else logits[:, tokens.to(logits.device)]
+    return lambda rows, tokens: (
+        logits[list(rows)] if tokens is None else logits[list(rows)][:, tokens.to(logits.device)]
+    )
 
 
 def _spare(rows: Sequence[Sequence[Reply]]) -> int:

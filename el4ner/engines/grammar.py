@@ -102,20 +102,24 @@ class GrammarTokens:
 
 
 def allowed_tokens(grammars: Sequence[RowGrammar]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Tokens that continue any of B replies, ascending (T,), and which of them continue each, (B, T)."""
+    """Tokens that continue any of B replies, ascending (T,), and which of them continue each, (B, T).
+
+    Raises EngineError if there is a reply that nothing continues.
+    """
     bits = np.stack([grammar.bits() for grammar in grammars])
+    if not bits.any(axis=1).all():
+        raise EngineError("constrained decoding failed (no token continues a reply); turn grounded extraction off")
     tokens = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(bits), bitorder="little"))
     return tokens, (bits[:, tokens >> 3] >> (tokens & 7).astype(np.uint8) & 1).astype(bool)
 
 
 class RowGrammar:
-    """The state of one reply: which tokens may come next."""
+    """The state of one reply that is bound to `grammar`: which tokens may come next."""
 
     def __init__(self, matcher: Any, n_vocab: int, grammar: SubstringList) -> None:
-        self.form = grammar
+        self.grammar = grammar
         self._matcher = matcher
         self._mask: NDArray[np.int32] = np.zeros((1, (n_vocab + 31) // 32), dtype=np.int32)
-        self._n_vocab = n_vocab
         self._check()
 
     def _check(self) -> None:
@@ -124,9 +128,9 @@ class RowGrammar:
             raise EngineError(f"constrained decoding failed ({reason}); turn grounded extraction off for this text")
 
     def bits(self) -> NDArray[np.uint8]:
-        """(V / 8,) u8: one bit for each token, the lowest first, set where it continues the reply.
+        """Four bytes (u8) for every 32 tokens, a bit for each, the lowest first, set where it continues the reply.
 
-        Holds until the next call.
+        Bits behind the last token are not set. Holds until the next call.
         """
         import llguidance.numpy
 

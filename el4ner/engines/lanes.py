@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from el4ner.engines.drafts import Lookup
-from el4ner.engines.prefix_cache import Continued
+from el4ner.engines.prefix_cache import Continued, Row
 from el4ner.engines.ragged import Layout, Step
 
 
@@ -43,8 +43,18 @@ class Lane:
         return wrong
 
 
+def begin_lane(r: int, row: Row, end: int, state: Continued, tokens: Sequence[int]) -> Lane:
+    """The lane of a reply to the prompt `tokens`, which ends at the node `end` of the trie in row `r`."""
+    assert row.depths is not None and row.sees is not None  # noqa: PT018  # made of a trie
+    prompt = np.zeros(state.prefix_width + state.width, dtype=bool)
+    prompt[: row.start] = True
+    prompt[state.prefix_width : state.prefix_width + len(row.tokens)] = row.sees[end]
+    return Lane(r, prompt, row.start + row.depths[end] + 1, Lookup(tokens))
+
+
 class LaneMemory:
-    """Which columns of the memory are free, row by row. The last one is nobody's: padding is written there.
+    """Which columns of the memory are free, row by row. The last one is nobody's: where rows are padded, padding is
+    written there.
 
     Where they are used up lanes get twice as many, at most those that were laid out.
     """
@@ -84,8 +94,8 @@ class LaneMemory:
             lane.row = rows.index(lane.row)
 
     def step(self, lanes: Sequence[Lane]) -> Step:
-        """The pass over what the lanes are fed. A slot for padding looks at the first column: a softmax over nothing is
-        NaN."""
+        """The pass over what the lanes are fed, lane by lane; visible is laid out by row. A slot for padding looks at
+        the first column: a softmax over nothing is NaN."""
         n_tokens = sum(len(lane.fed) for lane in lanes)
         tokens, positions, columns, rows, slots = (np.zeros(n_tokens, dtype=np.int64) for _ in range(5))
         filled = [0] * len(self._free)

@@ -175,8 +175,8 @@ class OpenAIEngine:
                 reply = self._ask(prompt, limit, {})  # it may have begun with a line break
         text = restored(first_line(reply.text))
         cut = reply.truncated and "\n" not in reply.text.lstrip("\n")
-        listed = None if request.grammar is None else request.grammar.before_a_loop(text)
-        if listed is not None:  # the server went on, to no avail
+        listed = request.grammar.before_a_loop(text) if cut and request.grammar is not None else None
+        if listed is not None:  # cut off while it went round in circles: all that it has to say is there
             text, cut = listed, False
         generated = reply.generated_tokens
         return Completion(

@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import Cache, DynamicLayer
 
-from el4ner.engines.attention import grouped
 from el4ner.engines.batches import length_batches
 from el4ner.engines.chat import TokenIds
-from el4ner.engines.ragged import Causal, Step, running
+from el4ner.engines.ragged import Causal, Step, shaped
 from el4ner.engines.states import additive_mask
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
@@ -269,13 +268,14 @@ class PrefixRunner:
     """Runs the backbone of a causal model behind cached prefixes.
 
     forward_tokens: padded new tokens per forward pass when prefixes are computed. copied_bytes: what the prefixes that
-    these continue may take, copied side by side. Raises what torch raises.
+    these continue may take, copied side by side. ragged: steps run without padding, for models whose attention lays
+    rows out (`packing.check`). Raises what torch raises.
     computed, padded: tokens that `forward` has run so far, without and with padding.
     """
 
     def __init__(
         self, backbone: Any, device: torch.device, dtype: torch.dtype, cache: PrefixCache, forward_tokens: int,
-        copied_bytes: int = 1 << 30,
+        copied_bytes: int = 1 << 30, *, ragged: bool = False,
     ) -> None:  # fmt: skip
         self._backbone = backbone
         self._device = device
@@ -283,6 +283,7 @@ class PrefixRunner:
         self.cache = cache
         self._forward_tokens = forward_tokens
         self._copied_bytes = copied_bytes
+        self._ragged = ragged
         self._n_layers = int(backbone.config.get_text_config().num_hidden_layers)
         self.computed = 0
         self.padded = 0
@@ -310,7 +311,7 @@ class PrefixRunner:
         ]
         cache = Cache(layers=list(layers))
         causal = Causal(prefix_width) if all(row.sees is None for row in rows) else None
-        with torch.inference_mode(), running(causal):
+        with torch.inference_mode(), shaped(causal):
             hidden = self._backbone(
                 input_ids=ids.to(self._device),
                 attention_mask=self._mask(rows, prefix_width, width, extra),
@@ -324,8 +325,7 @@ class PrefixRunner:
         """N more tokens -> their hidden states after the final norm (N, D)."""
         layout = step.layout.to(self._device)
         tokens, positions, columns = (t.to(self._device) for t in (step.tokens, step.positions, step.columns))
-        ragged = grouped(self._backbone)
-        if ragged:
+        if self._ragged:
             rows = layout.rows[None]
             tokens, positions, columns = tokens[None], positions[None], columns[None]
         else:
@@ -334,7 +334,7 @@ class PrefixRunner:
             columns = layout.spread(columns, state.capacity - 1)
         for layer in state.layers:
             layer.places = (rows, columns)
-        with torch.inference_mode(), running(layout if ragged else None):
+        with torch.inference_mode(), shaped(layout if self._ragged else None):
             hidden: torch.Tensor = self._backbone(
                 input_ids=tokens,
                 attention_mask=additive_mask(step.visible[:, None], self._dtype, self._device),
@@ -342,7 +342,7 @@ class PrefixRunner:
                 past_key_values=state.cache,
                 use_cache=True,
             ).last_hidden_state
-        return hidden[0] if ragged else layout.gather(hidden)
+        return hidden[0] if self._ragged else layout.gather(hidden)
 
     def _mask(self, rows: Sequence[Row], prefix_width: int, width: int, extra: int) -> torch.Tensor:
         """(B, 1, N, P + N + extra) additive: 0 where a token may look, the lowest number of the dtype elsewhere."""

@@ -41,7 +41,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Causal:
-    """A pass whose n-th new token, in every row, sees no column from `start` + n + 1 on."""
+    """A pass whose new token n, counted from 0, sees in no row a column behind `start` + n."""
 
     start: int
 
@@ -60,19 +60,21 @@ class Step:
     layout: Layout
 
 
-Known = Layout | Causal
-_current: ContextVar[Known | None] = ContextVar("el4ner_pass", default=None)
+PassShape = Layout | Causal
+"""What is known of a pass beyond its mask."""
+
+_current: ContextVar[PassShape | None] = ContextVar("el4ner_pass", default=None)
 
 
-def current() -> Known | None:
-    """What is known of the pass that is being run."""
+def current() -> PassShape | None:
+    """The shape of the pass that is being run, None where nothing is known of it."""
     return _current.get()
 
 
 @contextmanager
-def running(known: Known | None) -> Iterator[None]:
-    """A pass of which this is known; a variable of the context, as not every architecture hands arguments through."""
-    token = _current.set(known)
+def shaped(shape: PassShape | None) -> Iterator[None]:
+    """Passes inside have this shape; a variable of the context, as not every architecture hands arguments through."""
+    token = _current.set(shape)
     try:
         yield
     finally:

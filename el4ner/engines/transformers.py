@@ -301,7 +301,8 @@ class TransformersEngine:
 
     def _runner(self, forward_tokens: int) -> PrefixRunner:
         copied = self._budgets(forward_tokens).kv_bytes
-        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens, copied)
+        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens, copied,
+                            ragged=self.packing.ragged)  # fmt: skip
 
     @property
     def prefix_tokens(self) -> int:
