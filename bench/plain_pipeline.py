@@ -116,7 +116,7 @@ class PlainModel:
     # Replies
 
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
-        """Greedy replies, each alone: the first line that is not blank."""
+        """Greedy replies, each alone: the first line that is not blank; a list ends where it goes round in circles."""
         return [self._generate(request) for request in requests]
 
     def _generate(self, request: Generate) -> Completion:

@@ -156,6 +156,7 @@ class OpenAIEngine:
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
         """Greedy replies: the first line that is not blank. Grammars are sent to servers whose dialect is known.
 
+        A list that was cut off while it went round in circles is what it says before that, and not `truncated`.
         Raises EngineError where a request fails; the others of the batch are remembered.
         """
         replies = self._answers(requests, self._write)

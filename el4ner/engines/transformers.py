@@ -212,7 +212,7 @@ class TransformersEngine:
     def generate(self, requests: Sequence[Generate]) -> list[Completion]:
         """Greedy replies: the first line that is not blank, up to its break, the end of the turn or the token limit.
 
-        The latter is `truncated`.
+        The latter is `truncated`. A list also ends where it goes round in circles (`SubstringList.before_a_loop`).
 
         Raises EngineError for a prompt that is too long or a grammar that cannot be built.
         """
