@@ -77,7 +77,7 @@ def test_keys_and_values_of_all_blocks_are_one_piece_of_memory(monkeypatch: pyte
         block = prefix_cache._Block(2, 300)
         return [block.take(like) for _ in range(4)]
 
-    def refused(*_: int) -> None:
+    def refused(*_: int, **__: int) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     for dtype in (torch.float32, torch.bfloat16):

@@ -56,9 +56,11 @@ def test_predicted_weights_are_what_is_loaded(folders: list[str]) -> None:
         assert size.weight_bytes(torch.float32) == sum(p.nbytes for p in model.parameters())
         engine: Any = load_engine(source, device="cpu", dtype="float32")
         engine.choose([Choose(("abc", "def", "ghi"), (" a",))])
-        chunks = engine._cache._chunks.values()
-        tokens = sum(len(chunk.tokens) for chunk in chunks)
-        assert sum(chunk.n_bytes for chunk in chunks) == tokens * size.kv_bytes_per_token(torch.float32)
+        for chunk in engine._cache._chunks.values():
+            keys, values = chunk.layers[0]
+            assert keys.nbytes + values.nbytes == (
+                len(chunk.tokens) * size.kv_bytes_per_token(torch.float32) // engine.n_layers
+            )
 
 
 def test_gguf_metadata_give_the_same_size_as_the_converted_copy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import math
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,10 +135,15 @@ def _zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     if like.device.type != "cpu" or n_bytes < _MAPPED_BYTES:
         return like.new_zeros(shape)
     try:
-        mapped = mmap.mmap(-1, n_bytes)  # not numpy's zeros: it asks for huge pages, which are there as a whole
+        # not numpy's zeros, which ask for huge pages, that are there as a whole; pages of this process alone
+        mapped = mmap.mmap(-1, n_bytes, access=mmap.ACCESS_COPY)
     except OSError:
         return like.new_zeros(shape)  # or torch's error, which says that memory ran out
     return torch.frombuffer(mapped, dtype=like.dtype).view(shape)
+
+
+class _Complete(Exception):  # noqa: N818  ends a forward pass, no error
+    """Ends a forward pass once the keys and values of its last block are there."""
 
 
 class _BufferLayer(DynamicLayer):
@@ -157,6 +163,8 @@ class _BufferLayer(DynamicLayer):
         self._whole: tuple[torch.Tensor, torch.Tensor] | None = None
         self.capacity = capacity
         self.filled = 0
+        self.ends = False
+        """Whether nothing is asked of a pass but the keys and values up to these."""
         self.places: tuple[torch.Tensor, torch.Tensor] | None = None
         """Rows and columns that the next tokens (B, N) are written to, which broadcast to (B, N); None: behind what is
         there."""
@@ -199,6 +207,8 @@ class _BufferLayer(DynamicLayer):
         self.keys[:, :, self.filled : end] = key_states
         self.values[:, :, self.filled : end] = value_states
         self.filled = end
+        if self.ends:
+            raise _Complete
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -222,6 +232,7 @@ class _BufferLayer(DynamicLayer):
 class Continued:
     """A forward pass behind prefixes: hidden states (B, N, D) after the final norm, and the memory it wrote to.
 
+    hidden: (B, 0, 0) where no states were asked for.
     prefix_width, width: columns of the padded prefixes and of the padded new tokens. most: columns it may grow to.
     """
 
@@ -264,6 +275,10 @@ class Row:
         return self.prefix.length if self.prefix is not None else 0
 
 
+_BESIDE = 0.25
+"""Columns of something else, for each of its own, that the memory of a chunk may hold rather than be copied."""
+
+
 class PrefixRunner:
     """Runs the backbone of a causal model behind cached prefixes.
 
@@ -289,9 +304,9 @@ class PrefixRunner:
         self.padded = 0
         self._spent: dict[tuple[int, ...], int] = {}
 
-    def forward(self, rows: Sequence[Row], extra: int = 0, most: int = 0) -> Continued:
+    def forward(self, rows: Sequence[Row], extra: int = 0, most: int = 0, *, states: bool = True) -> Continued:
         """One forward pass over all rows, padded on the right. extra: columns to leave free behind them; most: columns
-        that these may become."""
+        that these may become. states: whether the hidden states are asked for, or keys and values alone."""
         prefix_width = max(row.start for row in rows)
         width = max(len(row.tokens) for row in rows)
         self.computed += sum(len(row.tokens) for row in rows)
@@ -309,9 +324,11 @@ class PrefixRunner:
             _BufferLayer([[chunk.layers[n] for chunk in chain] for chain in chains], prefix_width, capacity, block)
             for n in range(self._n_layers)
         ]
+        layers[-1].ends = not states
         cache = Cache(layers=list(layers))
+        hidden = torch.zeros(len(rows), 0, 0)
         causal = Causal(prefix_width) if all(row.sees is None for row in rows) else None
-        with torch.inference_mode(), shaped(causal):
+        with torch.inference_mode(), shaped(causal), suppress(_Complete):
             hidden = self._backbone(
                 input_ids=ids.to(self._device),
                 attention_mask=self._mask(rows, prefix_width, width, extra),
@@ -405,7 +422,7 @@ class PrefixRunner:
     ) -> None:
         for keys in self._batches(jobs):
             rows = [Row(*jobs[key]) for key in keys]
-            done = self.forward(rows)
+            done = self.forward(rows, states=False)
             for position, key in enumerate(keys):
                 chunk = _chunk(done, position, rows[position], key)
                 self._spent[chunk.key] = len(chunk.tokens)
@@ -445,13 +462,18 @@ def _stops(paths: Sequence[tuple[TokenIds, ...]]) -> set[tuple[int, ...]]:
 
 
 def _chunk(done: Continued, position: int, row: Row, key: tuple[int, ...]) -> Chunk:
-    start, end = done.prefix_width, done.prefix_width + len(row.tokens)
-    block = _Block(len(done.layers), end - start)  # in one piece, as above
+    """What a pass computed for one of its rows: its memory, where little of that is of something else, or a copy."""
+    length = len(row.tokens)
+    start, end = done.prefix_width, done.prefix_width + length
+    own = len(done.hidden) == 1 and done.most - length <= _BESIDE * length
+    block = _Block(len(done.layers), length)  # in one piece, as above
 
-    def copied(memory: torch.Tensor) -> torch.Tensor:
-        own = memory[position : position + 1, :, start:end]
-        return block.take(own).copy_(own)[0]
+    def kept(memory: torch.Tensor) -> torch.Tensor:
+        computed = memory[position : position + 1, :, start:end]
+        return computed[0] if own else block.take(computed).copy_(computed)[0]
 
-    layers = [(copied(layer.keys), copied(layer.values)) for layer in done.layers]
+    layers = [(kept(layer.keys), kept(layer.values)) for layer in done.layers]
     size = sum(keys.nbytes + values.nbytes for keys, values in layers)
-    return Chunk(tuple(row.tokens), row.prefix, layers, row.start + len(row.tokens), key, size)
+    if own:
+        size = size // length * done.most
+    return Chunk(tuple(row.tokens), row.prefix, layers, row.start + length, key, size)

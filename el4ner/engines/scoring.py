@@ -126,7 +126,7 @@ class ChoiceScorer:
         budgets = self._budgets
         batches: list[list[int]] = []
         widest_prefix = width = 0
-        for index in sorted(range(len(packs)), key=lambda i: (packs[i].start, len(packs[i].trie), i)):
+        for index in sorted(range(len(packs)), key=lambda i: (len(packs[i].trie), packs[i].start, i)):
             pack = packs[index]
             rows = len(batches[-1]) + 1 if batches else 1
             nodes, start = max(width, len(pack.trie)), max(widest_prefix, pack.start)
