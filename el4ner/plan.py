@@ -200,7 +200,7 @@ def plan_model(
     `tokens` of a pass, its mask, and a row of float32 logits with its copy for every reply that is written at once.
     """
     per_token = size.kv_bytes_per_token(dtype)
-    longest = config.max_prompt_tokens + _instruction_tokens(config)
+    longest = config.max_prompt_tokens + instruction_tokens(config)
     longest = min(longest, size.positions or longest)
     adapters = dict.fromkeys(member.adapter for member in members)  # None: the model as it is
     added = sum(find_adapter(folder).parameters for folder in adapters if folder is not None)
@@ -221,7 +221,7 @@ def plan_model(
     )  # fmt: skip
 
 
-def _instruction_tokens(config: Config) -> int:
+def instruction_tokens(config: Config) -> int:
     """Tokens of the label definitions that a prompt begins with, at 4 characters a token; 0 for those of a pool."""
     file = labels_file(config.examples, config.labels)
     return 0 if file is None else len(instruction(read_labels(file))) // 4

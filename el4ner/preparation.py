@@ -26,7 +26,7 @@ from el4ner.engines.server import Budget, ServerSettings
 from el4ner.errors import ConfigError
 from el4ner.models import known_names, prefers_chat, resolve
 from el4ner.operating import Decided, best_threshold, fewest, threshold_for
-from el4ner.plan import Plan, check_fits, make_plan, mib, process_bytes
+from el4ner.plan import Plan, check_fits, instruction_tokens, make_plan, mib, process_bytes
 from el4ner.pool import Pool, load_pool
 from el4ner.shipped import shipped_fit, shipped_start
 from el4ner.stages.extract import free_proposals, unite
@@ -171,7 +171,9 @@ class Preparation:
         room = [int(engine.prefix_tokens) for engine in engines if hasattr(engine, "prefix_tokens")]
         if not room or self.residency.limit_bytes is not None:
             return config.batch_size
-        return max(1, min(config.batch_size, min(room) // config.max_prompt_tokens))
+        # the instruction for each of them: a prefix may hold its columns too
+        longest = config.max_prompt_tokens + instruction_tokens(config)
+        return max(1, min(config.batch_size, min(room) // longest))
 
     def engine_notes(self) -> list[str]:
         """How models and engines run here, whatever was fitted when; each note once."""

@@ -111,8 +111,9 @@ def test_rows_that_stay_move_to_the_front() -> None:
 def test_prefixes_that_are_continued_are_copied_within_a_budget() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2))
     backbone = SimpleNamespace(config=config)
-    runner = PrefixRunner(backbone, torch.device("cpu"), torch.float32, PrefixCache(1 << 20), 64, copied_bytes=3000)
-    parent = Chunk((0,) * 100, None, [], 100, (0,) * 100, 1000)  # 10 bytes a token
+    runner = PrefixRunner(backbone, torch.device("cpu"), torch.float32, PrefixCache(1 << 20), 64, copied_bytes=2400)
+    pair = torch.zeros(1, 100, 1), torch.zeros(1, 100, 1)
+    parent = Chunk((0,) * 100, None, [pair], 100, (0,) * 100, 1000)  # 8 bytes a token, whatever else it holds
     jobs: dict[tuple[int, ...], tuple[Chunk | None, tuple[int, ...]]] = {(i,): (parent, (i,)) for i in range(7)}
     assert [len(batch) for batch in runner._batches(jobs)] == [3, 3, 1]
     without = {key: (None, tokens) for key, (_, tokens) in jobs.items()}

@@ -56,11 +56,12 @@ def test_predicted_weights_are_what_is_loaded(folders: list[str]) -> None:
         assert size.weight_bytes(torch.float32) == sum(p.nbytes for p in model.parameters())
         engine: Any = load_engine(source, device="cpu", dtype="float32")
         engine.choose([Choose(("abc", "def", "ghi"), (" a",))])
-        for chunk in engine._cache._chunks.values():
-            keys, values = chunk.layers[0]
-            assert keys.nbytes + values.nbytes == (
-                len(chunk.tokens) * size.kv_bytes_per_token(torch.float32) // engine.n_layers
-            )
+        chunks = list(engine._cache._chunks.values())
+        assert chunks
+        for chunk in chunks:  # what it holds is of its own tokens, or of all before them too
+            per_token = size.kv_bytes_per_token(torch.float32)
+            assert sum(part.nbytes for pair in chunk.layers for part in pair) == len(chunk.tokens) * per_token
+            assert chunk.n_bytes in (len(chunk.tokens) * per_token, chunk.length * per_token)
 
 
 def test_gguf_metadata_give_the_same_size_as_the_converted_copy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ def test_stages_share_prefixes_and_the_report_says_so(tmp_path: Path) -> None:
 def test_chunks_are_no_longer_than_their_prefixes_fit(tmp_path: Path) -> None:
     from el4ner.config import make_config
     from el4ner.engines import load_engine
+    from el4ner.plan import instruction_tokens
     from el4ner.pool import Pool
     from el4ner.preparation import Preparation
     from el4ner.records import Label
@@ -75,6 +76,8 @@ def test_chunks_are_no_longer_than_their_prefixes_fit(tmp_path: Path) -> None:
     member = PromptedMember("smollm2-list", engine, "list", pool.labels)
     preparation = Preparation(config, engines={"embedded:smollm2": engine})
     team = Team(config, pool, members=(member,), asked=(member.name,))
-    assert preparation.at_once(team) == engine.prefix_tokens // config.max_prompt_tokens < config.batch_size
+    longest = config.max_prompt_tokens + instruction_tokens(config)
+    assert longest > config.max_prompt_tokens  # each may hold its instruction's columns
+    assert 1 < preparation.at_once(team) == engine.prefix_tokens // longest < config.batch_size
     assert preparation.at_once(Team(config, pool)) == config.batch_size
     assert engine.choose([Choose(("a", "b"), (" c",))])[0].shape == (1,)

@@ -93,7 +93,10 @@ def _by_groups(
 
 
 def _by_head(mask: torch.Tensor, share: int, columns: int) -> torch.Tensor:
-    """Head by head the same queries, so the same rows of the mask. Kept with it, as all blocks of a model ask."""
+    """(R, 1, N, C) -> (R, 1, share * N, columns): the mask once for each head of a group.
+
+    Kept on the mask, which all blocks of a model are handed; the parts of a causal pass are repeated anew.
+    """
     if mask.shape[2] == 1 or share == 1:
         return mask[..., :columns]
     kept = getattr(mask, _BY_HEAD, None)
