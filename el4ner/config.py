@@ -20,8 +20,7 @@ from el4ner.lines import display_name, kind, read_text
 Variant = Literal["list", "ask", "define"]
 
 _TAKEN = ("auto", "all", "reading", "probing", "retrieval", "noun-phrases", "pool-strings")
-"""Names that mean something else among voters and proposers; "reading.NAME" and "probing.NAME" are
-the voters of one model of several."""
+"""Names that mean something else among voters and proposers; "reading.NAME", "probing.NAME": those of one model."""
 
 
 class _Settings(BaseModel):
@@ -273,6 +272,8 @@ class ServerConfig(_Settings):
     @field_validator("base_url")
     @classmethod
     def _plain_url(cls, value: str | None) -> str | None:
+        if value and not re.match(r"https?://[^/\s]", value):  # not quoted: it may hold a key
+            raise ValueError("give a URL that begins with http:// or https://, as http://localhost:8000/v1 does")
         return _without_secrets(value)
 
 

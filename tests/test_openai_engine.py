@@ -76,6 +76,13 @@ def test_urls_with_secrets_are_refused_without_quoting_them(url: str) -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("url", ["notaurl", "ftp://host/v1", "http://", "localhost:8000/v1"])
+def test_what_is_no_url_of_a_server_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(ConfigError, match="begins with http:// or https://") as error:
+        load_config(None, {"server": {"base_url": url}})
+    assert error.value.exit_code == 2
+
+
 def test_no_hidden_states(serve: Serve) -> None:
     e = engine(serve(talks))
     assert e.n_layers == 0

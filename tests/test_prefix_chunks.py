@@ -85,9 +85,8 @@ def test_alone_and_side_by_side_give_the_same_keys(engine: Any) -> None:
         assert ours is not None
         assert theirs is not None
         for a, b in zip(ours.layers, theirs.layers, strict=True):
-            torch.testing.assert_close(
-                a, b, atol=1e-5, rtol=1e-4
-            )  # sums in another order: products of two rows, of one
+            # sums in another order: products of two rows, of one
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_all_blocks_of_a_pass_share_a_repeated_mask(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,7 +324,7 @@ def checked_url(url: str) -> str:
     """The URL without a closing slash. Raises EngineError, without quoting it, where it holds a password or a query."""
     if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", url):
         raise EngineError(
-            "the server's URL is none, or holds a user name, a password or a query; give one like "
+            "the server's URL is none of http or https, or holds a user name, a password or a query; give one like "
             "http://localhost:8000/v1, and the key by OPENAI_API_KEY"
         )
     return url.rstrip("/")
