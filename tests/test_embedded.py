@@ -192,17 +192,6 @@ def test_texts_without_words_emoji_and_long_texts(build: Build, part: Pool) -> N
     assert all(p.text[e.start : e.end] == e.text for p in found for e in p.entities)
 
 
-def test_the_order_of_the_pool_changes_no_byte(
-    build: Build, small: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = []
-    for name, sentences in (("one", small.sentences), ("other", small.sentences[::-1])):
-        monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / name))  # nothing is taken over from the first
-        results.append(as_bytes(build(Pool(sentences, small.labels), **SMALL).predict(TEXTS)))
-    assert results[0] == results[1]
-    assert any('"entities": [{' in line for line in results[0])
-
-
 ALL: dict[str, Any] = {
     "voters": "all",
     "dtype": "float32",
@@ -212,6 +201,18 @@ ALL: dict[str, Any] = {
     "stack": {"sample": 6},
     "min_score": 0.02,
 }
+
+
+@pytest.mark.parametrize("settings", [SMALL, ALL], ids=["default", "all"])
+def test_the_order_of_the_pool_changes_no_byte(
+    settings: dict[str, Any], build: Build, small: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for name, sentences in (("one", small.sentences), ("other", small.sentences[::-1])):
+        monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / name))  # nothing is taken over from the first
+        results.append(as_bytes(build(Pool(sentences, small.labels), **settings).predict(TEXTS)))
+    assert results[0] == results[1]
+    assert any('"entities": [{' in line for line in results[0])
 
 
 def test_a_pipeline_that_was_used_can_be_sent_to_another_process(embedded: None, cache: Path, small: Pool) -> None:
@@ -246,8 +247,17 @@ def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:
         assert prediction.usage.generated_tokens > 0
     # grounded lists hold nothing that is not in the text
     assert all(report["replies"][f"{name}: surfaces not in the text"] == 0 for name in MEMBERS)
-    alone = build(small, **ALL, batch_size=1).predict(TEXTS[2:])
-    assert json.loads(as_bytes(alone)[0]) | {"id": "3"} == json.loads(as_bytes(found)[2])
+
+
+def test_a_record_of_all_voters_does_not_depend_on_its_neighbours(build: Build, root: Path, small: Pool) -> None:
+    records = examples(root)[:6]
+    records.append({**records[0], "id": "again"})
+    together = as_bytes(build(small, **ALL, batch_size=7).predict(records))
+    assert any(json.loads(record)["entities"] for record in together)
+    assert as_bytes(build(small, **ALL, batch_size=1).predict(records)) == together
+    order = [3, 6, 0, 5, 1, 4, 2]
+    shuffled = as_bytes(build(small, **ALL, batch_size=4).predict([records[i] for i in order]))
+    assert shuffled == [together[i] for i in order]
 
 
 PAPER: dict[str, Any] = {"preset": "paper", "dtype": "float32", "retrieve": {"k": 2}, "batch_size": 2}

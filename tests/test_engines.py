@@ -95,6 +95,38 @@ def test_embedded_scores_equal_plain_forward_passes_alone_batched_and_cached(emb
         assert alone.argmax() == scores.argmax()
 
 
+def test_embedded_scores_are_the_same_bits_in_any_company(embedded_engine: Any) -> None:
+    """Prompts behind one prefix are asked together; what else is asked, before or beside, changes nothing."""
+    requests = _requests()
+    for normalise in ("vocab", "choices"):
+        requests = _requests(normalise)
+        embedded_engine.forget_prefixes()
+        together = dict(zip(requests, embedded_engine.choose(requests), strict=True))
+        by_prefix: dict[Any, list[Choose]] = {}
+        for request in requests:
+            by_prefix.setdefault(request.prompt[:-1], []).append(request)
+        assert len(by_prefix) == 5
+        for own in by_prefix.values():
+            for scores, request in zip(embedded_engine.choose(own), own, strict=True):
+                np.testing.assert_array_equal(scores, together[request])
+        embedded_engine.forget_prefixes()
+        for own in by_prefix.values():
+            for scores, request in zip(embedded_engine.choose(own), own, strict=True):
+                np.testing.assert_array_equal(scores, together[request])
+        turned = [own for part in reversed(by_prefix.values()) for own in part]
+        for scores, request in zip(embedded_engine.choose([*turned, *turned]), [*turned, *turned], strict=True):
+            np.testing.assert_array_equal(scores, together[request])
+
+
+def test_what_is_asked_twice_is_computed_once(tiny: Any) -> None:
+    tiny.forget_prefixes()
+    request = Choose(("Rome is a place.\n", "Ann met Bob.\n", "Ann is a"), (" place", " person"))
+    first, second = tiny.choose([request, request])
+    np.testing.assert_array_equal(first, second)
+    assert first is not second
+    assert tiny.computed == [tiny._prompts.render(request.prompt).length, 0]
+
+
 def test_what_a_tokenizer_would_merge_across_a_border_stays_apart(tmp_path: Path) -> None:
     """A prompt's tokens do not depend on the choice behind it: else no two choices would continue the same prefix."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

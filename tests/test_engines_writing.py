@@ -229,6 +229,64 @@ def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: st
     assert (reply.text, reply.generated) == (text, used)
 
 
+def _taken(found: list[float], alone: list[float] | None) -> tuple[list[int], int]:
+    """What a reply takes of tokens with these logits, and how often a pass alone was asked."""
+    asked: list[Reply] = []
+
+    class Letters:
+        all_special_ids = (99,)
+
+        def decode(self, tokens: list[int], **_: Any) -> str:
+            return "".join("abc"[token] for token in tokens)
+
+    def settle(reply: Reply) -> Any:
+        asked.append(reply)
+        return lambda *_: torch.tensor([alone])
+
+    reply = Reply(PromptTokens((), (0,)), limit=3)
+    ReplyWriter(Letters(), ()).take(lambda *_: torch.tensor([found]), [reply], settle if alone else None)
+    return reply.tokens, len(asked)
+
+
+def test_between_near_tokens_a_pass_of_the_reply_alone_decides() -> None:
+    assert _taken([20.0, 20.0005, -20.0], [20.0006, 20.0004, -20.0]) == ([0], 1)
+    assert _taken([20.0, 20.0005, -20.0], [20.0, 20.0005, -20.0]) == ([1], 1)
+    assert _taken([20.0, 20.0005, -20.0], None) == ([1], 0)
+    assert _taken([20.0, 20.002, -20.0], [30.0, 20.0, -20.0]) == ([1], 0)  # not near
+    assert _taken([1.0, 1.0005, -20.0], [30.0, 20.0, -20.0]) == ([0], 1)  # as large logits round
+
+
+def test_passes_of_replies_alone_write_what_is_written_side_by_side(
+    embedded_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from el4ner.engines import decoding
+
+    requests = [
+        Generate(("List names.\n", f"Text: {text}\n", question), grammar, 8)
+        for text in DOCUMENTS[:3]
+        for question, grammar in (("Names:", SubstringList(text)), ("Places:", SubstringList(text)), ("It is", None))
+    ]
+    written = embedded_engine.generate(requests)
+    assert any(completion.text for completion in written)
+    assert [embedded_engine.generate([request])[0] for request in requests] == written
+    alone: list[int] = []
+    inner = decoding.BatchDecoder._alone
+
+    def counting(self: Any, prefixes: Any) -> Any:
+        settle = inner(self, prefixes)
+
+        def counted(reply: Reply) -> Any:
+            alone.append(1)
+            return settle(reply)
+
+        return counted
+
+    monkeypatch.setattr(decoding, "_NEAR", 10.0)  # every token is near another, unless a grammar admits but one
+    monkeypatch.setattr(decoding.BatchDecoder, "_alone", counting)
+    assert embedded_engine.generate(requests) == written
+    assert len(alone) > 0.5 * sum(completion.generated_tokens for completion in written)
+
+
 @pytest.mark.parametrize(
     ("reply", "listed"),
     [

@@ -7,7 +7,7 @@ the prompt never passes through the tokenizer's decoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,11 @@ _LEAST_SPARE = 48
 _LEAST_DRAFT, _LONGEST_DRAFT = 2, 16
 """Tokens of a draft: as many where many replies are written; at most. Two of three drafted tokens were right (grounded
 lists of the embedded model over WNUT17), and one costs about 0.4 of a token that is read alone, so two always pay."""
+
+_NEAR = 5e-5
+"""Share of the largest logit by which a token must lead in float32 for the passes of a batch to decide. Passes of other
+replies beside it moved logits by at most 3.4e-6 of the largest (embedded model, 36 lists over WNUT17, EPYC Zen 4,
+2026-11); 0.2% of the tokens lead by less than this and are decided by a pass of their reply alone."""
 
 
 @dataclass(slots=True)
@@ -57,6 +62,9 @@ class Reply:
 
 Logits = Callable[[Sequence[int], torch.Tensor | None], torch.Tensor]
 """What gives logits of some of B replies, R of them: of some tokens (T,) i64 as (R, T), of all as (R, V)."""
+
+Alone = Callable[[Reply], Logits]
+"""What gives the logits of one reply's next token from a pass over nothing but its prompt and what it wrote."""
 
 
 class Scores:
@@ -88,24 +96,25 @@ class ReplyWriter:
         self._tokenizer = tokenizer
         self._stops = frozenset(end_tokens) | frozenset(tokenizer.all_special_ids)
 
-    def take(self, logits: Logits, replies: Sequence[Reply]) -> list[int]:
+    def take(self, logits: Logits, replies: Sequence[Reply], alone: Alone | None = None) -> list[int]:
         """The most probable allowed token of each of B replies, which the replies take.
 
         For those that are bound to grammars only tokens that one of these admits are scored: some hundred to a few
-        thousand of all.
+        thousand of all. alone: decides where two tokens are so near that the other replies' passes might.
         """
-        grammars = {row: r.grammar for row, r in enumerate(replies) if r.grammar is not None and not r.done}
-        free = [row for row in range(len(replies)) if row not in grammars]
+        bound = [row for row, reply in enumerate(replies) if reply.grammar is not None and not reply.done]
+        free = [row for row in range(len(replies)) if row not in bound]
         chosen = [0] * len(replies)
-        if grammars:
-            tokens, admits = allowed_tokens(list(grammars.values()))
-            found = logits(list(grammars), torch.from_numpy(tokens))
-            found = found.masked_fill(~torch.from_numpy(admits).to(found.device), float("-inf"))
-            for row, best in zip(grammars, found.argmax(-1).tolist(), strict=True):
-                chosen[row] = int(tokens[best])
-        if free:
-            for row, best in zip(free, logits(free, None).argmax(-1).tolist(), strict=True):
-                chosen[row] = int(best)
+        for rows in (bound, free):
+            if not rows:
+                continue
+            grammars = [own for own in (replies[row].grammar for row in rows) if own is not None and rows is bound]
+            best, near = _best(logits, rows, grammars)
+            for row, token, is_near in zip(rows, best, near, strict=True):
+                if is_near and alone is not None and not replies[row].done:
+                    own = replies[row].grammar
+                    ((token,), _) = _best(alone(replies[row]), [0], [own] if own is not None else [])
+                chosen[row] = token
         for reply, token in zip(replies, chosen, strict=True):
             if not reply.done:
                 self._take(reply, token)
@@ -131,9 +140,28 @@ class ReplyWriter:
             reply.done = reply.truncated = True
 
 
+def _best(logits: Logits, rows: Sequence[int], grammars: Sequence[RowGrammar]) -> tuple[list[int], list[bool]]:
+    """The most probable token of some replies, of those that their grammars admit if they have any, and whether
+    another one is near."""
+    if grammars:
+        tokens, admits = allowed_tokens(grammars)
+        found = logits(rows, torch.from_numpy(tokens))
+        scale = found.abs().amax(-1, keepdim=True)
+        found = found.masked_fill(~torch.from_numpy(admits).to(found.device), float("-inf"))
+    else:
+        tokens = None
+        found = logits(rows, None)
+        scale = found.abs().amax(-1, keepdim=True)
+    best = found.argmax(-1, keepdim=True)
+    near = (found >= found.gather(-1, best) - _NEAR * scale).sum(-1) > 1
+    chosen = best[:, 0].tolist()
+    return chosen if tokens is None else [int(tokens[i]) for i in chosen], near.tolist()
+
+
 class BatchDecoder:
     """Writes replies with packed prefixes. max_replies: replies written at once. step_tokens: tokens of a step that
-    drafts fill up where few replies are left.
+    drafts fill up where few replies are left. settle: whether a pass of a reply alone decides between tokens that are
+    near, so that what is written beside it cannot; for float32, where few are.
 
     Replies with the same prefix are lanes of one row: their prompts' ends form a trie behind it, and every step adds
     tokens to each of them, so that the prefix's keys and values lie in memory once and are read once a step.
@@ -142,7 +170,7 @@ class BatchDecoder:
 
     def __init__(
         self, runner: PrefixRunner, head: Head, writer: ReplyWriter, budgets: Budgets, max_replies: int,
-        step_tokens: int,
+        step_tokens: int, *, settle: bool = False,
     ) -> None:  # fmt: skip
         self._runner = runner
         self._head = head
@@ -150,6 +178,7 @@ class BatchDecoder:
         self._budgets = budgets
         self._max_replies = max_replies
         self._step_tokens = step_tokens
+        self._settle = settle
         self.steps = 0
         self.drafted = 0
         self.right = 0
@@ -204,15 +233,25 @@ class BatchDecoder:
             for reply, end in zip(row, ends[r], strict=True)
         ]
         hidden = state.hidden[[lane.row for lane, _ in going], [end for own in ends for end in own]]
-        self._writer.take(Scores(self._head, hidden).at(range(len(going))), [reply for _, reply in going])
+        alone = self._alone({id(reply): prefixes[lane.row] for lane, reply in going}) if self._settle else None
+        self._writer.take(Scores(self._head, hidden).at(range(len(going))), [reply for _, reply in going], alone)
         while going := [(lane, reply) for lane, reply in going if not reply.done]:
             lanes = [lane for lane, _ in going]
             memory.drop(lanes)
             self._feed(going)
             memory.take(lanes)
             step = memory.step(lanes)
-            self._accept(going, Scores(self._head, self._runner.step(state, step)), memory)
+            self._accept(going, Scores(self._head, self._runner.step(state, step)), memory, alone)
             self.steps += 1
+
+    def _alone(self, prefixes: Mapping[int, Chunk | None]) -> Alone:
+        """prefixes: by the id() of a reply what its prompt begins with."""
+
+        def logits(reply: Reply) -> Logits:
+            row = Row(prefixes[id(reply)], (*reply.prompt.rest, *reply.tokens))
+            return Scores(self._head, self._runner.forward([row]).hidden[0, -1:]).at([0])
+
+        return logits
 
     def _feed(self, going: Sequence[tuple[Lane, Reply]]) -> None:
         """Every lane takes its reply's last token, and a draft of what follows as far as there is room in the step."""
@@ -225,14 +264,16 @@ class BatchDecoder:
             lane.fed = [reply.tokens[-1], *draft]
             self.drafted += len(draft)
 
-    def _accept(self, going: Sequence[tuple[Lane, Reply]], scores: Scores, memory: LaneMemory) -> None:
+    def _accept(
+        self, going: Sequence[tuple[Lane, Reply]], scores: Scores, memory: LaneMemory, alone: Alone | None
+    ) -> None:
         """Scores lane by lane. Replies take tokens for as long as their drafts are what they take."""
         begin = np.cumsum([0, *(len(lane.fed) for lane, _ in going)])
         taking = list(range(len(going)))
         read = 0
         while taking:
             replies = [going[i][1] for i in taking]
-            chosen = self._writer.take(scores.at([int(begin[i]) + read for i in taking]), replies)
+            chosen = self._writer.take(scores.at([int(begin[i]) + read for i in taking]), replies, alone)
             read += 1
             follow = []
             for i, token in zip(taking, chosen, strict=True):

@@ -122,7 +122,9 @@ class ChoiceScorer:
                 self._answer(hidden[position], packs[index], questions, results)
 
     def _batches(self, packs: list[_Pack]) -> list[list[int]]:
-        """Packs of like size, within the budget of padded nodes and padded prefix memory."""
+        """Packs of like size, within the budget of padded nodes and padded prefix memory; alone as prefixes are."""
+        if self._runner.alone:
+            return [[index] for index in range(len(packs))]
         budgets = self._budgets
         batches: list[list[int]] = []
         widest_prefix = width = 0

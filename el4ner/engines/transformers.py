@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
@@ -147,20 +148,24 @@ class TransformersEngine:
         A choice is tokenised like a further segment. Requests that share leading segments share their computation,
         within a call and across calls. Raises EngineError for a prompt that is too long or a choice without tokens.
         """
-        questions = [self._question(request) for request in requests]
+        distinct = dict.fromkeys(requests)  # the same text twice must not make its passes others
+        questions = [self._question(request) for request in distinct]
         lengths = [question.prompt.length + max(map(len, question.choices), default=0) for question in questions]
         self._check_lengths(lengths)
         packed, plain = self._split(lengths)
-        results: list[FloatArray] = [np.zeros(0, dtype=np.float32) for _ in requests]
-        self.computed = [0] * len(requests)
+        answers = [np.zeros(0, dtype=np.float32)] * len(questions)
+        computed = [0] * len(questions)
         with run_errors(self.name):
             for own, answer in ((packed, self._choose_packed), (plain, self._choose_plain)):
                 if own:
-                    scores, computed = answer([questions[i] for i in own])
-                    for index, row, tokens in zip(own, scores, computed, strict=True):
-                        results[index], self.computed[index] = row, tokens
-        self.counts.add(sum(question.prompt.length for question in questions), sum(self.computed))
-        return results
+                    for index, scores, tokens in zip(own, *answer([questions[i] for i in own]), strict=True):
+                        answers[index], computed[index] = scores, tokens
+        answered = dict(zip(distinct, answers, strict=True))
+        asked = dict(zip(distinct, (question.prompt.length for question in questions), strict=True))
+        first = dict(zip(distinct, computed, strict=True))
+        self.computed = [first.pop(request, 0) for request in requests]
+        self.counts.add(sum(asked[request] for request in requests), sum(self.computed))
+        return [answered[request].copy() for request in requests]
 
     def _choose_packed(self, questions: Sequence[Question]) -> tuple[list[FloatArray], list[int]]:
         """Scores, and prompt tokens computed; with smaller passes where memory does not suffice."""
@@ -258,7 +263,10 @@ class TransformersEngine:
             for reply in going:
                 reply.restart()
             step_tokens = STEP_TOKENS.get(self.device.type, 1)
-            decoder = BatchDecoder(runner, Head(self.model), writer, self._budgets(forward_tokens), share, step_tokens)
+            decoder = BatchDecoder(
+                runner, Head(self.model), writer, self._budgets(forward_tokens), share, step_tokens,
+                settle=runner.alone and self.dtype == torch.float32,
+            )  # fmt: skip
             decoder.write(going)
             self.counts.ran(runner.computed, runner.padded)
 
@@ -302,7 +310,7 @@ class TransformersEngine:
     def _runner(self, forward_tokens: int) -> PrefixRunner:
         copied = self._budgets(forward_tokens).kv_bytes
         return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens, copied,
-                            ragged=self.packing.ragged)  # fmt: skip
+                            ragged=self.packing.ragged, alone=self.device.type == "cpu")  # fmt: skip
 
     @property
     def prefix_tokens(self) -> int:
