@@ -195,9 +195,9 @@ def plan_model(
     """What one model takes, with the adapters of its members.
 
     cache: the prefixes of one chunk of sentences, at most what the engine keeps, for the model and every adapter that
-    is asked. workspace: a batch's prefixes copied
-    side by side (half of that limit at most), 12 numbers of the widest layer and of the state for each of the
-    `tokens` of a pass, its mask, and a row of float32 logits with its copy for every reply that is written at once.
+    is asked. workspace: a batch's prefixes copied side by side (half of that limit at most), 12 numbers of the widest
+    layer and of the state for each token of a pass (`tokens`, and what a trie of questions may hold), its mask, and a
+    row of float32 logits with its copy for every reply that is written at once.
     """
     per_token = size.kv_bytes_per_token(dtype)
     longest = config.max_prompt_tokens + instruction_tokens(config)
@@ -211,6 +211,7 @@ def plan_model(
     written = config.extract.max_new_tokens * len(members)
     fitting = max(1, cache_limit // 2 // ((longest + written // 2) * per_token))
     copies = min(rows, fitting) * (longest + written) * per_token
+    tokens = max(tokens, FORWARD_TOKENS["cpu"])
     states = tokens * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
     mask = tokens * (longest + tokens) * 4
     logits = 2 * 4 * size.vocabulary * min(replies, rows * len(members))

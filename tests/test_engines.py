@@ -50,10 +50,13 @@ def _requests(normalise: str = "vocab") -> list[Choose]:
 # --- choosing -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("single_rows", [True, False])  # as on a CPU in float32, as elsewhere
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_packed_scores_equal_plain_forward_passes(kind: str, tmp_path: Path) -> None:
+def test_packed_scores_equal_plain_forward_passes(kind: str, single_rows: bool, tmp_path: Path) -> None:
     engine: Any = load_engine(save_tiny(tmp_path, kind), device="cpu", dtype="float32")
     assert engine.packing.exact, str(engine.packing)
+    assert engine._single_rows
+    engine._single_rows = single_rows
     requests = _requests()
     for request, scores in zip(requests, engine.choose(requests), strict=True):
         np.testing.assert_allclose(scores, _reference(engine, request), atol=TOLERANCE)
@@ -95,27 +98,33 @@ def test_embedded_scores_equal_plain_forward_passes_alone_batched_and_cached(emb
         assert alone.argmax() == scores.argmax()
 
 
-def test_embedded_scores_are_the_same_bits_in_any_company(embedded_engine: Any) -> None:
-    """Prompts behind one prefix are asked together; what else is asked, before or beside, changes nothing."""
-    requests = _requests()
-    for normalise in ("vocab", "choices"):
-        requests = _requests(normalise)
-        embedded_engine.forget_prefixes()
-        together = dict(zip(requests, embedded_engine.choose(requests), strict=True))
-        by_prefix: dict[Any, list[Choose]] = {}
-        for request in requests:
-            by_prefix.setdefault(request.prompt[:-1], []).append(request)
-        assert len(by_prefix) == 5
-        for own in by_prefix.values():
-            for scores, request in zip(embedded_engine.choose(own), own, strict=True):
-                np.testing.assert_array_equal(scores, together[request])
-        embedded_engine.forget_prefixes()
-        for own in by_prefix.values():
-            for scores, request in zip(embedded_engine.choose(own), own, strict=True):
-                np.testing.assert_array_equal(scores, together[request])
-        turned = [own for part in reversed(by_prefix.values()) for own in part]
-        for scores, request in zip(embedded_engine.choose([*turned, *turned]), [*turned, *turned], strict=True):
+@pytest.mark.parametrize("normalise", ["vocab", "choices"])
+def test_other_prefixes_and_small_passes_move_no_bit_of_an_embedded_score(
+    normalise: str, embedded_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is asked behind a prefix is asked at once; what else is asked, before or beside, changes nothing."""
+    requests = _requests(normalise)
+    embedded_engine.forget_prefixes()
+    together = dict(zip(requests, embedded_engine.choose(requests), strict=True))
+    by_prefix: dict[Any, list[Choose]] = {}
+    for request in requests:
+        by_prefix.setdefault(request.prompt[:-1], []).append(request)
+    assert len(by_prefix) == 5
+
+    def check(asked: list[Choose]) -> None:
+        for scores, request in zip(embedded_engine.choose(asked), asked, strict=True):
             np.testing.assert_array_equal(scores, together[request])
+
+    for own in by_prefix.values():
+        check(own)  # behind kept prefixes
+        embedded_engine.forget_prefixes()
+        check(own)
+    turned = [own for part in reversed(by_prefix.values()) for own in part]
+    check([*turned, *turned])
+    monkeypatch.setattr(embedded_engine, "_forward_tokens", 16)  # as of a plan under a limit of memory
+    monkeypatch.setattr(embedded_engine._cache, "limit_bytes", 1 << 20)
+    embedded_engine.forget_prefixes()
+    check(turned)
 
 
 def test_what_is_asked_twice_is_computed_once(tiny: Any) -> None:

@@ -15,7 +15,8 @@ from tiny_models import save_tiny
 
 from el4ner.engines import Choose, Engine, Generate, SubstringList, load_engine
 from el4ner.engines.chat import PromptTokens
-from el4ner.engines.decoding import PlainDecoder, Reply, ReplyWriter, Scores
+from el4ner.engines.decoding import PlainDecoder, Reply, ReplyWriter, Scores, Settle
+from el4ner.engines.grammar import GrammarTokens, allowed_tokens
 from el4ner.engines.head import Head
 from el4ner.engines.prefix_cache import PrefixRunner
 from el4ner.engines.ragged import Step
@@ -229,31 +230,71 @@ def test_a_reply_is_its_first_line_that_is_not_blank(pieces: list[str], text: st
     assert (reply.text, reply.generated) == (text, used)
 
 
-def _taken(found: list[float], alone: list[float] | None) -> tuple[list[int], int]:
-    """What a reply takes of tokens with these logits, and how often a pass alone was asked."""
-    asked: list[Reply] = []
+class _Letters:
+    """A tokenizer of three letters."""
 
-    class Letters:
-        all_special_ids = (99,)
+    all_special_ids = (99,)
 
-        def decode(self, tokens: list[int], **_: Any) -> str:
-            return "".join("abc"[token] for token in tokens)
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return "".join("abc"[token] for token in tokens)
 
-    def settle(reply: Reply) -> Any:
-        asked.append(reply)
+
+def _taken(found: list[list[float]], alone: list[float] | None, done: int = -1) -> tuple[list[list[int]], list[int]]:
+    """What free replies take of tokens with these logits, 0.001 being near, and which were asked for alone."""
+    replies = [Reply(PromptTokens((), (0,)), limit=3, done=i == done) for i in range(len(found))]
+    asked: list[int] = []
+
+    def settled(reply: Reply) -> Any:
+        asked.append(next(i for i, own in enumerate(replies) if own is reply))
         return lambda *_: torch.tensor([alone])
 
-    reply = Reply(PromptTokens((), (0,)), limit=3)
-    ReplyWriter(Letters(), ()).take(lambda *_: torch.tensor([found]), [reply], settle if alone else None)
-    return reply.tokens, len(asked)
+    settle = None if alone is None else Settle(torch.full((len(found),), 0.001), settled)
+    ReplyWriter(_Letters(), ()).take(lambda rows, _: torch.tensor(found)[list(rows)], replies, settle)
+    return [reply.tokens for reply in replies], asked
 
 
 def test_between_near_tokens_a_pass_of_the_reply_alone_decides() -> None:
-    assert _taken([20.0, 20.0005, -20.0], [20.0006, 20.0004, -20.0]) == ([0], 1)
-    assert _taken([20.0, 20.0005, -20.0], [20.0, 20.0005, -20.0]) == ([1], 1)
-    assert _taken([20.0, 20.0005, -20.0], None) == ([1], 0)
-    assert _taken([20.0, 20.002, -20.0], [30.0, 20.0, -20.0]) == ([1], 0)  # not near
-    assert _taken([1.0, 1.0005, -20.0], [30.0, 20.0, -20.0]) == ([0], 1)  # as large logits round
+    near, far = [20.0, 20.0005, -20.0], [20.0, 20.002, -20.0]
+    assert _taken([near], [20.0006, 20.0004, -20.0]) == ([[0]], [0])
+    assert _taken([near], near) == ([[1]], [0])
+    assert _taken([near], None) == ([[1]], [])
+    assert _taken([far], [30.0, 20.0, -20.0]) == ([[1]], [])
+    assert _taken([far, near, far], [30.0, 20.0, -20.0]) == ([[1], [0], [1]], [1])
+    assert _taken([near, near], [30.0, 20.0, -20.0], done=0) == ([[], [0]], [1])
+
+
+def test_of_a_bound_reply_only_tokens_that_its_grammar_admits_are_near(tiny: Any) -> None:
+    text = "Ann met Bob"
+    tokens = GrammarTokens(tiny.tokenizer, tiny.model.get_output_embeddings().weight.shape[0], tiny._end_tokens())
+    free = tokens.matcher(SubstringList(text), leading_space=False)
+    admitted = [int(t) for t in allowed_tokens([free])[0]]
+    assert len(admitted) > 2
+    hidden = next(t for t in range(1000) if t not in admitted)
+    asked: list[Reply] = []
+
+    def logits_of(best: dict[int, float]) -> Any:
+        row = torch.full((1, 50_000), -20.0)
+        row[0, list(best)] = torch.tensor(list(best.values()))
+        return lambda _, tokens: row if tokens is None else row[:, tokens]
+
+    def settled(reply: Reply) -> Any:
+        asked.append(reply)
+        return logits_of({admitted[0]: 20.0, admitted[1]: 10.0, hidden: 30.0})
+
+    settle = Settle(torch.tensor([0.001]), settled)
+    for other, chosen, n_asked in ((admitted[0], admitted[0], 1), (hidden, admitted[1], 0)):
+        asked.clear()
+        reply = Reply(PromptTokens((), (0,)), 5, tokens.matcher(SubstringList(text), leading_space=False))
+        writer = ReplyWriter(tiny.tokenizer, tiny._end_tokens())
+        writer.take(logits_of({admitted[1]: 20.0005, other: 20.0}), [reply], settle)
+        assert (reply.tokens, len(asked)) == ([chosen], n_asked)
+
+
+def test_only_in_float32_are_near_tokens_settled(tiny: Any, tiny_folder: str) -> None:
+    assert tiny._settle() > 0
+    half: Any = load_engine(tiny_folder, device="cpu", dtype="bfloat16")
+    assert half._settle() == 0
+    assert not half._runner(64).single_rows
 
 
 def test_passes_of_replies_alone_write_what_is_written_side_by_side(
@@ -272,19 +313,16 @@ def test_passes_of_replies_alone_write_what_is_written_side_by_side(
     alone: list[int] = []
     inner = decoding.BatchDecoder._alone
 
-    def counting(self: Any, prefixes: Any) -> Any:
-        settle = inner(self, prefixes)
+    def counting(self: Any, reply: Reply, prefix: Any) -> Any:
+        alone.append(1)
+        return inner(self, reply, prefix)
 
-        def counted(reply: Reply) -> Any:
-            alone.append(1)
-            return settle(reply)
-
-        return counted
-
-    monkeypatch.setattr(decoding, "_NEAR", 10.0)  # every token is near another, unless a grammar admits but one
+    monkeypatch.setattr(embedded_engine, "_settle", lambda: 1.0)  # all are near, unless a grammar admits but one
     monkeypatch.setattr(decoding.BatchDecoder, "_alone", counting)
+    before = replace(embedded_engine.counts)
     assert embedded_engine.generate(requests) == written
     assert len(alone) > 0.5 * sum(completion.generated_tokens for completion in written)
+    assert embedded_engine.counts.run - before.run <= sum(completion.prompt_tokens for completion in written)
 
 
 @pytest.mark.parametrize(

@@ -223,10 +223,14 @@ def test_prompts_and_choices_do_not_merge(tmp_path: Path) -> None:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def test_passes_are_halved_until_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("single_rows", "most", "fitting"), [(True, 45, 32), (False, 100, 128)])
+def test_passes_are_halved_until_they_fit(
+    single_rows: bool, most: int, fitting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from el4ner.engines.prefix_cache import PrefixRunner
 
     engine: Any = load_engine(save_family(tmp_path, FAMILIES["llama"]), device="cpu", dtype="float32")
+    engine._single_rows = single_rows
     requests = _requests()
     expected = engine.choose(requests)
     lists = [Generate((*request.prompt[:2], "Entities:"), None, 6) for request in requests]
@@ -235,13 +239,14 @@ def test_passes_are_halved_until_they_fit(tmp_path: Path, monkeypatch: pytest.Mo
     forward = PrefixRunner.forward
 
     def narrow(self: Any, rows: Any, *others: Any, **named: Any) -> Any:
-        if len(rows) * max(len(row.tokens) for row in rows) > 100:
+        if len(rows) * max(len(row.tokens) for row in rows) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return forward(self, rows, *others, **named)
 
     monkeypatch.setattr(PrefixRunner, "forward", narrow)
     for scores, plain in zip(engine.choose(requests), expected, strict=True):
         np.testing.assert_allclose(scores, plain, atol=TOLERANCE, rtol=1e-6)
-    assert engine._forward_tokens <= 128
+    assert engine._forward_tokens <= fitting
+    assert engine._pack_tokens == engine._forward_tokens
     assert "goes on with" in engine.notes[0]
     assert engine.generate(lists) == replies

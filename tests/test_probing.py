@@ -143,6 +143,27 @@ def test_what_is_too_long_is_not_asked_about(tmp_path: Path) -> None:
     assert np.isnan(voter.vote([Sentence("1", wide)], [[Span(31, 35)]])[0]).all()  # 240 bytes and more
 
 
+def test_long_texts_that_show_the_same_part_are_read_apart(tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+
+    class Noting(ScriptedEngine):
+        def read_ends(self, prompts: Sequence[Any], layers: Sequence[int]) -> Any:
+            calls.append([prompt[1] for prompt in prompts])
+            return super().read_ends(prompts, layers)
+
+    voter = make(Noting(read=knowing, n_layers=2), tmp_path)
+    voter.fit(POOL, range(12), [spans_of(d.text) for d in POOL.sentences], lambda _: None)
+    calls.clear()
+    shared = "Dora saw Lima. " * 150
+    texts = [shared + "Ann", "Dora", shared + "Bob", "Lima", "Dora"]
+    spans = [[Span(0, 4), Span(9, 13)], [Span(0, 4)], [Span(9, 13)], [Span(0, 4)], [Span(0, 4)]]
+    votes = voter.vote([Sentence(str(i), text) for i, text in enumerate(texts)], spans)
+    assert [len(call) for call in calls] == [2, 2, 1]
+    assert [int(row.argmax()) for rows in votes for row in rows] == [
+        POOL.label_names.index(name) for name in ("person", "place", "person", "place", "place", "person")
+    ]
+
+
 def test_one_surface_is_asked_about_once_in_a_sentence(tmp_path: Path) -> None:
     engine = ScriptedEngine(read=knowing, n_layers=2)
     voter = make(engine, tmp_path)

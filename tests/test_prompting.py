@@ -312,7 +312,9 @@ REAL_SPANS = [[Span(0, 12), Span(21, 26)], [Span(15, 20), Span(25, 28), Span(33,
 
 
 @pytest.mark.embedded
-def test_real_votes_are_distributions_and_do_not_depend_on_the_batch(embedded_member: PromptedMember) -> None:
+def test_real_votes_are_distributions_and_do_not_depend_on_the_batch(
+    embedded_member: PromptedMember, smollm2: Any
+) -> None:
     together = embedded_member.classify(REAL, REAL_SHOWN, REAL_SPANS)
     for voted, spans in zip(together, REAL_SPANS, strict=True):
         assert voted.votes.shape == (len(spans), 4)
@@ -322,6 +324,7 @@ def test_real_votes_are_distributions_and_do_not_depend_on_the_batch(embedded_me
     assert not np.allclose(together[0].votes[0], together[0].votes[1], atol=1e-3)
     for i in range(3):
         part = slice(i, i + 1)
+        smollm2.forget_prefixes()
         [alone] = embedded_member.classify(REAL[part], REAL_SHOWN[part], REAL_SPANS[part])
         np.testing.assert_array_equal(alone.votes, together[i].votes)
         assert alone.usage == together[i].usage

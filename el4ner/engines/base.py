@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
-REPLY_VERSION = 1
+REPLY_VERSION = 2
 """Part of every cache key whose value depends on replies; raised whenever a prompt would be replied to otherwise."""
 
 Prompt = tuple[str, ...]
@@ -109,7 +109,11 @@ class TokenStates:
 
 @runtime_checkable
 class Engine(Protocol):
-    """A language model that answers batches. Results come in request order and do not depend on the batch."""
+    """A language model that answers batches. Results come in request order and do not depend on the batch.
+
+    Rounding apart: in float32 on a CPU nothing but other requests with the same leading segments may move the last bit
+    of a number (el4ner asks all that it asks behind them at once); in reduced precision anything beside may.
+    """
 
     name: str
 

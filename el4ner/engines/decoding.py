@@ -29,10 +29,11 @@ _LEAST_DRAFT, _LONGEST_DRAFT = 2, 16
 """Tokens of a draft: as many where many replies are written; at most. Two of three drafted tokens were right (grounded
 lists of the embedded model over WNUT17), and one costs about 0.4 of a token that is read alone, so two always pay."""
 
-_NEAR = 5e-5
-"""Share of the largest logit by which a token must lead in float32 for the passes of a batch to decide. Passes of other
-replies beside it moved logits by at most 3.4e-6 of the largest (embedded model, 36 lists over WNUT17, EPYC Zen 4,
-2026-11); 0.2% of the tokens lead by less than this and are decided by a pass of their reply alone."""
+SETTLE_SHARE = 3e-6
+"""How near two logits are that a pass of their reply alone settles in float32, as a share of the most that a logit can
+be there (norms of the state and of the widest row of the head). Other replies beside moved logits by at most 2.2e-7 of
+it with the embedded model (518 steps of lists over WNUT17), by 2.4e-7 and 3.4e-7 with random models of 0.5 and 1.1
+billion parameters (EPYC Zen 4, torch 2.13, 2026-11); 0.2% of the embedded model's tokens are settled so."""
 
 
 @dataclass(slots=True)
@@ -63,8 +64,14 @@ class Reply:
 Logits = Callable[[Sequence[int], torch.Tensor | None], torch.Tensor]
 """What gives logits of some of B replies, R of them: of some tokens (T,) i64 as (R, T), of all as (R, V)."""
 
-Alone = Callable[[Reply], Logits]
-"""What gives the logits of one reply's next token from a pass over nothing but its prompt and what it wrote."""
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Decides between tokens that are so near that passes of other replies might. margins (B,) f32: how near, in
+    logits. alone: a reply's logits from a pass over nothing but its prompt and what it wrote."""
+
+    margins: torch.Tensor
+    alone: Callable[[Reply], Logits]
 
 
 class Scores:
@@ -74,6 +81,13 @@ class Scores:
         self._head = head
         self._hidden = hidden
         self._all: torch.Tensor | None = None
+        self._norms: torch.Tensor | None = None
+
+    def norms(self, places: Sequence[int]) -> torch.Tensor:
+        """Euclidean norms (B,) of the hidden states of some replies."""
+        if self._norms is None:
+            self._norms = self._hidden.norm(dim=-1)
+        return self._norms[list(places)]
 
     def at(self, places: Sequence[int]) -> Logits:
         """Of the hidden states of some replies."""
@@ -96,25 +110,25 @@ class ReplyWriter:
         self._tokenizer = tokenizer
         self._stops = frozenset(end_tokens) | frozenset(tokenizer.all_special_ids)
 
-    def take(self, logits: Logits, replies: Sequence[Reply], alone: Alone | None = None) -> list[int]:
+    def take(self, logits: Logits, replies: Sequence[Reply], settle: Settle | None = None) -> list[int]:
         """The most probable allowed token of each of B replies, which the replies take.
 
         For those that are bound to grammars only tokens that one of these admits are scored: some hundred to a few
-        thousand of all. alone: decides where two tokens are so near that the other replies' passes might.
+        thousand of all.
         """
-        bound = [row for row, reply in enumerate(replies) if reply.grammar is not None and not reply.done]
-        free = [row for row in range(len(replies)) if row not in bound]
+        grammars = {row: r.grammar for row, r in enumerate(replies) if r.grammar is not None and not r.done}
+        free = [row for row in range(len(replies)) if row not in grammars]
         chosen = [0] * len(replies)
-        for rows in (bound, free):
+        for rows, bound in ((list(grammars), list(grammars.values())), (free, [])):
             if not rows:
                 continue
-            grammars = [own for own in (replies[row].grammar for row in rows) if own is not None and rows is bound]
-            best, near = _best(logits, rows, grammars)
-            for row, token, is_near in zip(rows, best, near, strict=True):
-                if is_near and alone is not None and not replies[row].done:
-                    own = replies[row].grammar
-                    ((token,), _) = _best(alone(replies[row]), [0], [own] if own is not None else [])
+            best, near = _best(logits, rows, bound, None if settle is None else settle.margins[rows])
+            for row, token in zip(rows, best, strict=True):
                 chosen[row] = token
+            for row in (row for row, is_near in zip(rows, near, strict=True) if is_near and not replies[row].done):
+                assert settle is not None  # nothing is near without margins
+                own = [grammars[row]] if row in grammars else []
+                chosen[row] = _best(settle.alone(replies[row]), [0], own, None)[0][0]
         for reply, token in zip(replies, chosen, strict=True):
             if not reply.done:
                 self._take(reply, token)
@@ -140,37 +154,44 @@ class ReplyWriter:
             reply.done = reply.truncated = True
 
 
-def _best(logits: Logits, rows: Sequence[int], grammars: Sequence[RowGrammar]) -> tuple[list[int], list[bool]]:
-    """The most probable token of some replies, of those that their grammars admit if they have any, and whether
-    another one is near."""
+def _best(
+    logits: Logits, rows: Sequence[int], grammars: Sequence[RowGrammar], margins: torch.Tensor | None
+) -> tuple[list[int], list[bool]]:
+    """The most probable token of some replies, of those that their grammars admit if they have any; and whether
+    another one comes within the margin (R,) of it."""
     if grammars:
         tokens, admits = allowed_tokens(grammars)
         found = logits(rows, torch.from_numpy(tokens))
-        scale = found.abs().amax(-1, keepdim=True)
         found = found.masked_fill(~torch.from_numpy(admits).to(found.device), float("-inf"))
     else:
         tokens = None
         found = logits(rows, None)
-        scale = found.abs().amax(-1, keepdim=True)
     best = found.argmax(-1, keepdim=True)
-    near = (found >= found.gather(-1, best) - _NEAR * scale).sum(-1) > 1
+    near = [False] * len(rows)
+    if margins is not None:
+        near = ((found >= found.gather(-1, best) - margins[:, None]).sum(-1) > 1).tolist()
     chosen = best[:, 0].tolist()
-    return chosen if tokens is None else [int(tokens[i]) for i in chosen], near.tolist()
+    return chosen if tokens is None else [int(tokens[i]) for i in chosen], near
+
+
+PrefixOf = Mapping[int, Chunk | None]
+"""By the id() of a reply what its prompt begins with."""
 
 
 class BatchDecoder:
     """Writes replies with packed prefixes. max_replies: replies written at once. step_tokens: tokens of a step that
-    drafts fill up where few replies are left. settle: whether a pass of a reply alone decides between tokens that are
-    near, so that what is written beside it cannot; for float32, where few are.
+    drafts fill up where few replies are left. settle: how near two tokens' logits must be, per unit of the hidden
+    state's norm, for a pass of their reply alone to decide, so that what is written beside it cannot; 0 for never.
 
     Replies with the same prefix are lanes of one row: their prompts' ends form a trie behind it, and every step adds
     tokens to each of them, so that the prefix's keys and values lie in memory once and are read once a step.
     steps, drafted, right: passes after the prompts, drafted tokens read in them, those of them that were written.
+    settled: tokens of passes that decided.
     """
 
     def __init__(
         self, runner: PrefixRunner, head: Head, writer: ReplyWriter, budgets: Budgets, max_replies: int,
-        step_tokens: int, *, settle: bool = False,
+        step_tokens: int, *, settle: float = 0.0,
     ) -> None:  # fmt: skip
         self._runner = runner
         self._head = head
@@ -182,6 +203,7 @@ class BatchDecoder:
         self.steps = 0
         self.drafted = 0
         self.right = 0
+        self.settled = 0
 
     def write(self, replies: Sequence[Reply]) -> None:
         """Finish all replies in place."""
@@ -233,25 +255,30 @@ class BatchDecoder:
             for reply, end in zip(row, ends[r], strict=True)
         ]
         hidden = state.hidden[[lane.row for lane, _ in going], [end for own in ends for end in own]]
-        alone = self._alone({id(reply): prefixes[lane.row] for lane, reply in going}) if self._settle else None
-        self._writer.take(Scores(self._head, hidden).at(range(len(going))), [reply for _, reply in going], alone)
+        prefix_of = {id(reply): prefixes[lane.row] for lane, reply in going}
+        self._choose(Scores(self._head, hidden), range(len(going)), [reply for _, reply in going], prefix_of)
         while going := [(lane, reply) for lane, reply in going if not reply.done]:
             lanes = [lane for lane, _ in going]
             memory.drop(lanes)
             self._feed(going)
             memory.take(lanes)
             step = memory.step(lanes)
-            self._accept(going, Scores(self._head, self._runner.step(state, step)), memory, alone)
+            self._accept(going, Scores(self._head, self._runner.step(state, step)), memory, prefix_of)
             self.steps += 1
 
-    def _alone(self, prefixes: Mapping[int, Chunk | None]) -> Alone:
-        """prefixes: by the id() of a reply what its prompt begins with."""
+    def _choose(
+        self, scores: Scores, places: Sequence[int], replies: Sequence[Reply], prefix_of: PrefixOf
+    ) -> list[int]:
+        """The next tokens of replies whose hidden states stand at these places."""
+        settle = None
+        if self._settle:
+            settle = Settle(scores.norms(places) * self._settle, lambda reply: self._alone(reply, prefix_of[id(reply)]))
+        return self._writer.take(scores.at(places), replies, settle)
 
-        def logits(reply: Reply) -> Logits:
-            row = Row(prefixes[id(reply)], (*reply.prompt.rest, *reply.tokens))
-            return Scores(self._head, self._runner.forward([row]).hidden[0, -1:]).at([0])
-
-        return logits
+    def _alone(self, reply: Reply, prefix: Chunk | None) -> Logits:
+        row = Row(prefix, (*reply.prompt.rest, *reply.tokens))
+        self.settled += len(row.tokens)
+        return Scores(self._head, self._runner.forward([row]).hidden[0, -1:]).at([0])
 
     def _feed(self, going: Sequence[tuple[Lane, Reply]]) -> None:
         """Every lane takes its reply's last token, and a draft of what follows as far as there is room in the step."""
@@ -265,7 +292,7 @@ class BatchDecoder:
             self.drafted += len(draft)
 
     def _accept(
-        self, going: Sequence[tuple[Lane, Reply]], scores: Scores, memory: LaneMemory, alone: Alone | None
+        self, going: Sequence[tuple[Lane, Reply]], scores: Scores, memory: LaneMemory, prefix_of: PrefixOf
     ) -> None:
         """Scores lane by lane. Replies take tokens for as long as their drafts are what they take."""
         begin = np.cumsum([0, *(len(lane.fed) for lane, _ in going)])
@@ -273,7 +300,7 @@ class BatchDecoder:
         read = 0
         while taking:
             replies = [going[i][1] for i in taking]
-            chosen = self._writer.take(scores.at([int(begin[i]) + read for i in taking]), replies, alone)
+            chosen = self._choose(scores, [int(begin[i]) + read for i in taking], replies, prefix_of)
             read += 1
             follow = []
             for i, token in zip(taking, chosen, strict=True):

@@ -48,6 +48,11 @@ class Head:
             weight, bias = weight[tokens], None if bias is None else bias[tokens]
         return self._finish(torch.nn.functional.linear(hidden, weight, bias))
 
+    def widest(self) -> float:
+        """The largest norm of a token's weights: no logit, but for a bias, is further from 0 than that times the norm
+        of the hidden state."""
+        return abs(self._factor) * float(self.weight.norm(dim=-1).max())
+
     def log_probabilities(
         self, hidden: torch.Tensor, tokens: IntArray, normalise: Literal["vocab", "choices"]
     ) -> FloatArray:

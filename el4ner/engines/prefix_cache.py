@@ -24,6 +24,9 @@ from el4ner.engines.chat import TokenIds
 from el4ner.engines.ragged import Causal, Step, shaped
 from el4ner.engines.states import additive_mask
 
+Path = tuple[TokenIds, ...]
+"""The parts of a prefix, each the tokens of a segment."""
+
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Per block the keys and values (H, T, D) of one chunk."""
 
@@ -39,7 +42,7 @@ class Chunk:
     parent: Chunk | None
     layers: Layers
     length: int
-    key: tuple[int, ...]
+    key: Path
     n_bytes: int
     followers: int = 0
 
@@ -59,17 +62,17 @@ class Chunk:
 
 
 class PrefixCache:
-    """Chunks by all the tokens up to their end, at most `limit_bytes` of keys and values."""
+    """Chunks by the parts up to their end, at most `limit_bytes` of keys and values."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.n_bytes = 0
-        self._chunks: OrderedDict[tuple[int, ...], Chunk] = OrderedDict()
+        self._chunks: OrderedDict[Path, Chunk] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def get(self, key: tuple[int, ...]) -> Chunk | None:
+    def get(self, key: Path) -> Chunk | None:
         """The chunk that ends the prefix `key`, now the most recently used."""
         chunk = self._chunks.get(key)
         if chunk is None:
@@ -296,15 +299,14 @@ class PrefixRunner:
 
     forward_tokens: padded new tokens per forward pass when prefixes are computed. copied_bytes: what the prefixes that
     these continue may take, copied side by side. ragged: steps run without padding, for models whose attention lays
-    rows out (`packing.check`). alone: a prefix is computed in a pass of its own, so that its numbers depend on nothing
-    else. On a CPU of two cores a pass of 96 tokens takes 8% longer per token than one of 512, what padding would take.
-    Raises what torch raises.
+    rows out (`packing.check`). single_rows: every prefix is computed in a pass of its own, so that its numbers depend
+    on nothing else; the two limits bound nothing then. Raises what torch raises.
     computed, padded: tokens that `forward` has run so far, without and with padding.
     """
 
     def __init__(
         self, backbone: Any, device: torch.device, dtype: torch.dtype, cache: PrefixCache, forward_tokens: int,
-        copied_bytes: int = 1 << 30, *, ragged: bool = False, alone: bool = False,
+        copied_bytes: int = 1 << 30, *, ragged: bool = False, single_rows: bool = False,
     ) -> None:  # fmt: skip
         self._backbone = backbone
         self._device = device
@@ -313,11 +315,11 @@ class PrefixRunner:
         self._forward_tokens = forward_tokens
         self._copied_bytes = copied_bytes
         self._ragged = ragged
-        self.alone = alone
+        self.single_rows = single_rows
         self._n_layers = int(backbone.config.get_text_config().num_hidden_layers)
         self.computed = 0
         self.padded = 0
-        self._spent: dict[tuple[int, ...], int] = {}
+        self._spent: dict[Path, int] = {}
 
     def forward(self, rows: Sequence[Row], extra: int = 0, most: int = 0, *, states: bool = True) -> Continued:
         """One forward pass over all rows, padded on the right. extra: columns to leave free behind them; most: columns
@@ -390,41 +392,40 @@ class PrefixRunner:
             sees[index, pad, prefix_width + pad] = True
         return additive_mask(torch.from_numpy(sees)[:, None], self._dtype, self._device)
 
-    def prefixes(self, paths: Sequence[tuple[TokenIds, ...]]) -> list[Chunk | None]:
-        """The last chunk of every path of parts, one for each part, computed where the cache has none; None for an
-        empty path."""
-        held: dict[tuple[int, ...], Chunk] = {}
+    def prefixes(self, paths: Sequence[Path]) -> list[Chunk | None]:
+        """The chunk of the last part of every path; those of all its parts are computed where the cache has none.
+
+        Every part has a chunk, whatever other paths share. None for an empty path.
+        """
+        held: dict[Path, Chunk] = {}
         for depth in range(max((len(path) for path in paths), default=0)):
-            jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]] = {}
+            jobs: dict[Path, tuple[Chunk | None, TokenIds]] = {}
             for path in paths:
                 if depth < len(path):
                     self._plan(path[: depth + 1], held, jobs)
             self._compute(jobs, held)
-        return [held[_joined(path)] if path else None for path in paths]
+        return [held[path] if path else None for path in paths]
 
-    def spent_on(self, path: tuple[TokenIds, ...]) -> int:
+    def spent_on(self, path: Path) -> int:
         """Tokens computed for a path by `prefixes` that were not charged to another path before."""
-        return sum(self._spent.pop(_joined(path[:depth]), 0) for depth in range(1, len(path) + 1))
+        return sum(self._spent.pop(path[:depth], 0) for depth in range(1, len(path) + 1))
 
     def _plan(
         self,
-        path: tuple[TokenIds, ...],
-        held: dict[tuple[int, ...], Chunk],
-        jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]],
+        path: Path,
+        held: dict[Path, Chunk],
+        jobs: dict[Path, tuple[Chunk | None, TokenIds]],
     ) -> None:
         """What is to be computed for the last part of a path, whose other parts are held."""
-        key = _joined(path)
-        if key in held or key in jobs:
+        if path in held or path in jobs:
             return
-        cached = self.cache.get(key)
+        cached = self.cache.get(path)
         if cached is None:
-            jobs[key] = (held[_joined(path[:-1])] if len(path) > 1 else None, path[-1])
+            jobs[path] = (held[path[:-1]] if len(path) > 1 else None, path[-1])
         else:
-            held[key] = cached
+            held[path] = cached
 
-    def _compute(
-        self, jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]], held: dict[tuple[int, ...], Chunk]
-    ) -> None:
+    def _compute(self, jobs: dict[Path, tuple[Chunk | None, TokenIds]], held: dict[Path, Chunk]) -> None:
         for keys in self._batches(jobs):
             rows = [Row(*jobs[key]) for key in keys]
             done = self.forward(rows, states=False)
@@ -434,12 +435,13 @@ class PrefixRunner:
                 held[chunk.key] = chunk
                 self.cache.add(chunk)
 
-    def _batches(self, jobs: dict[tuple[int, ...], tuple[Chunk | None, TokenIds]]) -> list[list[tuple[int, ...]]]:
-        """What is computed at once: of like length, and no more rows than their prefixes may be copied for."""
+    def _batches(self, jobs: dict[Path, tuple[Chunk | None, TokenIds]]) -> list[list[Path]]:
+        """What is computed at once: each alone, or those of like length, no more than their prefixes may be copied
+        for."""
         keys = list(jobs)
-        if self.alone:
+        if self.single_rows:
             return [[key] for key in keys]
-        batches: list[list[tuple[int, ...]]] = []
+        batches: list[list[Path]] = []
         for batch in length_batches([len(jobs[key][1]) for key in keys], self._forward_tokens):
             parents = [parent for parent, _ in (jobs[keys[index]] for index in batch) if parent is not None]
             per_token = max((parent.bytes_per_token for parent in parents), default=0)
@@ -449,11 +451,7 @@ class PrefixRunner:
         return batches
 
 
-def _joined(parts: Sequence[TokenIds]) -> tuple[int, ...]:
-    return tuple(i for part in parts for i in part)
-
-
-def _chunk(done: Continued, position: int, row: Row, key: tuple[int, ...]) -> Chunk:
+def _chunk(done: Continued, position: int, row: Row, key: Path) -> Chunk:
     """What a pass computed for one of its rows: its memory, where little of that is of something else, or a copy."""
     length = len(row.tokens)
     start, end = done.prefix_width, done.prefix_width + length

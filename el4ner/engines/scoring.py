@@ -33,7 +33,7 @@ class Question:
 
 @dataclass(slots=True)
 class _Pack:
-    """One trie behind one prefix: the rows of the batch it will become, and whose questions it answers."""
+    """One trie behind one prefix: a row of a batch, and whose questions it answers."""
 
     path: tuple[TokenIds, ...]
     trie: TokenTrie = field(default_factory=TokenTrie)
@@ -122,8 +122,8 @@ class ChoiceScorer:
                 self._answer(hidden[position], packs[index], questions, results)
 
     def _batches(self, packs: list[_Pack]) -> list[list[int]]:
-        """Packs of like size, within the budget of padded nodes and padded prefix memory; alone as prefixes are."""
-        if self._runner.alone:
+        """Packs of like size, within the budget of padded nodes and prefix memory; each alone if prefixes are."""
+        if self._runner.single_rows:
             return [[index] for index in range(len(packs))]
         budgets = self._budgets
         batches: list[list[int]] = []

@@ -14,7 +14,7 @@ from el4ner.engines.batches import check_layers, even_batches, length_batches
 from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, READ_TOKENS, STEP_TOKENS, decode_replies
 from el4ner.engines.chat import PromptRenderer, TokenIds
 from el4ner.engines.counts import TokenCounts
-from el4ner.engines.decoding import BatchDecoder, PlainDecoder, Reply, ReplyWriter
+from el4ner.engines.decoding import SETTLE_SHARE, BatchDecoder, PlainDecoder, Reply, ReplyWriter
 from el4ner.engines.grammar import GrammarTokens, RowGrammar
 from el4ner.engines.head import Head
 from el4ner.engines.loading import LoadedModel, halving, load_model, numbers_of, one_at_a_time, run_errors
@@ -39,10 +39,12 @@ class TransformersEngine:
 
     source: `embedded:NAME`, a model folder, a .gguf file or a Hugging Face id. Engines of one source, device and dtype
     share one model in memory, and its cache of prefixes. read_tokens, forward_tokens: padded tokens per forward pass of
-    `read` and of everything else (defaults by device). prefix_cache_bytes: memory for keys and values of prompt
-    prefixes; the first engine of a model sets it. quantization: none, 8bit or 4bit. residency: the models that it
-    takes turns with. adapter: the folder of a PEFT adapter over the source's weights. loaded: a model that is in memory
-    already. counts: tokens asked, computed and written so far.
+    `read` and of everything else (defaults by device). In float32 on a CPU prefixes and the questions behind each are
+    passes of their own, which forward_tokens does not bound: numbers do not depend on what else is asked then.
+    prefix_cache_bytes: memory for keys and values of prompt prefixes; the first engine of a model sets it.
+    quantization: none, 8bit or 4bit. residency: the models that it takes turns with. adapter: the folder of a PEFT
+    adapter over the source's weights. loaded: a model that is in memory already. counts: tokens asked, computed and
+    written so far.
     Raises ModelNotFoundError or EngineError if the model cannot be loaded.
     """
 
@@ -71,7 +73,10 @@ class TransformersEngine:
         self.dtype = self._loaded.dtype
         self._config = self.model.config.get_text_config()
         self._read_tokens = read_tokens or READ_TOKENS.get(self.device.type, 2048)
-        self._forward_tokens = forward_tokens or FORWARD_TOKENS.get(self.device.type, 512)
+        usual = FORWARD_TOKENS.get(self.device.type, 512)
+        self._forward_tokens = forward_tokens or usual
+        self._single_rows = self.device.type == "cpu" and self.dtype == torch.float32
+        self._pack_tokens = usual if self._single_rows else self._forward_tokens
         self._text = TextTokens(self.tokenizer)
         self._prompts = self._renderer(chat)
         limit = prefix_cache_bytes or PREFIX_CACHE_BYTES.get(self.device.type, 512 << 20)
@@ -146,10 +151,11 @@ class TransformersEngine:
         """Log-probabilities (n_choices,) f32 of each request's choices.
 
         A choice is tokenised like a further segment. Requests that share leading segments share their computation,
-        within a call and across calls. Raises EngineError for a prompt that is too long or a choice without tokens.
+        within a call and across calls; the same request twice is answered once. Raises EngineError for a prompt that is
+        too long or a choice without tokens.
         """
-        distinct = dict.fromkeys(requests)  # the same text twice must not make its passes others
-        questions = [self._question(request) for request in distinct]
+        asked = [self._question(request) for request in requests]
+        questions = list(dict.fromkeys(asked))  # what is asked twice must not make a pass another
         lengths = [question.prompt.length + max(map(len, question.choices), default=0) for question in questions]
         self._check_lengths(lengths)
         packed, plain = self._split(lengths)
@@ -160,12 +166,11 @@ class TransformersEngine:
                 if own:
                     for index, scores, tokens in zip(own, *answer([questions[i] for i in own]), strict=True):
                         answers[index], computed[index] = scores, tokens
-        answered = dict(zip(distinct, answers, strict=True))
-        asked = dict(zip(distinct, (question.prompt.length for question in questions), strict=True))
-        first = dict(zip(distinct, computed, strict=True))
-        self.computed = [first.pop(request, 0) for request in requests]
-        self.counts.add(sum(asked[request] for request in requests), sum(self.computed))
-        return [answered[request].copy() for request in requests]
+        answered = dict(zip(questions, answers, strict=True))
+        first = dict(zip(questions, computed, strict=True))
+        self.computed = [first.pop(question, 0) for question in asked]
+        self.counts.add(sum(question.prompt.length for question in asked), sum(self.computed))
+        return [answered[question].copy() for question in asked]
 
     def _choose_packed(self, questions: Sequence[Question]) -> tuple[list[FloatArray], list[int]]:
         """Scores, and prompt tokens computed; with smaller passes where memory does not suffice."""
@@ -202,6 +207,7 @@ class TransformersEngine:
                 f"{self._loaded.source}: out of memory with {self._forward_tokens} tokens a forward pass, "
                 f"goes on with {fitting}"
             )
+            self._pack_tokens = self._pack_tokens * fitting // self._forward_tokens
             self._forward_tokens = fitting
         return result
 
@@ -265,12 +271,20 @@ class TransformersEngine:
             step_tokens = STEP_TOKENS.get(self.device.type, 1)
             decoder = BatchDecoder(
                 runner, Head(self.model), writer, self._budgets(forward_tokens), share, step_tokens,
-                settle=runner.alone and self.dtype == torch.float32,
+                settle=self._settle(),
             )  # fmt: skip
             decoder.write(going)
-            self.counts.ran(runner.computed, runner.padded)
+            self.counts.ran(runner.computed - decoder.settled, runner.padded - decoder.settled)
 
         self._halving(attempt)
+
+    def _settle(self) -> float:
+        """How near two tokens' logits must be, per unit of the hidden state's norm, to be settled by a pass alone."""
+        if not self._single_rows:
+            return 0.0
+        if "widest" not in self._loaded.shared:
+            self._loaded.shared["widest"] = Head(self.model).widest()
+        return SETTLE_SHARE * float(self._loaded.shared["widest"])
 
     def _grammar(self, grammar: SubstringList | None) -> RowGrammar | None:
         if grammar is None:
@@ -310,7 +324,7 @@ class TransformersEngine:
     def _runner(self, forward_tokens: int) -> PrefixRunner:
         copied = self._budgets(forward_tokens).kv_bytes
         return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens, copied,
-                            ragged=self.packing.ragged, alone=self.device.type == "cpu")  # fmt: skip
+                            ragged=self.packing.ragged, single_rows=self._single_rows)  # fmt: skip
 
     @property
     def prefix_tokens(self) -> int:
@@ -326,7 +340,8 @@ class TransformersEngine:
     def _budgets(self, forward_tokens: int) -> Budgets:
         per_token = self._kv_bytes_per_token()
         kv_bytes = max(1, self._cache.limit_bytes // 2) * forward_tokens // self._forward_tokens
-        return Budgets(forward_tokens, forward_tokens, kv_bytes, per_token)
+        pack_tokens = self._pack_tokens * forward_tokens // self._forward_tokens
+        return Budgets(pack_tokens, forward_tokens, kv_bytes, per_token)
 
     @one_at_a_time
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:
@@ -388,13 +403,13 @@ class TransformersEngine:
     ) -> list[tuple[TokenTrie, dict[int, int]]]:
         """Tries of prompts with the same first segment, and in each by prompt the node where it ends.
 
-        A trie holds no more nodes than a forward pass, unless one prompt does.
+        A trie holds no more nodes than one of questions, unless one prompt does.
         """
         groups: list[tuple[TokenTrie, dict[int, int]]] = []
         latest: dict[str, int] = {}
         for index in chosen:
             place = latest.get(prompts[index][0])
-            if place is None or len(groups[place][0]) + groups[place][0].missing(rows[index]) > self._forward_tokens:
+            if place is None or len(groups[place][0]) + groups[place][0].missing(rows[index]) > self._pack_tokens:
                 place = latest[prompts[index][0]] = len(groups)
                 groups.append((TokenTrie(), {}))
             trie, ends = groups[place]

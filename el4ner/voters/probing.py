@@ -97,20 +97,37 @@ class ProbingVoter:
         for begin in range(0, len(texts), _CHUNK):
             if progress is not None:
                 progress(f"{self.name}: asking about the pool, {begin:,} of {len(texts):,} sentences")
+            chunk = texts[begin : begin + _CHUNK]
             prompts = [
-                self._question(text, span)
-                for text, own in zip(texts[begin : begin + _CHUNK], spans[begin : begin + _CHUNK], strict=True)
-                for span in own
+                [self._question(text, span) for span in own]
+                for text, own in zip(chunk, spans[begin : begin + _CHUNK], strict=True)
             ]
-            distinct = list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
-            states = dict(zip(distinct, self._engine.read_ends(distinct, self._layers), strict=True))
-            rows += [None if prompt is None else states[prompt].reshape(-1) for prompt in prompts]
+            states = self._states(chunk, prompts)
+            for text, own in zip(chunk, prompts, strict=True):
+                rows += [None if prompt is None else states[text, prompt] for prompt in own]
         width = next((len(row) for row in rows if row is not None), 1)
         values = np.full((len(rows), width), np.nan, dtype=np.float32)
         for value, row in zip(values, rows, strict=True):
             if row is not None:
                 value[:] = row
         return values
+
+    def _states(
+        self, texts: Sequence[str], prompts: Sequence[Sequence[Prompt | None]]
+    ) -> dict[tuple[str, Prompt], FloatArray]:
+        """Features (D,) behind every prompt of a text. Long texts are read apart: two may show the same part of
+        themselves, and what is read as one must not depend on the neighbours."""
+        asked = dict.fromkeys(
+            (text, prompt) for text, own in zip(texts, prompts, strict=True) for prompt in own if prompt is not None
+        )
+        groups: dict[str, list[tuple[str, Prompt]]] = {}
+        for text, prompt in asked:
+            groups.setdefault(text if len(text) > 2 * self._around else "", []).append((text, prompt))
+        states: dict[tuple[str, Prompt], FloatArray] = {}
+        for group in groups.values():
+            found = self._engine.read_ends([prompt for _, prompt in group], self._layers)
+            states |= {key: array.reshape(-1) for key, array in zip(group, found, strict=True)}
+        return states
 
     def _question(self, text: str, span: Span) -> Prompt | None:
         """None for what is too long to be a name, or for the model: no token has less than a byte."""
