@@ -52,8 +52,8 @@ def test_drafts_change_no_reply_and_save_steps(grounded: bool, monkeypatch: pyte
     made: list[decoding.BatchDecoder] = []
 
     class Kept(decoding.BatchDecoder):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
             made.append(self)
 
     monkeypatch.setattr(engine_module, "BatchDecoder", Kept)
