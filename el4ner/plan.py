@@ -196,8 +196,8 @@ def plan_model(
 
     cache: the prefixes of one chunk of sentences, at most what the engine keeps, for the model and every adapter that
     is asked. workspace: a batch's prefixes copied side by side (half of that limit at most), 12 numbers of the widest
-    layer and of the state for each token of a pass (`tokens`, and what a trie of questions may hold), its mask, and a
-    row of float32 logits with its copy for every reply that is written at once.
+    layer and of the state for each token of a pass (`tokens`; in float32 on a CPU, where prompts are passes of their
+    own, of the longest), its mask, and a row of float32 logits with its copy for every reply that is written at once.
     """
     per_token = size.kv_bytes_per_token(dtype)
     longest = config.max_prompt_tokens + instruction_tokens(config)
@@ -211,15 +211,22 @@ def plan_model(
     written = config.extract.max_new_tokens * len(members)
     fitting = max(1, cache_limit // 2 // ((longest + written // 2) * per_token))
     copies = min(rows, fitting) * (longest + written) * per_token
-    tokens = max(tokens, FORWARD_TOKENS["cpu"])
-    states = tokens * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
-    mask = tokens * (longest + tokens) * 4
+    widest = max(FORWARD_TOKENS[device], longest) if _single_rows(device, dtype) else tokens
+    states = widest * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
+    mask = widest * (longest + tokens) * 4
     logits = 2 * 4 * size.vocabulary * min(replies, rows * len(members))
     return ModelPlan(
         source, tuple(member.name for member in members), quantization, size.parameters + added,
         size.weight_bytes(dtype, quantization) + added * dtype.itemsize, per_token, cache,
         size.vocabulary * _WORD_BYTES if device == "cpu" else 0, copies + states + mask + logits,
     )  # fmt: skip
+
+
+def _single_rows(device: str, dtype: Any) -> bool:
+    """Whether prefixes and questions are passes of their own (`engines.transformers`)."""
+    import torch
+
+    return device == "cpu" and dtype == torch.float32
 
 
 def instruction_tokens(config: Config) -> int:
@@ -340,6 +347,9 @@ def render_plan(plan: Plan) -> str:
         "too large": "the largest model does not fit: lower --batch-size, or choose a smaller model or fewer bits",
     }[plan.mode]
     if plan.models and plan.forward_tokens < FORWARD_TOKENS.get(plan.device.partition(":")[0], 512):
-        verdict += f"; {plan.forward_tokens} tokens a forward pass, since more do not fit"
+        if plan.device == "cpu" and plan.dtype == "float32":
+            verdict += f"; {decode_replies('cpu', plan.forward_tokens)} replies at once, since more do not fit"
+        else:
+            verdict += f"; {plan.forward_tokens} tokens a forward pass, since more do not fit"
     lines.append(verdict)
     return "\n".join(lines)

@@ -99,6 +99,11 @@ def part() -> Pool:
     return Pool(tuple(whole.sentences[i] for i in whole.sample(600)), whole.labels)
 
 
+def embedded_model() -> Any:
+    """The members' model, with its kept prefixes: what is loaded twice is one model."""
+    return load_engine("embedded:smollm2", device="cpu", dtype="float32")
+
+
 def test_a_part_of_the_builtin_pool_finds_what_a_reader_would(build: Build, root: Path, part: Pool) -> None:
     records = examples(root)
     model = build(part, **SMALL)
@@ -211,6 +216,7 @@ def test_the_order_of_the_pool_changes_no_byte(
     results = []
     for name, sentences in (("one", small.sentences), ("other", small.sentences[::-1])):
         monkeypatch.setenv("EL4NER_CACHE", str(tmp_path / name))  # nothing is taken over from the first
+        embedded_model().forget_prefixes()
         results.append(as_bytes(build(Pool(sentences, small.labels), **settings).predict(TEXTS)))
     assert results[0] == results[1]
     assert any('"entities": [{' in line for line in results[0])
@@ -253,10 +259,9 @@ def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:
 def test_a_record_of_all_voters_does_not_depend_on_its_neighbours(build: Build, root: Path, small: Pool) -> None:
     records = examples(root)[:6]
     records.append({**records[0], "id": "again"})
-    engine: Any = load_engine("embedded:smollm2", device="cpu", dtype="float32")
 
     def found(order: Sequence[int], **settings: Any) -> list[str]:
-        engine.forget_prefixes()  # the members' too: what is loaded twice is one model
+        embedded_model().forget_prefixes()
         return as_bytes(build(small, **ALL, **settings).predict([records[i] for i in order]))
 
     together = found(range(7), batch_size=7)

@@ -291,10 +291,10 @@ def test_of_a_bound_reply_only_tokens_that_its_grammar_admits_are_near(tiny: Any
 
 
 def test_only_in_float32_are_near_tokens_settled(tiny: Any, tiny_folder: str) -> None:
-    assert tiny._settle() > 0
+    assert tiny._margin_per_norm() > 0
     half: Any = load_engine(tiny_folder, device="cpu", dtype="bfloat16")
-    assert half._settle() == 0
-    assert not half._runner(64).single_rows
+    assert half._margin_per_norm() == 0
+    assert not half._single_rows
 
 
 def test_passes_of_replies_alone_write_what_is_written_side_by_side(
@@ -309,7 +309,13 @@ def test_passes_of_replies_alone_write_what_is_written_side_by_side(
     ]
     written = embedded_engine.generate(requests)
     assert any(completion.text for completion in written)
-    assert [embedded_engine.generate([request])[0] for request in requests] == written
+    before = replace(embedded_engine.counts)
+    assert embedded_engine.generate(requests) == written
+    warm = embedded_engine.counts.run - before.run, embedded_engine.counts.padded - before.padded
+    for request, completion in zip(requests, written, strict=True):
+        embedded_engine.forget_prefixes()
+        assert embedded_engine.generate([request]) == [completion]
+    embedded_engine.generate(requests)  # keeps their prefixes
     alone: list[int] = []
     inner = decoding.BatchDecoder._alone
 
@@ -317,12 +323,14 @@ def test_passes_of_replies_alone_write_what_is_written_side_by_side(
         alone.append(1)
         return inner(self, reply, prefix)
 
-    monkeypatch.setattr(embedded_engine, "_settle", lambda: 1.0)  # all are near, unless a grammar admits but one
+    monkeypatch.setattr(
+        embedded_engine, "_margin_per_norm", lambda: 1.0
+    )  # all are near, unless a grammar admits but one
     monkeypatch.setattr(decoding.BatchDecoder, "_alone", counting)
     before = replace(embedded_engine.counts)
     assert embedded_engine.generate(requests) == written
     assert len(alone) > 0.5 * sum(completion.generated_tokens for completion in written)
-    assert embedded_engine.counts.run - before.run <= sum(completion.prompt_tokens for completion in written)
+    assert (embedded_engine.counts.run - before.run, embedded_engine.counts.padded - before.padded) == warm
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return loaded
 
 
+def runner_of(engine: Any) -> PrefixRunner:
+    """Of passes of 128 tokens."""
+    runner: PrefixRunner = engine._runner(engine._budgets(128, 128))
+    return runner
+
+
 def test_a_pass_over_a_prefix_ends_at_its_last_keys(engine: Any) -> None:
-    runner: PrefixRunner = engine._runner(64)
+    runner: PrefixRunner = runner_of(engine)
     ran: list[str] = []
     last = find_blocks(engine.model.base_model)[-1]
     handles = [
@@ -50,7 +56,7 @@ def test_a_pass_over_a_prefix_ends_at_its_last_keys(engine: Any) -> None:
 
 
 def test_a_prefix_alone_stays_where_it_was_computed_and_counts_all_of_it(engine: Any) -> None:
-    runner: PrefixRunner = engine._runner(64)
+    runner: PrefixRunner = runner_of(engine)
     engine._cache.clear()
     instruction, rest = (1, 2), tuple(range(3, 23))
     (chunk,) = runner.prefixes([(instruction, rest)])
@@ -63,7 +69,7 @@ def test_a_prefix_alone_stays_where_it_was_computed_and_counts_all_of_it(engine:
 
 
 def test_a_short_piece_behind_a_long_one_is_copied(engine: Any) -> None:
-    runner: PrefixRunner = engine._runner(64)
+    runner: PrefixRunner = runner_of(engine)
     engine._cache.clear()
     (chunk,) = runner.prefixes([(tuple(range(3, 23)), (1, 2))])
     assert chunk is not None
@@ -85,7 +91,7 @@ def test_other_prefixes_move_no_bit_of_a_prefix_or_only_the_last(
         return forward(self, rows, *others, **named)
 
     monkeypatch.setattr(PrefixRunner, "forward", counting)
-    runner: PrefixRunner = engine._runner(128)
+    runner: PrefixRunner = runner_of(engine)
     paths = [((1, 2), tuple(range(3, 23))), ((1, 2), tuple(range(30, 67))), ((1, 2, 4), tuple(range(60, 71)))]
     engine._cache.clear()
     together = runner.prefixes(paths)
@@ -104,7 +110,7 @@ def test_other_prefixes_move_no_bit_of_a_prefix_or_only_the_last(
 
 def test_where_parts_end_is_part_of_a_prefix(engine: Any) -> None:
     engine._cache.clear()
-    runner: PrefixRunner = engine._runner(64)
+    runner: PrefixRunner = runner_of(engine)
     one, other = runner.prefixes([((1, 2), (3, 4, 5)), ((1, 2, 3), (4, 5))])
     assert one is not None
     assert other is not None
@@ -124,7 +130,7 @@ def test_all_blocks_of_a_pass_share_a_repeated_mask(engine: Any, monkeypatch: py
     monkeypatch.setattr(attention, "_by_head", noting)
     trie = np.tril(np.ones((3, 3), dtype=bool))
     for _ in range(2):
-        engine._runner(64).forward([Row(None, (5, 6, 7), (0, 1, 2), trie)])
+        runner_of(engine).forward([Row(None, (5, 6, 7), (0, 1, 2), trie)])
     first, second = seen[: engine.n_layers], seen[engine.n_layers :]
     assert len(first) == len(second) == engine.n_layers > 1
     assert all(mask is first[0] for mask in first)

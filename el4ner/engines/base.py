@@ -111,8 +111,9 @@ class TokenStates:
 class Engine(Protocol):
     """A language model that answers batches. Results come in request order and do not depend on the batch.
 
-    Rounding apart: in float32 on a CPU nothing but other requests with the same leading segments may move the last bit
-    of a number (el4ner asks all that it asks behind them at once); in reduced precision anything beside may.
+    Rounding apart: in float32 on a CPU, as long as memory suffices, nothing but other requests with the same leading
+    segments may move the last bit of a number (el4ner asks all that it asks behind them at once); in reduced precision
+    anything beside may.
     """
 
     name: str

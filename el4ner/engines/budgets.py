@@ -5,10 +5,10 @@ from __future__ import annotations
 READ_TOKENS = {"cpu": 192, "cuda": 32768}
 """Padded tokens per forward pass of `read`."""
 FORWARD_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Padded new tokens per packed forward pass, and tokens of a trie of questions. In float32 on a CPU prefixes and tries
-are passes of their own whatever their length, and this bounds tries alone. Per token a pass of 64 tokens behind 300
-takes 16% longer than one of 512, of 96 7%, of 128 3%; in bfloat16 32%, 19% and 17% (embedded model, one core of an EPYC
-Zen 4, torch 2.13, 2026-11)."""
+"""Padded new tokens per packed forward pass, nodes of a trie of questions, and what `decode_replies` goes by. In
+float32 on a CPU each prefix is a pass of its own whatever its length, and each trie. Per token a pass of 64 tokens
+behind 300 takes 16% longer than one of 512, of 96 7%, of 128 3%; in bfloat16 32%, 19% and 17% (embedded model, one core
+of an EPYC Zen 4, torch 2.13, 2026-11)."""
 PREFIX_CACHE_BYTES = {"cpu": 512 << 20, "cuda": 8 << 30}
 """Keys and values of prefixes that are kept. On a CPU it keeps the embedded model's runs to about 2 GiB."""
 

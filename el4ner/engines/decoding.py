@@ -7,7 +7,7 @@ the prompt never passes through the tokenizer's decoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,12 +123,11 @@ class ReplyWriter:
             if not rows:
                 continue
             best, near = _best(logits, rows, bound, None if settle is None else settle.margins[rows])
-            for row, token in zip(rows, best, strict=True):
+            for row, token, is_near in zip(rows, best, near, strict=True):
                 chosen[row] = token
-            for row in (row for row, is_near in zip(rows, near, strict=True) if is_near and not replies[row].done):
-                assert settle is not None  # nothing is near without margins
-                own = [grammars[row]] if row in grammars else []
-                chosen[row] = _best(settle.alone(replies[row]), [0], own, None)[0][0]
+                if settle is not None and is_near and not replies[row].done:
+                    own = [grammars[row]] if row in grammars else []
+                    chosen[row] = _best(settle.alone(replies[row]), [0], own, None)[0][0]
         for reply, token in zip(replies, chosen, strict=True):
             if not reply.done:
                 self._take(reply, token)
@@ -174,14 +173,10 @@ def _best(
     return chosen if tokens is None else [int(tokens[i]) for i in chosen], near
 
 
-PrefixOf = Mapping[int, Chunk | None]
-"""By the id() of a reply what its prompt begins with."""
-
-
 class BatchDecoder:
     """Writes replies with packed prefixes. max_replies: replies written at once. step_tokens: tokens of a step that
-    drafts fill up where few replies are left. settle: how near two tokens' logits must be, per unit of the hidden
-    state's norm, for a pass of their reply alone to decide, so that what is written beside it cannot; 0 for never.
+    drafts fill up where few replies are left. margin_per_norm: how near two tokens' logits must be, per unit of the
+    hidden state's norm, for a pass of their reply alone to decide, so that what is written beside cannot; 0 for never.
 
     Replies with the same prefix are lanes of one row: their prompts' ends form a trie behind it, and every step adds
     tokens to each of them, so that the prefix's keys and values lie in memory once and are read once a step.
@@ -191,7 +186,7 @@ class BatchDecoder:
 
     def __init__(
         self, runner: PrefixRunner, head: Head, writer: ReplyWriter, budgets: Budgets, max_replies: int,
-        step_tokens: int, *, settle: float = 0.0,
+        step_tokens: int, *, margin_per_norm: float = 0.0,
     ) -> None:  # fmt: skip
         self._runner = runner
         self._head = head
@@ -199,7 +194,7 @@ class BatchDecoder:
         self._budgets = budgets
         self._max_replies = max_replies
         self._step_tokens = step_tokens
-        self._settle = settle
+        self._margin_per_norm = margin_per_norm
         self.steps = 0
         self.drafted = 0
         self.right = 0
@@ -255,25 +250,24 @@ class BatchDecoder:
             for reply, end in zip(row, ends[r], strict=True)
         ]
         hidden = state.hidden[[lane.row for lane, _ in going], [end for own in ends for end in own]]
-        prefix_of = {id(reply): prefixes[lane.row] for lane, reply in going}
-        self._choose(Scores(self._head, hidden), range(len(going)), [reply for _, reply in going], prefix_of)
+        self._choose(Scores(self._head, hidden), range(len(going)), going)
         while going := [(lane, reply) for lane, reply in going if not reply.done]:
             lanes = [lane for lane, _ in going]
             memory.drop(lanes)
             self._feed(going)
             memory.take(lanes)
             step = memory.step(lanes)
-            self._accept(going, Scores(self._head, self._runner.step(state, step)), memory, prefix_of)
+            self._accept(going, Scores(self._head, self._runner.step(state, step)), memory)
             self.steps += 1
 
-    def _choose(
-        self, scores: Scores, places: Sequence[int], replies: Sequence[Reply], prefix_of: PrefixOf
-    ) -> list[int]:
+    def _choose(self, scores: Scores, places: Sequence[int], going: Sequence[tuple[Lane, Reply]]) -> list[int]:
         """The next tokens of replies whose hidden states stand at these places."""
         settle = None
-        if self._settle:
-            settle = Settle(scores.norms(places) * self._settle, lambda reply: self._alone(reply, prefix_of[id(reply)]))
-        return self._writer.take(scores.at(places), replies, settle)
+        if self._margin_per_norm:
+            prefix_of = {id(reply): lane.prefix for lane, reply in going}
+            margins = scores.norms(places) * self._margin_per_norm
+            settle = Settle(margins, lambda reply: self._alone(reply, prefix_of[id(reply)]))
+        return self._writer.take(scores.at(places), [reply for _, reply in going], settle)
 
     def _alone(self, reply: Reply, prefix: Chunk | None) -> Logits:
         row = Row(prefix, (*reply.prompt.rest, *reply.tokens))
@@ -291,16 +285,13 @@ class BatchDecoder:
             lane.fed = [reply.tokens[-1], *draft]
             self.drafted += len(draft)
 
-    def _accept(
-        self, going: Sequence[tuple[Lane, Reply]], scores: Scores, memory: LaneMemory, prefix_of: PrefixOf
-    ) -> None:
+    def _accept(self, going: Sequence[tuple[Lane, Reply]], scores: Scores, memory: LaneMemory) -> None:
         """Scores lane by lane. Replies take tokens for as long as their drafts are what they take."""
         begin = np.cumsum([0, *(len(lane.fed) for lane, _ in going)])
         taking = list(range(len(going)))
         read = 0
         while taking:
-            replies = [going[i][1] for i in taking]
-            chosen = self._choose(scores, [int(begin[i]) + read for i in taking], replies, prefix_of)
+            chosen = self._choose(scores, [int(begin[i]) + read for i in taking], [going[i] for i in taking])
             read += 1
             follow = []
             for i, token in zip(taking, chosen, strict=True):

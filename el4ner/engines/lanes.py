@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from el4ner.engines.drafts import Lookup
-from el4ner.engines.prefix_cache import Continued, Row
+from el4ner.engines.prefix_cache import Chunk, Continued, Row
 from el4ner.engines.ragged import Layout, Step
 
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One reply. row: of the memory. prompt (P,) bool: the columns of its prompt. position: of the next token.
+    """One reply. row: of the memory. prompt (P,) bool: the columns of its prompt. position: of the next token. prefix:
+    what its prompt begins with.
 
     fed: the next token, and drafts of those after it; columns: where they are written. own: columns of what it wrote.
     """
@@ -30,6 +31,7 @@ class Lane:
     prompt: NDArray[np.bool_]
     position: int
     lookup: Lookup
+    prefix: Chunk | None = None
     fed: list[int] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
@@ -49,7 +51,7 @@ def begin_lane(r: int, row: Row, end: int, state: Continued, tokens: Sequence[in
     prompt = np.zeros(state.prefix_width + state.width, dtype=bool)
     prompt[: row.start] = True
     prompt[state.prefix_width : state.prefix_width + len(row.tokens)] = row.sees[end]
-    return Lane(r, prompt, row.start + row.depths[end] + 1, Lookup(tokens))
+    return Lane(r, prompt, row.start + row.depths[end] + 1, Lookup(tokens), row.prefix)
 
 
 class LaneMemory:

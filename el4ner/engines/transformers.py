@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,8 +39,9 @@ class TransformersEngine:
 
     source: `embedded:NAME`, a model folder, a .gguf file or a Hugging Face id. Engines of one source, device and dtype
     share one model in memory, and its cache of prefixes. read_tokens, forward_tokens: padded tokens per forward pass of
-    `read` and of everything else (defaults by device). In float32 on a CPU prefixes and the questions behind each are
-    passes of their own, which forward_tokens does not bound: numbers do not depend on what else is asked then.
+    `read` and of everything else (defaults by device). In float32 on a CPU each prefix is a pass of its own, and so are
+    the questions behind it, some hundred tokens of them at a time: numbers do not depend on what is asked behind other
+    prefixes, and forward_tokens bounds only how much is written at once.
     prefix_cache_bytes: memory for keys and values of prompt prefixes; the first engine of a model sets it.
     quantization: none, 8bit or 4bit. residency: the models that it takes turns with. adapter: the folder of a PEFT
     adapter over the source's weights. loaded: a model that is in memory already. counts: tokens asked, computed and
@@ -175,14 +176,21 @@ class TransformersEngine:
     def _choose_packed(self, questions: Sequence[Question]) -> tuple[list[FloatArray], list[int]]:
         """Scores, and prompt tokens computed; with smaller passes where memory does not suffice."""
 
-        def attempt(forward_tokens: int) -> tuple[list[FloatArray], list[int]]:
-            runner = self._runner(forward_tokens)
-            scorer = ChoiceScorer(runner, Head(self.model), self._end_tokens(), self._budgets(forward_tokens))
+        def attempt(tokens: int) -> tuple[list[FloatArray], list[int]]:
+            budgets = self._budgets(tokens, self._pack_tokens)
+            runner = self._runner(budgets)
+            scorer = ChoiceScorer(runner, Head(self.model), self._end_tokens(), budgets)
             scores = scorer.score(questions)
             self.counts.ran(runner.computed, runner.padded)
             return scores, scorer.computed
 
-        return self._halving(attempt)
+        (result, fitting), most = halving(attempt, self._pack_tokens, self.forget_prefixes), self._pack_tokens
+        if fitting != most:
+            self._note_halved(most, fitting)
+            self._pack_tokens = fitting
+            if not self._single_rows:
+                self._forward_tokens = fitting
+        return result
 
     def _choose_plain(self, questions: Sequence[Question]) -> tuple[list[FloatArray], list[int]]:
         scorer = PlainScorer(self._repeated(), self._end_tokens())
@@ -199,17 +207,10 @@ class TransformersEngine:
             self.notes.append(note)
         return packed, plain
 
-    def _halving(self, attempt: Callable[[int], T]) -> T:
-        """Run with this model's tokens per forward pass, halved for good where memory does not suffice."""
-        result, fitting = halving(attempt, self._forward_tokens, self.forget_prefixes)
-        if fitting != self._forward_tokens:
-            self.notes.append(
-                f"{self._loaded.source}: out of memory with {self._forward_tokens} tokens a forward pass, "
-                f"goes on with {fitting}"
-            )
-            self._pack_tokens = self._pack_tokens * fitting // self._forward_tokens
-            self._forward_tokens = fitting
-        return result
+    def _note_halved(self, most: int, fitting: int) -> None:
+        self.notes.append(
+            f"{self._loaded.source}: out of memory with {most} tokens a forward pass, goes on with {fitting}"
+        )
 
     def _repeated(self) -> RepeatedCache:
         """Prefixes kept by the model's own cache, which is copied for each continuation."""
@@ -260,25 +261,30 @@ class TransformersEngine:
 
     def _write_packed(self, replies: Sequence[Reply], writer: ReplyWriter) -> None:
         """Replies side by side; with fewer and smaller passes where memory does not suffice."""
-        at_once = decode_replies(self.device.type, self._forward_tokens)
+        most = self._forward_tokens
+        at_once = decode_replies(self.device.type, most)
 
-        def attempt(forward_tokens: int) -> None:
-            runner = self._runner(forward_tokens)
-            share = max(1, at_once * forward_tokens // self._forward_tokens)
+        def attempt(tokens: int) -> None:
+            budgets = self._budgets(tokens, most)
+            runner = self._runner(budgets)
             going = [reply for reply in replies if not reply.done]
             for reply in going:
                 reply.restart()
-            step_tokens = STEP_TOKENS.get(self.device.type, 1)
             decoder = BatchDecoder(
-                runner, Head(self.model), writer, self._budgets(forward_tokens), share, step_tokens,
-                settle=self._settle(),
+                runner, Head(self.model), writer, budgets, max(1, at_once * tokens // most),
+                STEP_TOKENS.get(self.device.type, 1), margin_per_norm=self._margin_per_norm(),
             )  # fmt: skip
             decoder.write(going)
             self.counts.ran(runner.computed - decoder.settled, runner.padded - decoder.settled)
 
-        self._halving(attempt)
+        _, fitting = halving(attempt, most, self.forget_prefixes)
+        if fitting != most:
+            self._note_halved(most, fitting)
+            self._forward_tokens = fitting
+            if not self._single_rows:  # questions have passes of their own there, and stay as they are
+                self._pack_tokens = fitting
 
-    def _settle(self) -> float:
+    def _margin_per_norm(self) -> float:
         """How near two tokens' logits must be, per unit of the hidden state's norm, to be settled by a pass alone."""
         if not self._single_rows:
             return 0.0
@@ -321,10 +327,11 @@ class TransformersEngine:
             ids.append(self.tokenizer.eos_token_id)
         return tuple(sorted(set(ids)))
 
-    def _runner(self, forward_tokens: int) -> PrefixRunner:
-        copied = self._budgets(forward_tokens).kv_bytes
-        return PrefixRunner(self.model.base_model, self.device, self.dtype, self._cache, forward_tokens, copied,
-                            ragged=self.packing.ragged, single_rows=self._single_rows)  # fmt: skip
+    def _runner(self, budgets: Budgets) -> PrefixRunner:
+        return PrefixRunner(
+            self.model.base_model, self.device, self.dtype, self._cache, budgets.forward_tokens, budgets.kv_bytes,
+            ragged=self.packing.ragged, single_rows=self._single_rows,
+        )  # fmt: skip
 
     @property
     def prefix_tokens(self) -> int:
@@ -337,11 +344,10 @@ class TransformersEngine:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * self.n_layers * int(heads) * int(width) * self.dtype.itemsize
 
-    def _budgets(self, forward_tokens: int) -> Budgets:
-        per_token = self._kv_bytes_per_token()
-        kv_bytes = max(1, self._cache.limit_bytes // 2) * forward_tokens // self._forward_tokens
-        pack_tokens = self._pack_tokens * forward_tokens // self._forward_tokens
-        return Budgets(pack_tokens, forward_tokens, kv_bytes, per_token)
+    def _budgets(self, tokens: int, most: int) -> Budgets:
+        """Of passes of so many tokens, where `most` are usual."""
+        kv_bytes = max(1, self._cache.limit_bytes // 2) * tokens // most
+        return Budgets(tokens, tokens, kv_bytes, self._kv_bytes_per_token())
 
     @one_at_a_time
     def read(self, texts: Sequence[str], layers: Sequence[int]) -> list[TokenStates]:

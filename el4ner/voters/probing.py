@@ -18,7 +18,7 @@ import numpy as np
 
 from el4ner.cache import ArrayCache, content_key
 from el4ner.config import ProbingConfig
-from el4ner.engines.base import Engine, FloatArray, Prompt
+from el4ner.engines.base import REPLY_VERSION, Engine, FloatArray, Prompt
 from el4ner.pool import Pool
 from el4ner.records import Sentence, Span
 from el4ner.voters.probe import Probe, ProbeSettings, fit_probes, mean_distribution
@@ -74,9 +74,9 @@ class ProbingVoter:
         sentences = [pool.sentences[s] for s in chosen]
         folds = [pool.folds[s] for s in chosen]
         truth = [pool.truth(s, own) for s, own in zip(chosen, spans, strict=True)]
-        key = content_key("probing", PROBE_VERSION, self._engine.source, self._layers, pool.content, pool.n_folds,
-                          self._seed, self._config.model_dump(mode="json", exclude={"sample"}), list(chosen),
-                          [[tuple(span) for span in own] for own in spans])  # fmt: skip
+        key = content_key("probing", PROBE_VERSION, REPLY_VERSION, self._engine.source, self._layers, pool.content,
+                          pool.n_folds, self._seed, self._config.model_dump(mode="json", exclude={"sample"}),
+                          list(chosen), [[tuple(span) for span in own] for own in spans])  # fmt: skip
         stored = self._cache.get(key)
         if stored is None:
             values = self._values([sentence.text for sentence in sentences], spans, progress)
@@ -115,18 +115,24 @@ class ProbingVoter:
     def _states(
         self, texts: Sequence[str], prompts: Sequence[Sequence[Prompt | None]]
     ) -> dict[tuple[str, Prompt], FloatArray]:
-        """Features (D,) behind every prompt of a text. Long texts are read apart: two may show the same part of
-        themselves, and what is read as one must not depend on the neighbours."""
-        asked = dict.fromkeys(
-            (text, prompt) for text, own in zip(texts, prompts, strict=True) for prompt in own if prompt is not None
-        )
-        groups: dict[str, list[tuple[str, Prompt]]] = {}
-        for text, prompt in asked:
-            groups.setdefault(text if len(text) > 2 * self._around else "", []).append((text, prompt))
+        """Features (D,) behind every prompt of a text.
+
+        The engine reads as one what begins alike. Two long texts may show the same part of themselves; the second is
+        then read in another call, so that what is read as one does not depend on the neighbours.
+        """
+        calls: list[tuple[dict[str, str], dict[tuple[str, Prompt], None]]] = []
+        for text, own in zip(texts, prompts, strict=True):
+            asked = [prompt for prompt in own if prompt is not None]
+            free = (call for call in calls if all(call[0].get(prompt[0], text) == text for prompt in asked))
+            shown, keys = next(free, ({}, {}))
+            if asked and not shown:
+                calls.append((shown, keys))
+            shown.update(dict.fromkeys((prompt[0] for prompt in asked), text))
+            keys.update(dict.fromkeys((text, prompt) for prompt in asked))
         states: dict[tuple[str, Prompt], FloatArray] = {}
-        for group in groups.values():
-            found = self._engine.read_ends([prompt for _, prompt in group], self._layers)
-            states |= {key: array.reshape(-1) for key, array in zip(group, found, strict=True)}
+        for _, keys in calls:
+            found = self._engine.read_ends([prompt for _, prompt in keys], self._layers)
+            states |= {key: array.reshape(-1) for key, array in zip(keys, found, strict=True)}
         return states
 
     def _question(self, text: str, span: Span) -> Prompt | None:
