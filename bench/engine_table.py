@@ -35,7 +35,7 @@ def speed_section(path: Path) -> str:
             rows += _lines(row, rivals)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path.name}:{number}: is no row of a speed ({error})") from error
-        rivals = [] if row["what"] == "choose" else [row]
+        rivals = [row] if (row["what"], row["side"]) == ("pipeline", "engine") else []
     table = Table(_COLUMNS, rows, names=3, words=("where",))
     return (
         "\nSame answers checked, timed in interleaved blocks, each a part of the sentences where a row says so: one\n"

@@ -96,6 +96,25 @@ def test_the_shape_of_the_goal(tiny: Any) -> None:
     assert row["token_ratio"] > 9
 
 
+def test_runs_in_any_order_stand_with_their_own_rivals(root: Path, tmp_path: Path) -> None:
+    path = root / "bench" / "results" / "engine.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    runs: list[list[str]] = []
+    for kind in ("choose", "pipeline"):
+        own = [row for row in rows if row["what"] == kind]
+        first = next(i for i, row in enumerate(own) if row["side"] == ("engine" if kind == "choose" else "plain"))
+        runs.append([json.dumps(row) for row in own[: first + 1]])
+    tables = []
+    for order in (runs, runs[::-1]):
+        (tmp_path / "rows.jsonl").write_text("\n".join(line for run in order for line in run) + "\n", encoding="utf-8")
+        section = engine_table.speed_section(tmp_path / "rows.jsonl")
+        tables.append(
+            sorted(line for line in section.splitlines() if line.startswith("| choices of") or "whole" in line)
+        )
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == len(runs[0])  # every rival once, and the plain script
+
+
 def test_the_readme_has_the_table_of_the_committed_rows(root: Path, tmp_path: Path) -> None:
     section = engine_table.speed_section(root / "bench" / "results" / "engine.jsonl")
     text = (root / "README.md").read_text(encoding="utf-8")
