@@ -9,7 +9,7 @@ configurations only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,10 @@ class Plan:
             "predicted": self.predicted, "available": self.available,
         }  # fmt: skip
         own = {f"{key}_mib": None if value is None else mib(value) for key, value in sizes.items()}
-        facts = {"device": self.device, "dtype": self.dtype, "mode": self.mode, "forward_tokens": self.forward_tokens}
+        facts = {
+            "device": self.device, "dtype": self.dtype, "mode": self.mode, "forward_tokens": self.forward_tokens,
+            "limited": self.limited,
+        }  # fmt: skip
         return facts | {"models": models} | own
 
 
@@ -156,16 +159,11 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
         process = process_bytes() if groups else resident_bytes()
     sizes = [size_of(resolve(source)) for source, _ in groups]
     limit = None if config.memory_limit_mib is None else config.memory_limit_mib * MIB
-    heaviest = max((s.weight_bytes(dtype, bits) for s, (_, bits) in zip(sizes, groups, strict=True)), default=0)
-    cache_limit = PREFIX_CACHE_BYTES.get(device.type, 512 << 20)
-    if limit is not None:  # half of what the heaviest model leaves; the batch that runs takes half of that again
-        room = int(limit * FIT_SHARE) - process - encoder - heaviest
-        cache_limit = min(cache_limit, max(LEAST_CACHE, room // 2))
     available = limit if limit is not None else free_bytes(str(device))
     if available is not None and limit is None and device.type == "cpu":
         available += process  # what is free beside what the process has already
-    tokens = FORWARD_TOKENS.get(device.type, 512)
-    while True:
+    usual = PREFIX_CACHE_BYTES.get(device.type, 512 << 20), FORWARD_TOKENS.get(device.type, 512)
+    for cache_limit, tokens in _smaller(*usual) if limit is not None else (usual,):
         models = tuple(
             plan_model(source, own, bits, size, config, device.type, dtype, cache_limit, tokens)
             for size, ((source, bits), own) in zip(sizes, groups.items(), strict=True)
@@ -176,9 +174,20 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
             return plan
         if plan.turns <= available * FIT_SHARE:
             return replace(plan, mode="turns")
-        if limit is None or tokens <= LEAST_TOKENS:
-            return replace(plan, mode="too large")
-        tokens //= 2
+    return replace(plan, mode="too large")
+
+
+def _smaller(cache: int, tokens: int) -> Iterator[tuple[int, int]]:
+    """What may be kept and run at once, ever less: the same steps under every limit, so that what fits under one fits
+    under a higher one."""
+    yield cache, tokens
+    halved = 0
+    while cache > LEAST_CACHE or tokens > LEAST_TOKENS:
+        halved += 1
+        cache = max(cache // 2, LEAST_CACHE)
+        if halved % 2 == 0 or cache == LEAST_CACHE:
+            tokens = max(tokens // 2, LEAST_TOKENS)
+        yield cache, tokens
 
 
 def plan_model(
@@ -194,17 +203,17 @@ def plan_model(
 ) -> ModelPlan:
     """What one model takes, with the adapters of its members.
 
-    cache: the prefixes of one chunk of sentences, at most what the engine keeps, for the model and every adapter that
-    is asked. workspace: a batch's prefixes copied side by side (half of that limit at most), 12 numbers of the widest
-    layer and of the state for each token of a pass (`tokens`; in float32 on a CPU, where prompts are passes of their
-    own, of the longest), its mask, and a row of float32 logits with its copy for every reply that is written at once.
+    cache: all that the engine keeps of prefixes, for the model and every adapter that is asked. workspace: a batch's
+    prefixes copied side by side (half of that at most), 12 numbers of the widest layer and of the state for each token
+    of a pass (`tokens`; in float32 on a CPU, where prompts are passes of their own, of the longest), its mask, and a
+    row of float32 logits with its copy for every reply that is written at once.
     """
     per_token = size.kv_bytes_per_token(dtype)
     longest = config.max_prompt_tokens + instruction_tokens(config)
     longest = min(longest, size.positions or longest)
     adapters = dict.fromkeys(member.adapter for member in members)  # None: the model as it is
     added = sum(find_adapter(folder).parameters for folder in adapters if folder is not None)
-    cache = min(cache_limit, config.batch_size * longest * per_token) * len(adapters)
+    cache = cache_limit * len(adapters)
     replies = decode_replies(device, tokens)
     rows = min(config.batch_size, replies)
     # as many sentences at once as fit with half of what their replies may take; replies may take all of it
@@ -320,8 +329,9 @@ def check_fits(plan: Plan) -> None:
         largest = max(plan.models, key=lambda model: model.total, default=None)
         what = "the sentence encoder" if largest is None else largest.source
         raise ConfigError(
-            f"memory_limit_mib={mib(plan.available or 0)}: {what} takes about {mib(plan.turns)} MiB alone; "
-            "raise the limit, lower batch_size, or choose a smaller model or fewer bits"
+            f"memory_limit_mib={mib(plan.available or 0)}: with {what} alone a run takes about "
+            f"{mib(plan.turns)} MiB and a tenth of the limit is kept free; raise the limit to "
+            f"{mib(plan.turns / FIT_SHARE) + 1}, lower batch_size, or choose a smaller model or fewer bits"
         )
 
 
@@ -340,13 +350,19 @@ def render_plan(plan: Plan) -> str:
     lines.append("")
     there = "unknown" if plan.available is None else f"{mib(plan.available)} MiB"
     what = "limit" if plan.limited else "free"
-    lines.append(f"all resident {mib(plan.resident)} MiB, by turns {mib(plan.turns)} MiB, {what} {there}")
+    lines.append(
+        f"all resident {mib(plan.resident)} MiB, by turns {mib(plan.turns)} MiB, {what} {there} (a tenth is kept free)"
+    )
     verdict = {
         "resident": "all models stay in memory",
         "turns": "models take turns: each stage loads the next one",
         "too large": "the largest model does not fit: lower --batch-size, or choose a smaller model or fewer bits",
     }[plan.mode]
-    if plan.models and plan.forward_tokens < FORWARD_TOKENS.get(plan.device.partition(":")[0], 512):
+    if (
+        plan.models
+        and plan.mode != "too large"
+        and plan.forward_tokens < FORWARD_TOKENS.get(plan.device.partition(":")[0], 512)
+    ):
         if plan.device == "cpu" and plan.dtype == "float32":
             verdict += f"; {decode_replies('cpu', plan.forward_tokens)} replies at once, since more do not fit"
         else:

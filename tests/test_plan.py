@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -124,7 +125,7 @@ def test_a_limit_makes_models_take_turns_or_is_refused(folders: list[str]) -> No
         check_fits(small)
     with pytest.raises(ConfigError, match="memory_limit_mib=1"):
         Preparation(_config(folders, memory_limit_mib=1)).engine(folders[0])
-    with pytest.raises(ConfigError, match="memory_limit_mib=1: the sentence encoder takes about"):
+    with pytest.raises(ConfigError, match="memory_limit_mib=1: with the sentence encoder alone a run takes about"):
         check_fits(make_plan(_config(folders, memory_limit_mib=1), members=[]))
 
 
@@ -177,6 +178,26 @@ def test_quantisation_without_its_library_is_one_line(folders: list[str], monkey
         load_engine(folders[0], device="cpu", dtype="float32", quantization="2bit")
 
 
+def test_what_fits_under_a_limit_fits_under_a_higher_one(folders: list[str]) -> None:
+    for source, batch_size in (("embedded:smollm2", 128), ("embedded:smollm2", 6), (folders[0], 1)):
+        config = _config([source], batch_size=batch_size)
+        plans = [make_plan(merge_limit(config, limit), process=400 * MIB) for limit in range(500, 2500, 20)]
+        fit = [plan.mode != "too large" for plan in plans]
+        assert fit == sorted(fit)
+        least = next(plan for plan in plans if plan.mode != "too large")
+        assert least.turns <= (least.available or 0) * 0.9
+        refused = make_plan(merge_limit(config, 500), process=400 * MIB)
+        if refused.mode == "too large":
+            with pytest.raises(ConfigError, match=r"raise the limit to \d+") as caught:
+                check_fits(refused)
+            wanted = int(re.search(r"raise the limit to (\d+)", str(caught.value))[1])  # type: ignore[index]
+            assert make_plan(merge_limit(config, wanted), process=400 * MIB).mode != "too large"
+
+
+def merge_limit(config: Config, limit: int) -> Config:
+    return config.model_copy(update={"memory_limit_mib": limit})
+
+
 def test_peak_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_mib("cpu") > 0
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
@@ -185,7 +206,7 @@ def test_peak_memory_is_unknown_where_the_system_does_not_say(monkeypatch: pytes
 
 def test_a_tight_limit_lets_less_run_at_once_and_changes_no_score(folders: list[str]) -> None:
     plans = {}
-    for limit in range(40, 600, 4):
+    for limit in range(40, 1000, 8):
         plan = make_plan(_config(folders[:1], memory_limit_mib=limit), process=0)
         plans.setdefault((plan.mode, plan.forward_tokens), plan)
         assert plan.mode == "too large" or plan.turns <= limit * MIB * 0.9
