@@ -16,7 +16,7 @@ from typing import Any
 
 from el4ner.config import Config, MemberConfig
 from el4ner.engines.adapters import find_adapter
-from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, decode_replies
+from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, decode_replies, single_rows
 from el4ner.engines.sizes import ModelSize, encoder_parameters, size_of
 from el4ner.errors import ConfigError
 from el4ner.labels import read_labels
@@ -168,7 +168,7 @@ def make_plan(config: Config, members: Sequence[MemberConfig] | None = None, pro
             plan_model(source, own, bits, size, config, device.type, dtype, cache_limit, tokens)
             for size, ((source, bits), own) in zip(sizes, groups.items(), strict=True)
         )
-        plan = Plan(str(device), str(dtype).rpartition(".")[2], models, encoder, process, available, limit is not None,
+        plan = Plan(str(device), _name(dtype), models, encoder, process, available, limit is not None,
                     "resident", cache_limit, tokens)  # fmt: skip
         if available is None or plan.resident <= available * FIT_SHARE:
             return plan
@@ -220,9 +220,9 @@ def plan_model(
     written = config.extract.max_new_tokens * len(members)
     fitting = max(1, cache_limit // 2 // ((longest + written // 2) * per_token))
     copies = min(rows, fitting) * (longest + written) * per_token
-    widest = max(FORWARD_TOKENS[device], longest) if _single_rows(device, dtype) else tokens
-    states = widest * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
-    mask = widest * (longest + tokens) * 4
+    longest_pass = max(FORWARD_TOKENS[device], longest) if single_rows(device, _name(dtype)) else tokens
+    states = longest_pass * (4 * size.widest + 8 * size.hidden) * dtype.itemsize
+    mask = longest_pass * (longest + tokens) * 4
     logits = 2 * 4 * size.vocabulary * min(replies, rows * len(members))
     return ModelPlan(
         source, tuple(member.name for member in members), quantization, size.parameters + added,
@@ -231,11 +231,9 @@ def plan_model(
     )  # fmt: skip
 
 
-def _single_rows(device: str, dtype: Any) -> bool:
-    """Whether prefixes and questions are passes of their own (`engines.transformers`)."""
-    import torch
-
-    return device == "cpu" and dtype == torch.float32
+def _name(dtype: Any) -> str:
+    """torch.float32 as float32."""
+    return str(dtype).rpartition(".")[2]
 
 
 def instruction_tokens(config: Config) -> int:
@@ -363,7 +361,7 @@ def render_plan(plan: Plan) -> str:
         and plan.mode != "too large"
         and plan.forward_tokens < FORWARD_TOKENS.get(plan.device.partition(":")[0], 512)
     ):
-        if plan.device == "cpu" and plan.dtype == "float32":
+        if single_rows(plan.device, plan.dtype):
             verdict += f"; {decode_replies('cpu', plan.forward_tokens)} replies at once, since more do not fit"
         else:
             verdict += f"; {plan.forward_tokens} tokens a forward pass, since more do not fit"

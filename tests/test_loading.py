@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,11 @@ def test_an_encoder_without_some_weights_is_refused(tmp_path: Path) -> None:
     without(folder, "encoder.layer.3.output")
     with pytest.raises(EngineError, match=r"files lack encoder\.layer\.3\.output\S+, .* which an encoder needs"):
         load_encoder(str(folder), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "64"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "7")])
+def test_shapes_that_onednn_keeps_are_few_unless_somebody_says_otherwise(given: dict[str, str], kept: str) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("ONEDNN_")} | given
+    code = "import os, el4ner.engines.loading; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == kept

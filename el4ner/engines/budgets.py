@@ -20,6 +20,11 @@ tokens takes a core as long as a step of one, which is the time to read the weig
 _DECODE_REPLIES = {"cpu": 96, "cuda": 256}
 
 
+def single_rows(device: str, dtype: str) -> bool:
+    """Whether prefixes and questions are passes of their own on a kind of device in a precision ("cpu", "float32")."""
+    return (device, dtype) == ("cpu", "float32")
+
+
 def decode_replies(device: str, forward_tokens: int) -> int:
     """Replies that are written at once: fewer where passes are smaller than usual."""
     usual = FORWARD_TOKENS.get(device, 512)

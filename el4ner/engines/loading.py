@@ -25,9 +25,10 @@ from el4ner.errors import EngineError, ModelNotFoundError
 from el4ner.hub import loading_options
 from el4ner.models import ResolvedModel, local_folder, resolve
 
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # read at the first product in bfloat16
 # oneDNN keeps code and memory for 1,024 shapes of products otherwise, and passes of all lengths meet as many: 60 texts
-# of WNUT17, all voters, bfloat16 peaked at 2,011 MiB, with 64 at 1,823, as fast (EPYC Zen 4, torch 2.13, 2026-11)
+# of WNUT17, all voters, bfloat16 peaked at 2,011 MiB, with 64 at 1,823, as fast (EPYC Zen 4, torch 2.13, 2026-11).
+# Read at the first product in bfloat16.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 T = TypeVar("T")
 P = ParamSpec("P")

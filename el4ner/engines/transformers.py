@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 
 from el4ner.conversion import quiet_transformers
 from el4ner.engines.base import Choose, Completion, FloatArray, Generate, Prompt, SubstringList, TokenStates
 from el4ner.engines.batches import check_layers, even_batches, length_batches
-from el4ner.engines.budgets import FORWARD_TOKENS, PREFIX_CACHE_BYTES, READ_TOKENS, STEP_TOKENS, decode_replies
+from el4ner.engines.budgets import (
+    FORWARD_TOKENS,
+    PREFIX_CACHE_BYTES,
+    READ_TOKENS,
+    STEP_TOKENS,
+    decode_replies,
+    single_rows,
+)
 from el4ner.engines.chat import PromptRenderer, TokenIds
 from el4ner.engines.counts import TokenCounts
 from el4ner.engines.decoding import SETTLE_SHARE, BatchDecoder, PlainDecoder, Reply, ReplyWriter
@@ -28,8 +34,6 @@ from el4ner.engines.token_trie import TokenTrie
 from el4ner.engines.tokens import TextTokens
 from el4ner.errors import EngineError
 
-T = TypeVar("T")
-
 _READ_MULTIPLE = 16
 """On a CPU texts are read in batches of fixed shapes: rows padded to a multiple of this many tokens."""
 
@@ -40,7 +44,7 @@ class TransformersEngine:
     source: `embedded:NAME`, a model folder, a .gguf file or a Hugging Face id. Engines of one source, device and dtype
     share one model in memory, and its cache of prefixes. read_tokens, forward_tokens: padded tokens per forward pass of
     `read` and of everything else (defaults by device). In float32 on a CPU each prefix is a pass of its own, and so are
-    the questions behind it, some hundred tokens of them at a time: numbers do not depend on what is asked behind other
+    the questions behind it, up to `budgets.FORWARD_TOKENS` of them: numbers do not depend on what is asked behind other
     prefixes, and forward_tokens bounds only how much is written at once.
     prefix_cache_bytes: memory for keys and values of prompt prefixes; the first engine of a model sets it.
     quantization: none, 8bit or 4bit. residency: the models that it takes turns with. adapter: the folder of a PEFT
@@ -76,7 +80,7 @@ class TransformersEngine:
         self._read_tokens = read_tokens or READ_TOKENS.get(self.device.type, 2048)
         usual = FORWARD_TOKENS.get(self.device.type, 512)
         self._forward_tokens = forward_tokens or usual
-        self._single_rows = self.device.type == "cpu" and self.dtype == torch.float32
+        self._single_rows = single_rows(self.device.type, str(self.dtype).removeprefix("torch."))
         self._pack_tokens = usual if self._single_rows else self._forward_tokens
         self._text = TextTokens(self.tokenizer)
         self._prompts = self._renderer(chat)
