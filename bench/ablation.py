@@ -19,7 +19,7 @@ from el4ner.bench.run import Progress, RunRequest, run_systems
 from el4ner.bench.run_folder import RunFolder
 from el4ner.bench.system import Workbench
 from el4ner.bench.systems import OWN
-from el4ner.config import Config, make_config, merge
+from el4ner.config import WORDLESS, Config, make_config, merge
 from el4ner.errors import InputError
 from el4ner.jsonl import json_text
 from el4ner.metrics import pair_records
@@ -29,8 +29,6 @@ Base = Literal["default", "all"]
 
 POOL_SIZES = (25, 50, 100, 200, 500, 1000, 2000, 5000)
 KS = (0, 1, 2, 4, 8)
-WORDLESS = ("reading", "probing", "retrieval")
-"""Voters that write nothing."""
 
 
 @dataclass(frozen=True)

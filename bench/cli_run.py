@@ -64,8 +64,8 @@ def _with_data_options(command: C, split: str) -> C:
 def run(systems: str, tuned: Path | None, fixed: tuple[str, ...], **shared: Any) -> None:
     """Evaluate systems on the same sentences, pool and budget of demonstrations; one JSON line a system.
 
-    Systems: default, all, paper, reading-voter, probing-voter, retrieval-voter, members (the prompted ones
-    together), member:NAME (one of them), a configuration file, and the baselines zero-shot, kate, gpt-ner, deer,
+    Systems: default, all, paper, reading-voter, tagging-voter, probing-voter, retrieval-voter, members (the prompted
+    ones together), member:NAME (one of them), a configuration file, and the baselines zero-shot, kate, gpt-ner, deer,
     dictionary, fine-tuned; their options are chosen by el4ner-bench tune, on dev.
     default@0.9 is the default at the operating point of --target-precision 0.9. A system whose settings do not suit the
     pool is named at the end, after the others. Copies of test sentences are dropped from the pool. --out gets manifest,

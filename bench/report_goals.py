@@ -20,7 +20,7 @@ ALPHA = 0.05
 FINE_TUNED = "fine-tuned"
 PUBLISHED = "paper"
 _ECE, _MARGIN, _ENTITIES, _RECALL = 0.05, 0.03, 50, 0.1
-_ALONE = ("reading-voter", "probing-voter", "retrieval-voter", "members")
+_ALONE = ("reading-voter", "tagging-voter", "probing-voter", "retrieval-voter", "members")
 """Voters of the default alone, and its prompted members together; `member:NAME` is one of these."""
 
 

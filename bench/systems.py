@@ -26,6 +26,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "all": {"voters": "all"},
     "paper": {"preset": "paper"},
     "reading-voter": {"voters": ["reading"]},
+    "tagging-voter": {"voters": ["tagging"]},
     "probing-voter": {"voters": ["probing"]},
     "retrieval-voter": {"voters": ["retrieval"]},
 }

@@ -19,8 +19,10 @@ from el4ner.lines import display_name, kind, read_text
 
 Variant = Literal["list", "ask", "define"]
 
-_TAKEN = ("auto", "all", "reading", "probing", "retrieval", "noun-phrases", "pool-strings")
-"""Names that mean something else among voters and proposers; "reading.NAME", "probing.NAME": those of one model."""
+WORDLESS = ("reading", "tagging", "probing", "retrieval")
+"""Voters that write nothing."""
+_TAKEN = ("auto", "all", *WORDLESS, "noun-phrases", "pool-strings")
+"""Names that mean something else among voters and proposers; "reading.NAME" and the like: those of one model."""
 
 
 class _Settings(BaseModel):
@@ -142,7 +144,7 @@ class VerifyConfig(_Settings):
 
 
 class ReadingConfig(_Settings):
-    """The reading voter: a small read-out of frozen hidden states, fitted on the pool.
+    """The reading voter, and the tagging voter: small heads over frozen hidden states, fitted on the pool.
 
     depths: layers read, as shares of the model's depth. twice: the text is written twice and the second copy is read.
     encoder_depths: layers of the sentence encoder read beside the model; empty leaves the encoder out.
@@ -325,10 +327,10 @@ class Config(_Settings):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"members: {', '.join(repeated)} named twice; every member needs its own name")
-        taken = [name for name in names if name in _TAKEN or name.startswith(("reading.", "probing."))]
+        taken = [name for name in names if name in _TAKEN or name.startswith(("reading.", "tagging.", "probing."))]
         if taken:
             raise ValueError(f"members: {taken[0]!r} is the name of a voter or proposer; choose another")
-        known = ["reading", "probing", "retrieval", *names]
+        known = [*WORDLESS, *names]
         if isinstance(self.voters, tuple):
             if not any(self.voters):
                 raise ValueError("voters: none named; choose auto, all or a list of names")
@@ -354,11 +356,7 @@ class Config(_Settings):
     def _only_prompts(self) -> None:
         if not self.members:
             raise ValueError("members: the paper preset needs at least one")
-        others = (
-            [v for v in self.voters if v in ("reading", "probing", "retrieval")]
-            if isinstance(self.voters, tuple)
-            else []
-        )
+        others = [v for v in self.voters if v in WORDLESS] if isinstance(self.voters, tuple) else []
         if others:
             raise ValueError(f"voters: the paper preset has prompted members only, not {', '.join(others)}")
         if self.classify.combine == "stack":

@@ -1,6 +1,6 @@
 """The pool as the voters that write nothing see it: each of them fitted, and what it says of sentences it did not see.
 
-reading voters (cross-fitted) -> candidates -> probing voters (cross-fitted on candidates), retrieval voter
+reading and tagging voters (cross-fitted) -> candidates -> probing voters (cross-fitted on candidates), retrieval voter
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from el4ner.stages.classify import evidence_of
 from el4ner.stages.extract import free_proposals, pursued, unite
 from el4ner.stages.team import Team
 from el4ner.voters.reading import SpanTable
+from el4ner.voters.reading_fit import fit_on
 
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
@@ -27,7 +28,7 @@ def examine(preparation: Preparation, team: Team) -> Examined:
     """Fits the voters that write nothing, and gives what they say about the candidates of the pool out of fold."""
     pool = team.pool
     sentences = pool.as_sentences(range(len(pool.sentences)))
-    tables = _read(preparation, team) if preparation.wants("reading") else {}
+    tables = _read(preparation, team)
     candidates = _candidates(team, tables)
     spans = [[c.span for c in own] for own in candidates]
     votes = {
@@ -52,24 +53,29 @@ def examine(preparation: Preparation, team: Team) -> Examined:
 
 
 def _read(preparation: Preparation, team: Team) -> dict[str, list[SpanTable]]:
-    """The reading voters fitted, and what each says of every span of every pool sentence."""
+    """The voters that read hidden states fitted, and what each says of every span of every pool sentence."""
     pool = team.pool
     team.readers = preparation.readers(pool)
+    if not team.readers:
+        return {}
     beside = preparation.beside(pool)
     apart = f"{len(beside.sentences)} sentences fitted beside" if beside else "not used"
     used: dict[str, str] = {}
     preparation.facts["built-in pool"] = used
-    tables = {}
-    for voter in team.readers:
-        start = preparation.start(pool, voter)
-        used[voter.name] = "begun at its read-outs" if start else apart
-        tables[voter.name] = voter.fit(pool, preparation.progress, None if start else beside, start)
-        if voter.unaligned:
+    tables: dict[str, list[SpanTable]] = {}
+    models = list(dict.fromkeys(id(voter.reader) for voter in team.readers))
+    for model in models:
+        own = [voter for voter in team.readers if id(voter.reader) == model]
+        start = preparation.start(pool, own[0])
+        tables |= fit_on(own, pool, preparation.progress, None if start else beside, start)
+        for voter in own:
+            used[voter.name] = "begun at its read-outs" if start else apart
+        if own[0].unaligned:
             preparation.notes.append(
-                f"{voter.unaligned} pool entities do not fall on word borders, or stand where a long text is not read; "
-                "reading skips them"
+                f"{own[0].unaligned} pool entities do not fall on word borders, or stand where a long text is not "
+                f"read; {' and '.join(voter.name for voter in own)} skip{'s' * (len(own) == 1)} them"
             )
-    return tables
+    return {voter.name: tables[voter.name] for voter in team.readers}
 
 
 def _candidates(team: Team, tables: dict[str, list[SpanTable]]) -> list[tuple[Candidate, ...]]:

@@ -22,6 +22,7 @@ from el4ner.voters.features import FEATURE_VERSION
 from el4ner.voters.probing import PROBE_VERSION
 from el4ner.voters.readout import READOUT_VERSION
 from el4ner.voters.stacking import Stack
+from el4ner.voters.tagging import TAGGER_VERSION
 
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
@@ -43,7 +44,8 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
         if member["adapter"] is None:
             member.pop("adapter")
     settings["context_tokens"] = config.server.context_tokens  # what else a server is asked is in its source
-    named = preparation.wants("reading") or preparation.wants("probing") or preparation.wanted_members()
+    reads = preparation.wants("reading") or preparation.wants_tagging(team.pool)
+    named = reads or preparation.wants("probing") or preparation.wanted_members()
     models = sorted({preparation.engine(m.source).source for m in config.members}) if named else []
     models += sorted({preparation.engine(m.source, adapter=m.adapter).source for m in config.members if m.adapter})
     encoder = preparation.encoder().source
@@ -53,11 +55,13 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
     others = []  # what the reading voters are fitted with, besides the pool
     if not preparation.wants_probing(team.pool):
         settings.pop("probing")
-    if preparation.wants("reading"):
+    if reads:
         beside = preparation.beside(team.pool)
         starts = [preparation.start(team.pool, voter) for voter in preparation.readers(team.pool)]
         others = [start.key if start else beside.content if beside else "" for start in starts]
     versions: list[object] = [FITTED_VERSION, PROMPT_VERSION, FEATURE_VERSION, READOUT_VERSION, PROBE_VERSION]
+    if preparation.wants_tagging(team.pool):
+        versions.append(TAGGER_VERSION)
     if not portable:  # what proposes, constrains and tokenises; what ships asks no member
         versions += [
             REPLY_VERSION,

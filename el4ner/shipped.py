@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from el4ner.cache import content_key, read_arrays, write_arrays
 from el4ner.pool import BUILTIN
 from el4ner.voters.reading import ReadingVoter, Start, unpack
+from el4ner.voters.readout import Readout
 
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
@@ -31,7 +32,8 @@ _KEY = "key"
 _OVERLAPS = ("flat", "nested")
 """For which of them something was fitted; before the names of arrays that are not of both."""
 _LAYOUT = "layout"
-_READER = "reader 0 "
+_READERS = "reader "
+_READER = f"{_READERS}0 "
 """Before the names of the arrays of the only reading voter."""
 
 
@@ -46,7 +48,7 @@ def shipped_start(voter: ReadingVoter) -> Start | None:
     if stored is None or _LAYOUT not in stored or _text(stored[_LAYOUT]) != voter.layout:
         return None
     own = {name.removeprefix(_READER): array for name, array in stored.items() if name.startswith(_READER)}
-    return Start(*unpack(own), content_key("start", *(own[name] for name in sorted(own))))
+    return Start(*unpack(own, Readout), content_key("start", *(own[name] for name in sorted(own))))
 
 
 def shipped_fit(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]] | None:
@@ -70,7 +72,7 @@ def shipped_fit(preparation: Preparation, team: Team) -> dict[str, NDArray[Any]]
 def write_shipped(path: Path, say: Callable[[str], None] = print) -> None:
     """Fits the built-in pool under the default settings, for entities that may overlap and for those that may not.
 
-    Writes what a run needs of it, weights in half precision. The read-outs are those of both.
+    Writes what a run needs of it, weights in half precision. What reads hidden states is the same for both.
     """
     from el4ner.config import make_config
     from el4ner.fitted import fitted_arrays, fitted_key
@@ -83,8 +85,10 @@ def write_shipped(path: Path, say: Callable[[str], None] = print) -> None:
         team = preparation.team()
         for name, array in fitted_arrays(preparation, team).items():
             half = array.astype(np.float16) if array.dtype == np.float32 else array
-            arrays[name if name.startswith(_READER) else f"{overlap} {name}"] = half
+            arrays[name if name.startswith(_READERS) else f"{overlap} {name}"] = half
         arrays[f"{overlap} {_KEY}"] = _bytes(fitted_key(preparation, team, portable=True))
+        if team.asked_readers[0].kind != "spans":
+            raise RuntimeError("the reading voter is not asked on the built-in pool: no fit could begin there")
         arrays[_LAYOUT] = _bytes(team.asked_readers[0].layout)
     write_arrays(path, arrays)
     path.chmod(0o644)  # written for its owner alone, like what is cached

@@ -56,7 +56,7 @@ from el4ner.pipeline import El4ner
         ({"voters": "auto, reading"}, ["voters", "'auto' is unknown"]),
         (
             {"voters": ["readng"]},
-            ["'readng' is unknown", "auto, all or from reading, probing, retrieval, smollm2-list"],
+            ["'readng' is unknown", "auto, all or from reading, tagging, probing, retrieval, smollm2-list"],
         ),
         ({"voters": ""}, ["voters: none named"]),
         ({"voters": []}, ["voters: none named"]),

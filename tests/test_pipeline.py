@@ -386,7 +386,8 @@ def test_the_preparation_says_what_it_is_about(make: Callable[..., El4ner]) -> N
 def test_nobody_to_ask_is_a_usage_error(make: Callable[..., El4ner]) -> None:
     model = make({"a": member()}, voters="reading")
     with pytest.raises(
-        ConfigError, match=r"nobody to ask: the reading and the probing voter need 20 and classify\.combine: stack"
+        ConfigError,
+        match=r"nobody to ask: the reading, tagging and probing voters need 20 and classify\.combine: stack",
     ):
         model.predict(["Bob"])
     with pytest.raises(ConfigError, match="no labels"):

@@ -48,7 +48,7 @@ def test_a_member_that_helps_on_the_pool_is_asked(make: Callable[..., El4ner]) -
     assert report["asked"] == ["retrieval", "a"]
     assert report["fitted"]["calibrated"] is True
     assert report["stack"]["a"]["person"] > 0.1
-    assert "a: hidden states cannot be read there, so it has no reading and no probing voter" in report["notes"]
+    assert "a: hidden states cannot be read there, so it has no reading, tagging or probing voter" in report["notes"]
     assert all(e.verified is None for e in prediction.entities)  # it says the same of everything: not asked
     assert any("the verifier brings nothing" in note for note in report["notes"])
 

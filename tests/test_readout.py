@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from el4ner.cache import ArrayCache
 from el4ner.config import ReadingConfig
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ShapeError
-from el4ner.voters.fitting import Corpus, FitSettings, FitStopped, Material, _Net, fit_readouts, one_thread_each
+from el4ner.voters.fitting import Corpus, FitSettings, FitStopped, Material, fit_readouts, one_thread_each
 from el4ner.voters.projection import Projection, fit_projection
-from el4ner.voters.reading import ReadingVoter
+from el4ner.voters.reading_fit import PoolFit
 from el4ner.voters.readout import PARTS, Readout, mean_log_probabilities
+from el4ner.voters.span_net import SpanNet
 
 # Read-out
 
@@ -54,7 +54,7 @@ def test_what_is_trained_is_what_is_scored(context: bool, hidden: int) -> None:
     values = rng.normal(size=(sum(lengths), 6)).astype(np.float32)
     left = torch.cat([torch.arange(n, 0, -1) for n in lengths])
     settings = FitSettings(hidden=hidden, dropout=0.0, feature_dropout=0.0, context=context)
-    net = _Net(2, 6, [3], readout.max_words, settings, torch.Generator())
+    net = SpanNet(2, 6, [3], readout.max_words, settings, torch.Generator())
     for name, weight in net.weights.items():
         own = torch.from_numpy(getattr(readout, name))
         weight.data[1] = torch.cat(list(own), dim=1) if name == "parts" else own
@@ -179,12 +179,14 @@ def test_an_interrupt_does_not_wait_for_the_other_fits(monkeypatch: pytest.Monke
         ended.append(stop.wait(60))
         raise FitStopped
 
-    monkeypatch.setattr("el4ner.voters.reading.fit_readouts", fit)
+    monkeypatch.setattr("el4ner.voters.reading_fit.fit_readouts", fit)
     monkeypatch.setenv("EL4NER_THREADS", "2")
-    reader: Any = SimpleNamespace(key=[])
-    voter = ReadingVoter("reading", reader, ("x", "y"), ReadingConfig(), ArrayCache(tmp_path))
+    work: Any = object.__new__(PoolFit)  # nothing is read
+    work._voter = SimpleNamespace(config=ReadingConfig(), seed=0)
+    work._pool = SimpleNamespace(labels=("x", "y"))
+    work._beside, work._begun = None, ()
     with pytest.raises(KeyboardInterrupt):
-        voter._fit_sets(planted(0), [range(1), range(2)], 3, None, ())
+        work.fit_sets("spans", planted(0), [range(1), range(2)], 3)
     assert ended == [True]
 
 
@@ -249,7 +251,7 @@ def test_heads_differ_and_do_not_depend_on_fits_beside_them() -> None:
 
 
 def test_a_steep_gradient_of_one_head_shortens_no_other() -> None:
-    net = _Net(2, 3, [3], 2, FitSettings(hidden=0), torch.Generator())
+    net = SpanNet(2, 3, [3], 2, FitSettings(hidden=0), torch.Generator())
     for weight in net.weights.values():
         weight.grad = torch.zeros_like(weight)
     gradient = net.weights["bias"].grad

@@ -1,6 +1,6 @@
-"""Fits read-outs (`el4ner.voters.readout`) on the words of labelled sentences.
+"""Fits read-outs (`el4ner.voters.readout`) and taggers (`el4ner.voters.tagging`) on the words of labelled sentences.
 
-The fit minimises cross-entropy over spans; no gradient touches the models that made the features.
+The fit minimises the cross-entropy of spans, or that of tags; no gradient touches the models that made the features.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from el4ner.engines.base import IntArray
-from el4ner.errors import ShapeError
-from el4ner.voters.readout import PARTS, Readout
+from el4ner.voters.readout import Readout
+from el4ner.voters.tagging import Tagger, tags_of
+from el4ner.voters.word_layers import N_DRAWS, Draws
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -77,6 +77,23 @@ class FitStopped(Exception):  # noqa: N818 - nothing went wrong
     """A fit was told to stop before its end."""
 
 
+_Head = TypeVar("_Head", covariant=True)
+
+
+class _Net(Protocol[_Head]):
+    """What is fitted: weights of several heads by name, an axis of heads in front."""
+
+    weights: dict[str, Tensor]
+
+    def begin_at(self, start: Sequence[Readout]) -> None: ...
+
+    def loss(self, values: Tensor, words: Words, picked: Tensor, generator: Generator) -> Tensor: ...
+
+    def clip_gradients(self, longest: float) -> None: ...
+
+    def heads(self) -> tuple[_Head, ...]: ...
+
+
 def fit_readouts(
     material: Material, max_words: int, settings: FitSettings, seed: int = 0, heads: int = 1,
     beside: Material | None = None, start: Sequence[Readout] = (), stop: Event | None = None,
@@ -89,34 +106,55 @@ def fit_readouts(
     the same material, settings, seed and number of heads, and for the same machine. Raises ShapeError where a read-out
     of `start` has other features or hidden layers, FitStopped soon after `stop` was set.
     """
+    from el4ner.voters.span_net import SpanNet
+
+    return _fit(SpanNet, material, max_words, settings, seed, heads, beside, start, stop)
+
+
+def fit_taggers(
+    material: Material, max_words: int, settings: FitSettings, seed: int = 0, heads: int = 1,
+    beside: Material | None = None, start: Sequence[Readout] = (), stop: Event | None = None,
+) -> tuple[Tagger, ...]:  # fmt: skip
+    """Fits taggers, all else as `fit_readouts`: of `start` only the layers of words are taken.
+
+    max_words: of the spans that they are asked about; what is fitted does not depend on it.
+    """
+    from el4ner.voters.tag_net import TagNet
+
+    return _fit(TagNet, material, max_words, settings, seed, heads, beside, start, stop)
+
+
+def _fit(
+    net_of: Callable[..., _Net[_Head]], material: Material, max_words: int, settings: FitSettings, seed: int,
+    heads: int, beside: Material | None, start: Sequence[Readout], stop: Event | None,
+) -> tuple[_Head, ...]:  # fmt: skip
     import torch
 
     tasks = [Material(m.corpus, m.usable(), m.n_labels) for m in (material, beside) if m is not None]
     generator = torch.Generator().manual_seed(seed)
     columns = [task.n_labels + 1 for task in tasks]
-    net = _Net(heads, material.corpus.values.shape[1], columns, max_words, settings, generator)
+    net = net_of(heads, material.corpus.values.shape[1], columns, max_words, settings, generator)
     if start:
         net.begin_at(start)
     if tasks[0].sentences:
         _descend(net, _gather(tasks, max_words), settings, np.random.default_rng(seed), generator, stop or Event())
-    return net.readouts()
+    return net.heads()
 
 
 def _descend(
-    net: _Net, words: _Words, settings: FitSettings, rng: np.random.Generator, generator: Generator, stop: Event
+    net: _Net[_Head], words: Words, settings: FitSettings, rng: np.random.Generator, generator: Generator, stop: Event
 ) -> None:
     """Fits the net's weights to the words."""
     import torch
 
-    n_sentences, max_words = len(words.sentences), words.target.shape[1]
+    n_sentences = len(words.sentences)
     batch = int(np.clip(n_sentences // 50, 8, 32))
     per_epoch = -(-n_sentences // batch)
     epochs = int(np.clip(-(-_STEPS // per_epoch), 6, 40))
     optimiser = torch.optim.AdamW(net.weights.values(), lr=_RATE, weight_decay=settings.decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, per_epoch * epochs, pct_start=0.1)
     spread = (settings.feature_dropout / (1 - settings.feature_dropout)) ** 0.5
-    noise = _Draws(spread * torch.randn(_N_DRAWS, generator=generator), generator)
-    lengths = torch.arange(max_words)
+    noise = Draws(spread * torch.randn(N_DRAWS, generator=generator), generator)
     for _ in range(epochs):
         order = rng.permutation(n_sentences)
         for begin in range(0, n_sentences, batch):
@@ -124,19 +162,10 @@ def _descend(
                 raise FitStopped
             picked = torch.cat([torch.arange(*words.sentences[i]) for i in order[begin : begin + batch]])
             values = words.values(order[begin : begin + batch])
-            left, entity = words.left[picked], words.entity[picked]
             if spread:
                 values = values + noise.take(values.shape)
-            looked = entity | (torch.rand(entity.shape, generator=generator) < settings.negatives)
-            first, length = (looked & (lengths < left[:, None])).nonzero(as_tuple=True)
-            scores = net.scores(values, left, first, length) + net.barred[words.task[picked[first]]]
-            target, n_columns = words.target[picked[first], length], scores.shape[2]
-            losses = torch.nn.functional.cross_entropy(
-                scores.reshape(-1, n_columns), target.repeat(net.n_heads), reduction="none"
-            )
-            weight = torch.where(entity[first, length], 1.0, 1.0 / settings.negatives)
             optimiser.zero_grad()
-            ((losses.view(net.n_heads, -1) * weight).sum() / len(picked)).backward()
+            net.loss(values, words, picked, generator).backward()
             net.clip_gradients(1.0)
             optimiser.step()
             schedule.step()
@@ -161,176 +190,16 @@ def one_thread_each() -> Iterator[Callable[[], None]]:
 _RATE = 2e-3
 _STEPS = 800
 """Steps of a fit, within 6 to 40 passes over the sentences: on WNUT17 twice as many changed nothing on dev."""
-_N_DRAWS = 1 << 22
-_SHARE_OF_OUTPUT = 0.3
-"""What is left of the drawn columns of labels where a fit begins at hidden layers that say something already."""
-
-
-class _Draws:
-    """Random numbers (n,) drawn once, of which a random stretch is used: fresh ones cost as much as the fit."""
-
-    def __init__(self, drawn: Tensor, generator: Generator) -> None:
-        self._drawn = drawn
-        self._generator = generator
-
-    def take(self, shape: Sequence[int]) -> Tensor:
-        """Numbers of this shape."""
-        import torch
-
-        size = int(np.prod(shape))
-        while len(self._drawn) < 2 * size:
-            self._drawn = torch.cat([self._drawn, self._drawn])
-        begin = int(torch.randint(len(self._drawn) - size + 1, (), generator=self._generator))
-        return self._drawn[begin : begin + size].view(*shape)
-
-
-class _Net:
-    """What is fitted, as tensors by name (shapes as in `Readout` after an axis of E heads), and its scores.
-
-    The parts lie side by side, (E, W, 5 K): one product makes all.
-    """
-
-    def __init__(
-        self, heads: int, width: int, task_columns: Sequence[int], max_words: int, settings: FitSettings,
-        generator: Generator,
-    ) -> None:  # fmt: skip
-        import torch
-
-        def draw(*shape: int) -> Tensor:
-            """Uniform within 1 / sqrt(rows), as linear layers usually start."""
-            drawn: Tensor = (torch.rand((heads, *shape), generator=generator) * 2 - 1) * shape[-2] ** -0.5
-            return drawn
-
-        zeros = partial(torch.zeros, heads)
-        units, columns = settings.hidden, sum(task_columns)
-        ends = np.cumsum(task_columns)
-        self.n_heads = heads
-        self._settings = settings
-        self._kept = int(task_columns[0])
-        # added to the scores of a sentence of task t: the columns of the other tasks are out of question
-        self.barred = torch.full((len(task_columns), columns), -1e9)
-        for task, (size, end) in enumerate(zip(task_columns, ends, strict=True)):
-            self.barred[task, end - size : end] = 0.0
-        self.weights: dict[str, Tensor] = {
-            "word": draw(width, units) if units else zeros(width, 0),
-            "word_bias": zeros(units),
-            "mix": draw(3 * units, units) if units else zeros(0, 0),
-            "mix_bias": zeros(units),
-            "parts": draw(units, len(PARTS) * units) if units else zeros(width, len(PARTS) * columns),
-            "hidden": zeros(max_words, units),
-            "output": draw(units, columns) if units else zeros(0, columns),
-            "bias": zeros(max_words, columns),
-        }
-        self.weights["bias"][:, :, ends - 1] = 4.0  # nearly every span is no entity
-        for tensor in self.weights.values():
-            tensor.requires_grad_()
-        share = settings.dropout
-        kept = (torch.rand(_N_DRAWS, generator=generator) >= share).float() / (1 - share) if share else torch.ones(1)
-        self._masks = _Draws(kept, generator)
-
-    def begin_at(self, start: Sequence[Readout]) -> None:
-        """Takes over hidden layers that were fitted before, and what they say of spans that are no entity.
-
-        What says which label it is begins small: it has nothing to go by yet.
-        """
-        import torch
-
-        for e in range(self.n_heads):
-            own, given = {name: tensor[e] for name, tensor in self.weights.items()}, start[e % len(start)]
-            parts = np.concatenate(list(given.parts), axis=1)
-            if own["word"].shape != given.word.shape or own["parts"].shape != parts.shape:
-                raise ShapeError(
-                    f"a fit of {tuple(own['word'].shape)} features by units cannot begin at {given.word.shape}"
-                )
-            # a longer span than those known before begins as the longest of them
-            lengths = np.minimum(np.arange(len(own["bias"])), given.max_words - 1)
-            none = self._kept - 1
-            with torch.no_grad():
-                for name in ("word", "word_bias", "mix", "mix_bias"):
-                    own[name].copy_(torch.from_numpy(getattr(given, name)))
-                own["parts"].copy_(torch.from_numpy(parts))
-                own["hidden"].copy_(torch.from_numpy(given.hidden[lengths]))
-                own["output"].mul_(_SHARE_OF_OUTPUT)
-                own["output"][:, none].copy_(torch.from_numpy(given.output[:, -1]))
-                own["bias"][:, none].copy_(torch.from_numpy(given.bias[lengths, -1]))
-
-    def scores(self, values: Tensor, left: Tensor, first: Tensor, length: Tensor) -> Tensor:
-        """Scores (E, n, C) of the spans of words first to first + length.
-
-        values (T, D) f32; left (T,) i64, the words left of each word's
-        sentence, itself counted.
-        """
-        import torch
-
-        own = self.weights
-        seen = self._words(values.expand(self.n_heads, *values.shape), left)
-        start, mean, end, before, after = torch.bmm(seen, own["parts"]).chunk(len(PARTS), dim=2)
-        if self._settings.context:
-            start, end = start + _shifted(before, left, 1), end + _shifted(after, left, -1)
-        sums = torch.nn.functional.pad(mean.cumsum(1), (0, 0, 1, 0))
-        start, low = torch.cat([start, sums[:, :-1]], dim=2).index_select(1, first).chunk(2, dim=2)
-        end, high = torch.cat([end, sums[:, 1:]], dim=2).index_select(1, first + length).chunk(2, dim=2)
-        found = start + end + (high - low) / (length + 1)[:, None]
-        bias = own["bias"].index_select(1, length)
-        if not self._settings.hidden:
-            return found + bias
-        hidden = self._dropped(torch.relu(found + own["hidden"].index_select(1, length)))
-        return torch.baddbmm(bias, hidden, own["output"])
-
-    def _words(self, values: Tensor, left: Tensor) -> Tensor:
-        import torch
-
-        if not self._settings.hidden:
-            return values
-        own = self.weights
-        word = self._dropped(torch.relu(torch.baddbmm(own["word_bias"][:, None], values, own["word"])))
-        around = torch.cat([_shifted(word, left, 1), word, _shifted(word, left, -1)], dim=2)
-        return word + self._dropped(torch.relu(torch.baddbmm(own["mix_bias"][:, None], around, own["mix"])))
-
-    def _dropped(self, values: Tensor) -> Tensor:
-        return values * self._masks.take(values.shape) if self._settings.dropout else values
-
-    def clip_gradients(self, longest: float) -> None:
-        """Shortens the gradient of every head whose length exceeds this; no head's gradient bears on another's."""
-        gradients = [tensor.grad for tensor in self.weights.values() if tensor.grad is not None]
-        squares = sum(gradient.flatten(1).square().sum(1) for gradient in gradients)
-        factor = (longest / (squares**0.5 + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
-
-    def readouts(self) -> tuple[Readout, ...]:
-        """The heads."""
-        own = {name: tensor.detach() for name, tensor in self.weights.items()}
-        n_heads, rows = own["parts"].shape[:2]
-        own["parts"] = own["parts"].view(n_heads, rows, len(PARTS), -1).transpose(1, 2)
-        if not self._settings.context:
-            own["parts"] = own["parts"].clone()
-            own["parts"][:, 3:] = 0.0
-        for name in ("bias", "output") if self._settings.hidden else ("bias", "parts"):
-            own[name] = own[name][..., : self._kept]
-        heads = [{name: tensor[e].contiguous().numpy().copy() for name, tensor in own.items()} for e in range(n_heads)]
-        return tuple(Readout(**head) for head in heads)
-
-
-def _shifted(rows: Tensor, left: Tensor, by: int) -> Tensor:
-    """Each word gets the row of the word before it (by=1) or after it (by=-1) in its own sentence, else zeros.
-
-    rows (E, T, W); left (T,) as in `_Net.scores`.
-    """
-    import torch
-
-    goes_on = (left[:-1] > 1)[:, None]
-    edge = torch.zeros_like(rows[:, :1])
-    return torch.cat([edge, rows[:, :-1] * goes_on] if by > 0 else [rows[:, 1:] * goes_on, edge], dim=1)
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """All words of some tasks' sentences, one run.
 
-    blocks: corpus, first word and the one past the last of every sentence; left (T,) i64 as in `_Net.scores`; task (T,)
-    i64; target (T, N) i64 and entity (T, N) bool of the span that begins at a word and goes on for n more; sentences:
-    first word and the one past the last.
+    blocks: corpus, first word and the one past the last of every sentence; left (T,) i64 as in `SpanNet.scores`; task
+    (T,) i64; target (T, N) i64 and entity (T, N) bool of the span that begins at a word and goes on for n more; tags
+    (T,) i64 as `tagging.tags_of` makes them for each task's own labels; sentences: first word and the one past the
+    last.
     """
 
     blocks: list[tuple[Corpus, int, int]]
@@ -338,6 +207,7 @@ class _Words:
     task: Tensor
     target: Tensor
     entity: Tensor
+    tags: Tensor
     sentences: list[tuple[int, int]]
 
     def values(self, chosen: Sequence[int] | IntArray) -> Tensor:
@@ -348,11 +218,11 @@ class _Words:
         return torch.from_numpy(np.concatenate([c.values[low:high] for c, low, high in own]).astype(np.float32))
 
 
-def _gather(tasks: Sequence[Material], max_words: int) -> _Words:
+def _gather(tasks: Sequence[Material], max_words: int) -> Words:
     """The tasks' sentences, in order; a target counts the columns of the tasks before its own."""
     import torch
 
-    left, task, targets, entities, blocks = [], [], [], [], []
+    left, task, targets, entities, tags, blocks = [], [], [], [], [], []
     sentences, n_before, n_words = [], 0, 0
     for number, own in enumerate(tasks):
         for s in own.sentences:
@@ -369,10 +239,12 @@ def _gather(tasks: Sequence[Material], max_words: int) -> _Words:
             task.append(np.full(n_own, number))
             targets.append(target)
             entities.append(entity)
+            tags.append(tags_of(n_own, own.corpus.targets[s]))
             sentences.append((n_words, n_words + n_own))
             n_words += n_own
         n_before += own.n_labels + 1
-    return _Words(
+    return Words(
         blocks, torch.from_numpy(np.concatenate(left)), torch.from_numpy(np.concatenate(task)),
-        torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(entities)), sentences,
+        torch.from_numpy(np.concatenate(targets)), torch.from_numpy(np.concatenate(entities)),
+        torch.from_numpy(np.concatenate(tags)), sentences,
     )  # fmt: skip

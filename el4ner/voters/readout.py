@@ -21,6 +21,7 @@ import numpy as np
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ShapeError
 from el4ner.kernels import span_scores
+from el4ner.voters.word_layers import Head, words_among_neighbours
 
 PARTS = ("first", "mean", "last", "left", "right")
 READOUT_VERSION = 8
@@ -64,7 +65,7 @@ class Readout:
         n_words, n_columns = len(values), self.bias.shape[1]
         if not n_words:
             return np.zeros((0, self.max_words, n_columns), dtype=np.float32)
-        seen = self._words(values)
+        seen = words_among_neighbours(self, values)
         first, mean, last, left, right = (seen @ matrix for matrix in self.parts)
         first[1:] += left[:-1]
         last[:-1] += right[1:]
@@ -80,16 +81,6 @@ class Readout:
         logp = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
         return np.where(inside, logp, -np.inf).astype(np.float32)
 
-    def _words(self, values: FloatArray) -> FloatArray:
-        """Features (T, D) of one sentence's words -> (T, W), each among its neighbours."""
-        if not self.word.shape[1]:
-            return values
-        own = np.maximum(values @ self.word + self.word_bias, 0)
-        edge = np.zeros_like(own[:1])
-        around = np.concatenate([np.concatenate([edge, own[:-1]]), own, np.concatenate([own[1:], edge])], axis=1)
-        mixed: FloatArray = own + np.maximum(around @ self.mix + self.mix_bias, 0)
-        return mixed
-
     def to_arrays(self) -> dict[str, FloatArray]:
         """Named arrays for a cache."""
         return {name: getattr(self, name) for name in _FIELDS}
@@ -100,7 +91,7 @@ class Readout:
         return cls(*(np.asarray(arrays[name], dtype=np.float32) for name in _FIELDS))
 
 
-def mean_log_probabilities(heads: Sequence[Readout], values: FloatArray) -> FloatArray:
+def mean_log_probabilities(heads: Sequence[Head], values: FloatArray) -> FloatArray:
     """Log of the heads' mean probability, shaped as by `Readout.log_probabilities`."""
     if len(heads) == 1:
         return heads[0].log_probabilities(values)
