@@ -52,7 +52,7 @@ def fitted_key(preparation: Preparation, team: Team, *, portable: bool = False) 
     if portable:
         settings.pop("dtype")
         models, encoder = [without_numbers(source) for source in models], without_numbers(encoder)
-    others = []  # what the reading voters are fitted with, besides the pool
+    others = []  # what the reading and tagging voters are fitted with, besides the pool
     if not preparation.wants_probing(team.pool):
         settings.pop("probing")
     if reads:

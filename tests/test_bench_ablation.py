@@ -96,4 +96,6 @@ def test_a_small_ablation_leaves_table_and_folder(tmp_path: Path) -> None:
     rows = {row["name"] for row in json.loads((out / "ablation.json").read_text())["rows"]}
     assert rows == {row["name"] for row in found["rows"]} - {"only-probing", "only-retrieval"}
     wrong = CliRunner().invoke(group, [*command, "--skip", "k8"])
-    assert "--skip k8: no variant of these groups; they are only-reading, only-probing" in str(wrong.exception)
+    assert "--skip k8: no variant of these groups; they are only-reading, only-tagging, only-probing" in str(
+        wrong.exception
+    )

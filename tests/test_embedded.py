@@ -164,6 +164,15 @@ def test_a_pool_of_ones_own_begins_at_what_was_fitted_on_the_builtin_one(build: 
     assert f1[0] > f1[1] + 0.03, f1
 
 
+def test_a_tagging_voter_finds_what_the_pool_is_about(build: Build, root: Path) -> None:
+    pool = load_pool(str(root / "examples/pools/jobs.jsonl"), None)
+    model = build(pool, voters=["tagging"], reading={"swaps": 100})
+    (found,) = model.predict(["Hollis & Webb seeks a payroll clerk who knows Excel and can keep a secret."])
+    assert model.report()["asked"] == ["tagging"]
+    assert {"Hollis & Webb": "employer", "Excel": "skill"}.items() <= {e.text: e.label for e in found.entities}.items()
+    assert all(e.votes.keys() == {"tagging"} and "tagging" in e.proposed_by for e in found.entities)
+
+
 def test_a_record_does_not_depend_on_its_neighbours(build: Build, root: Path, part: Pool) -> None:
     records = examples(root)
     together = as_bytes(build(part, **SMALL, batch_size=8).predict(records))
@@ -237,7 +246,7 @@ def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:
     found = model.predict(TEXTS)
     assert [p.status for p in found] == ["ok"] * 3
     report = model.report()
-    assert report["asked"] == ["reading", "probing", "retrieval", *MEMBERS]
+    assert report["asked"] == ["reading", "tagging", "probing", "retrieval", *MEMBERS]
     assert report["verifier"] == "smollm2-list"
     assert report["replies"]["smollm2-ask: replies"] == 3
     entities = [e for p in found for e in p.entities]
@@ -246,7 +255,7 @@ def test_all_voters_through_all_four_stages(build: Build, small: Pool) -> None:
         assert e.verified is not None
         assert 0 <= e.verified <= 1
     # a member is asked about what the other voters do not rule out
-    full = [e for e in entities if set(e.votes) == {"reading", "probing", "retrieval", *MEMBERS}]
+    full = [e for e in entities if set(e.votes) == {"reading", "tagging", "probing", "retrieval", *MEMBERS}]
     assert full
     assert all(abs(sum(vote.values()) - 1) < 1e-4 for e in full for vote in e.votes.values())
     for prediction in found:

@@ -20,6 +20,7 @@ from el4ner.voters.projection import Projection, fit_projection
 from el4ner.voters.reading_fit import PoolFit
 from el4ner.voters.readout import PARTS, Readout, mean_log_probabilities
 from el4ner.voters.span_net import SpanNet
+from el4ner.voters.word_layers import Head
 
 # Read-out
 
@@ -134,7 +135,7 @@ def planted(seed: int, n_sentences: int = 120) -> Corpus:
     return Corpus(np.concatenate(values), np.array(starts), targets)
 
 
-def right_of(fitted: Readout, corpus: Corpus) -> int:
+def right_of(fitted: Head, corpus: Corpus) -> int:
     """In how many of the last 20 sentences the likeliest entity is the planted one."""
     right = 0
     for s in range(100, 120):
@@ -273,7 +274,7 @@ def test_what_is_fitted_beside_a_corpus_helps_it_and_leaves_no_columns() -> None
     assert log_likelihood(beside, corpus) > log_likelihood(alone, corpus) + 5
 
 
-def log_likelihood(readout: Readout, corpus: Corpus) -> float:
+def log_likelihood(readout: Head, corpus: Corpus) -> float:
     """Of the entities planted in the last 20 sentences."""
     total = 0.0
     for s in range(100, 120):

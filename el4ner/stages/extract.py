@@ -22,7 +22,7 @@ POOL_STRINGS = "pool-strings"
 class Extracted:
     """Per sentence: candidates by span, what they cost, and who did not read the whole text.
 
-    read_up_to: reading voters that were cut with the code point where, members that the text is too long for with 0;
+    read_up_to: reading and tagging voters that were cut with the code point where, members that the text is too long for with 0;
     None where everybody read all of it.
     """
 
@@ -55,7 +55,7 @@ def free_proposals(sentence: Sentence, team: Team, left_out: int | None = None) 
 def pursued(
     proposals: Sequence[tuple[str, Sequence[Span]]], tables: Sequence[SpanTable], team: Team
 ) -> list[tuple[str, Sequence[Span]]]:
-    """The proposals of one sentence without phrases and strings that every reading voter all but rules out.
+    """The proposals of one sentence without phrases and strings that all who read the text all but rule out.
 
     Behind what they read, phrases are not pursued (nearly all are no entity), known strings are.
     """
@@ -72,7 +72,7 @@ def pursued(
 
 
 def extract(sentences: Sequence[Sentence], retrieved: Retrieved, team: Team) -> Extracted:
-    """Candidates of every sentence from the free proposers, the reading voters and the members that are asked."""
+    """Candidates of every sentence from the free proposers, the reading and tagging voters and the members that are asked."""
     config = team.config.extract
     tables = {voter.name: voter.tables(sentences) for voter in team.asked_readers}
     proposals: list[list[tuple[str, Sequence[Span]]]] = []

@@ -70,7 +70,7 @@ class Team:
 
     @property
     def asked_readers(self) -> tuple[ReadingVoter, ...]:
-        """Reading voters that are asked."""
+        """Reading and tagging voters that are asked."""
         return tuple(voter for voter in self.readers if voter.name in self.asked)
 
     @property
