@@ -98,8 +98,8 @@ class RetrieveConfig(_Settings):
 class ExtractConfig(_Settings):
     """Stage 2, candidate spans. Every switch is one proposer; `grounded` keeps members to substrings of the text.
 
-    reading_floor: the reading and the tagging voter propose spans whose probability of being an entity is at least this.
-    phrase_floor: where one of them is asked, noun phrases that all that are give less than this are not pursued;
+    reading_floor: the reading and the tagging voter propose spans whose probability of being an entity is at least
+    this. phrase_floor: where one of them is asked, noun phrases that all that are give less than this are not pursued;
     string_floor: the same for pool strings, which are also common words that were a name once.
     """
 
@@ -147,20 +147,19 @@ class ReadingConfig(_Settings):
     """The reading voter, and the tagging voter: small heads over frozen hidden states, fitted on the pool.
 
     depths: layers read, as shares of the model's depth. twice: the text is written twice and the second copy is read.
-    encoder_depths: layers of the sentence encoder read beside the model; empty leaves the encoder out.
-    shapes: capitals, digits and the like as features. context: the words beside a span count too.
-    hidden: units of the hidden layers, 0 for linear heads. On dev, strict F1 of a linear read-out of one
-    layer, of one hidden layer over it, and of one read-out with these layers and depths: CrossNER AI (100 pool
-    sentences) 0.56, 0.57, 0.64; WNUT17 0.58, 0.59, 0.63. decay: weight decay of the fit. dropout, feature_dropout:
-    shares of hidden units and of feature values left out of a fitting step (of the features as noise of that size).
-    directions: principal directions kept of each layer that is read, 0 for all features as they are. 128 of them fit
-    about twice as fast and lose nothing (dev, three heads, two seeds, best threshold: 0.636 for 0.625 on 200 sentences
-    of CrossNER AI, 0.608 for 0.600 on 400 of WNUT17 with 1,000 pool sentences). negatives: share of the non-entities
-    that a fitting step looks at. builtin: a fit on a small pool begins at the read-outs of the built-in pool, or that
-    pool is fitted beside it under its own labels (see `stack.shipped`): what an entity looks like carries over (beside,
-    dev, two heads: 0.644 to 0.657 on WNUT17, 0.619 to 0.638 on CrossNER AI). heads: read-outs, or chains of tags, fitted
-    from different starts, whose probabilities are averaged (WNUT17 dev, all features: 0.643 with
-    three, 0.650 with five). swaps: copies with mentions swapped
+    encoder_depths: layers of the sentence encoder read beside the model; empty leaves the encoder out. shapes:
+    capitals, digits and the like as features. context: the words beside a span count too. hidden: units of the hidden
+    layers, 0 for linear heads. On dev, strict F1 of a linear read-out of one layer, of one hidden layer over it, and of
+    one read-out with these layers and depths: CrossNER AI (100 pool sentences) 0.56, 0.57, 0.64; WNUT17 0.58, 0.59,
+    0.63. decay: weight decay of the fit. dropout, feature_dropout: shares of hidden units and of feature values left
+    out of a fitting step (of the features as noise of that size). directions: principal directions kept of each layer
+    that is read, 0 for all features as they are. 128 of them fit about twice as fast and lose nothing (dev, three
+    heads, two seeds, best threshold: 0.636 for 0.625 on 200 sentences of CrossNER AI, 0.608 for 0.600 on 400 of WNUT17
+    with 1,000 pool sentences). negatives: share of the non-entities that a fitting step looks at. builtin: a fit on a
+    small pool begins at the read-outs of the built-in pool, or that pool is fitted beside it under its own labels (see
+    `stack.shipped`): what an entity looks like carries over (beside, dev, two heads: 0.644 to 0.657 on WNUT17, 0.619 to
+    0.638 on CrossNER AI). heads: read-outs, or chains of tags, fitted from different starts, whose probabilities are
+    averaged (WNUT17 dev, all features: 0.643 with three, 0.650 with five). swaps: copies with mentions swapped
     (`voters.swapping`) that a small pool gets to be fitted on too, 2 to 4 a sentence; a pool with more sentences with
     entities than half of it gets none. Dev, three heads, best threshold, with 0, 2, 4 and 8 copies a sentence: 0.639,
     0.648, 0.654, 0.656 on CrossNER AI (three seeds); 0.596, 0.608, 0.594 on WNUT17 from 1,000 pool sentences with 0, 2
@@ -283,12 +282,12 @@ class Config(_Settings):
     """All settings of a run. Members that share a source share one set of weights.
 
     preset: what the settings start from. voters: "auto" for those that help on the pool, "all", or names. encoder: the
-    sentence encoder, for demonstrations, retrieval, reading and tagging voter. examples, labels, and folders of models: relative
-    to where the command runs, in a settings file too. device: "auto", "cpu", "mps", "cuda" or "cuda:N". dtype: "auto"
-    takes what the device is fastest in. memory_limit_mib: most memory on the device; models that do not fit together
-    within it take turns. None: what is free there. batch_size: texts taken in at a time. seed: of samples and fits.
-    min_score: least score that is kept; None for what was best on the pool. target_precision: the share of what is kept
-    that is to be right, instead. overlap: "flat" for the best entities without overlaps, or "nested".
+    sentence encoder, for demonstrations, retrieval, reading and tagging voter. examples, labels, and folders of models:
+    relative to where the command runs, in a settings file too. device: "auto", "cpu", "mps", "cuda" or "cuda:N". dtype:
+    "auto" takes what the device is fastest in. memory_limit_mib: most memory on the device; models that do not fit
+    together within it take turns. None: what is free there. batch_size: texts taken in at a time. seed: of samples and
+    fits. min_score: least score that is kept; None for what was best on the pool. target_precision: the share of what
+    is kept that is to be right, instead. overlap: "flat" for the best entities without overlaps, or "nested".
     max_prompt_tokens: most tokens of demonstrations and sentence; the least similar that do not fit are left out.
     """
 

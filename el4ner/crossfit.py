@@ -22,9 +22,9 @@ class Examined:
     """The pool's sentences as the voters see them: candidates, truth, votes of the cheap voters, evidence.
 
     truth: per sentence (n,) i64, label index or the number of labels for "none". votes: voter -> per sentence (n, C).
-    gold: entities per sentence, those nobody proposed included. tables: reading or tagging voter -> per sentence what it says of
-    every span. stacked: the sentences on which voters are stacked, where a voter votes on a part of the pool only, else
-    None for all; on others such a voter has no votes.
+    gold: entities per sentence, those nobody proposed included. tables: reading or tagging voter -> per sentence what
+    it says of every span. stacked: the sentences on which voters are stacked, where a voter votes on a part of the pool
+    only, else None for all; on others such a voter has no votes.
     """
 
     candidates: tuple[tuple[Candidate, ...], ...]

@@ -312,7 +312,8 @@ def _shortfall(
 ) -> str | None:  # fmt: skip
     """Who of those that are asked did not read the whole text, and how far they read; None if everybody did.
 
-    unread: members whose question about the spans they were to label or judge was too long. readers: reading and tagging voters.
+    unread: members whose question about the spans they were to label or judge was too long. readers: reading and
+    tagging voters.
     """
     read_up_to = read_up_to or {}
     questioned = [name for name in dict.fromkeys(unread) if name not in read_up_to]

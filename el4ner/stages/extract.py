@@ -22,8 +22,8 @@ POOL_STRINGS = "pool-strings"
 class Extracted:
     """Per sentence: candidates by span, what they cost, and who did not read the whole text.
 
-    read_up_to: reading and tagging voters that were cut with the code point where, members that the text is too long for with 0;
-    None where everybody read all of it.
+    read_up_to: reading and tagging voters that were cut with the code point where, members that the text is too long
+    for with 0; None where everybody read all of it.
     """
 
     candidates: tuple[tuple[Candidate, ...], ...]
@@ -72,7 +72,7 @@ def pursued(
 
 
 def extract(sentences: Sequence[Sentence], retrieved: Retrieved, team: Team) -> Extracted:
-    """Candidates of every sentence from the free proposers, the reading and tagging voters and the members that are asked."""
+    """Candidates of every sentence from the free proposers, and from the readers and members that are asked."""
     config = team.config.extract
     tables = {voter.name: voter.tables(sentences) for voter in team.asked_readers}
     proposals: list[list[tuple[str, Sequence[Span]]]] = []
