@@ -82,13 +82,14 @@ def _reading(_: Config, __: int) -> Iterator[Variant]:
 
 
 def _probing(_: Config, __: int) -> Iterator[Variant]:
+    yield Variant("reading+probing", "reading and probing voter", settings={"voters": ["reading", "probing"]})
     for name, what, settings in (
         ("one-probed-layer", "one layer read behind the question", {"depths": [0.8]}),
         ("last-layer", "last layer read behind the question", {"depths": [1.0]}),
         ("one-probe", "one probe instead of an average", {"heads": 1}),
         ("few-probed", "probes fitted on 1,000 candidates", {"sample": 1000}),
     ):
-        # beside the reading voter, whatever the pool says of it: as reading+probing of the voters
+        # beside the reading voter, whatever the pool says of it: to compare with reading+probing
         yield Variant(name, what, settings={"voters": ["reading", "probing"], "probing": settings})
 
 

@@ -146,6 +146,8 @@ class VerifyConfig(_Settings):
 class ReadingConfig(_Settings):
     """The reading voter, and the tagging voter: small heads over frozen hidden states, fitted on the pool.
 
+    `context` and `negatives` are of the reading voter alone.
+
     depths: layers read, as shares of the model's depth. twice: the text is written twice and the second copy is read.
     encoder_depths: layers of the sentence encoder read beside the model; empty leaves the encoder out. shapes:
     capitals, digits and the like as features. context: the words beside a span count too. hidden: units of the hidden
@@ -195,7 +197,7 @@ class ReadingConfig(_Settings):
     @classmethod
     def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value:
-            raise ValueError("no layer is read; name one depth or more, or leave the voter `reading` out")
+            raise ValueError("no layer is read; name one depth, or leave the voters `reading` and `tagging` out")
         return value
 
 
@@ -237,7 +239,7 @@ class StackConfig(_Settings):
     third of them, are not asked.
     sample: pool sentences on which prompted voters are stacked once they are asked.
     shipped: for the built-in pool and the default settings, take the fit that comes with the package; on other pools
-    begin the fit of the reading voter there, instead of fitting the built-in pool beside them.
+    begin the fits of reading and tagging voters there, instead of fitting the built-in pool beside them.
     """
 
     min_sentences: int = Field(default=20, ge=1)

@@ -5,10 +5,12 @@ reading and tagging voters (cross-fitted) -> candidates -> probing voters (cross
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from el4ner.crossfit import Examined
 from el4ner.engines.base import FloatArray
@@ -46,10 +48,42 @@ def examine(preparation: Preparation, team: Team) -> Examined:
         votes["retrieval"] = team.retrieval.vote(sentences, spans, exclude_folds=pool.folds)
     truth = [pool.truth(i, own) for i, own in enumerate(spans)]
     gold = tuple(len(d.entities) for d in pool.sentences)
-    found_share = sum(int((t < len(pool.labels)).sum()) for t in truth) / max(1, sum(gold))
-    preparation.facts["candidate recall on the pool"] = round(found_share, 4)
+    preparation.facts["candidate recall on the pool"] = _recall(truth, gold, len(pool.labels))
     evidence = tuple(evidence_of(s, own, ()) for s, own in zip(sentences, candidates, strict=True))
     return Examined(tuple(candidates), tuple(truth), votes, evidence, gold, tables, stacked)
+
+
+def narrowed(preparation: Preparation, team: Team, examined: Examined, asked: Sequence[str]) -> Examined:
+    """The same without the candidates that only readers proposed, or pursued, who are not asked: a run has none.
+
+    The same object where all readers are asked, or none is, whose tables then rule nothing out.
+    """
+    tables = {name: found for name, found in examined.tables.items() if name in asked}
+    if not tables or len(tables) == len(examined.tables):
+        return examined
+    candidates = _candidates(team, tables)
+    kept = []
+    for own, former in zip(candidates, examined.candidates, strict=True):
+        places = {candidate.span: i for i, candidate in enumerate(former)}
+        kept.append([places[candidate.span] for candidate in own])
+
+    def of_kept(rows: Sequence[FloatArray]) -> list[FloatArray]:
+        # a voter that did not vote on a sentence has no rows there
+        return [own[chosen] if len(own) else own for own, chosen in zip(rows, kept, strict=True)]
+
+    truth = tuple(own[chosen] for own, chosen in zip(examined.truth, kept, strict=True))
+    preparation.facts["candidate recall on the pool"] = _recall(truth, examined.gold, len(team.labels))
+    sentences = team.pool.as_sentences(range(len(candidates)))
+    return replace(
+        examined, candidates=tuple(candidates), truth=truth, tables=tables,
+        votes={name: of_kept(rows) for name, rows in examined.votes.items()},
+        evidence=tuple(evidence_of(s, own, ()) for s, own in zip(sentences, candidates, strict=True)),
+    )  # fmt: skip
+
+
+def _recall(truth: Sequence[NDArray[np.int64]], gold: Sequence[int], n_labels: int) -> float:
+    """The share of the pool's entities that are candidates."""
+    return round(sum(int((own < n_labels).sum()) for own in truth) / max(1, sum(gold)), 4)
 
 
 def _read(preparation: Preparation, team: Team) -> dict[str, list[SpanTable]]:
@@ -78,7 +112,7 @@ def _read(preparation: Preparation, team: Team) -> dict[str, list[SpanTable]]:
     return {voter.name: tables[voter.name] for voter in team.readers}
 
 
-def _candidates(team: Team, tables: dict[str, list[SpanTable]]) -> list[tuple[Candidate, ...]]:
+def _candidates(team: Team, tables: Mapping[str, Sequence[SpanTable]]) -> list[tuple[Candidate, ...]]:
     """Candidates of the pool's sentences, each without what its own fold knows."""
     pool, config = team.pool, team.config.extract
     found = []

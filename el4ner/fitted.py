@@ -27,7 +27,7 @@ from el4ner.voters.tagging import TAGGER_VERSION
 if TYPE_CHECKING:
     from el4ner.preparation import Preparation
 
-FITTED_VERSION = 17
+FITTED_VERSION = 18
 """Raised whenever the same pool and settings would be fitted otherwise."""
 
 _UNFITTED = {

@@ -33,8 +33,9 @@ _OVERLAPS = ("flat", "nested")
 """For which of them something was fitted; before the names of arrays that are not of both."""
 _LAYOUT = "layout"
 _READERS = "reader "
+"""Before the names of the arrays of every voter that reads hidden states: they are those of both overlaps."""
 _READER = f"{_READERS}0 "
-"""Before the names of the arrays of the only reading voter."""
+"""Before the names of the arrays of the reading voter."""
 
 
 def _stored() -> dict[str, NDArray[Any]] | None:

@@ -24,12 +24,13 @@ from scripted_members import (
 )
 
 from el4ner.audition import _cheap_rows
+from el4ner.choosing import choose
 from el4ner.config import make_config
 from el4ner.crossfit import Examined, cross_fit
 from el4ner.engines.base import Generate, TokenStates
 from el4ner.engines.scripted import ScriptedEngine
 from el4ner.errors import ConfigError
-from el4ner.examining import examine
+from el4ner.examining import examine, narrowed
 from el4ner.operating import THRESHOLDS
 from el4ner.pipeline import El4ner
 from el4ner.pool import Pool, load_pool
@@ -338,7 +339,7 @@ def test_of_three_cheap_voters_the_pair_that_is_as_good_as_all_is_asked() -> Non
     examined = Examined(candidates, truth, votes, (np.zeros((1, 4), np.float32),) * size, (1,) * size)
     preparation = Preparation(make_config({}), pool=pool)
     team = Team(preparation.config, pool)
-    preparation._stack_cheap(team, examined)
+    choose(preparation, team, examined)
     assert team.asked == ("a", "b")
     assert "voter c brings nothing on the pool and is not asked" in preparation.notes
 
@@ -382,6 +383,60 @@ def test_the_reading_voter_proposes_votes_and_is_kept(make: Callable[..., El4ner
     again = make({"a": engine}, large_pool(), **given)
     assert [p.to_dict() for p in again.predict(texts)] == [p.to_dict() for p in found]
     assert len(engine.requests) == len(texts)  # of the pool nothing is read again
+
+
+READS: dict[str, Any] = {
+    "reading": {"depths": [0.4], "encoder_depths": [], "hidden": 16, "heads": 1, "builtin": False, "directions": 0},
+    "extract": {"noun_phrases": False, "pool_strings": False, "reading_floor": 0.05},
+}
+
+
+@pytest.mark.parametrize("voters", [["reading", "tagging"], ["tagging"]])
+def test_a_tagging_voter_votes_and_is_kept(make: Callable[..., El4ner], voters: list[str]) -> None:
+    given: dict[str, Any] = {**READS, "voters": voters}
+    texts = ["Dorx met Drox and zzzz 77", "qqqq 77 went xxxx"]
+    engines = [ScriptedEngine(read=states_of_characters, n_layers=10) for _ in range(2)]
+    first, second = (make({"a": engine}, large_pool(), **given) for engine in engines)
+    found = first.predict(texts)
+    assert [surfaces(p) for p in found] == [{"Dorx": "person", "Drox": "place"}, {}]
+    assert all(list(e.votes) == voters and {*e.proposed_by} == {*voters} for e in found[0].entities)
+    assert first.report()["fitted"]["cross-validated F1"] > 0.9
+    assert [p.to_dict() for p in second.predict(texts)] == [p.to_dict() for p in found]
+    assert len(engines[1].requests) == len(texts)  # of the pool nothing is read again, and a text once for both
+
+
+def test_what_only_a_reader_that_is_not_asked_proposed_is_no_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fitted in the end is fitted on the candidates that a run will have."""
+    monkeypatch.setenv("EL4NER_CACHE", str(tmp_path))
+    monkeypatch.setattr(Preparation, "wants", lambda self, name: name in ("reading", "tagging"))
+    monkeypatch.setattr("el4ner.preparation._TAGGED", 10)
+    weak = {**READS, "extract": {**READS["extract"], "reading_floor": 1e-4}}  # what both say of little
+    pool, config = large_pool(), make_config(settings(["a"], **weak, voters="auto"))
+    engine = ScriptedEngine(read=states_of_characters, n_layers=10)
+    preparation = Preparation(config, engines={"a": engine}, encoder=LetterEncoder(), pool=pool)
+    team = Team(config, pool)
+    examined = examine(preparation, team)
+    assert [*examined.votes] == ["reading", "tagging"]
+    seen = choose(preparation, team, examined)
+    (asked,) = team.asked  # both know all there is to know
+    (other,) = {"reading", "tagging"} - {asked}
+    assert {name for own in seen.candidates for c in own for name in c.proposed_by} == {asked}
+    assert any(c.proposed_by == (other,) for own in examined.candidates for c in own)  # so something was left out
+    for i, (own, former) in enumerate(zip(seen.candidates, examined.candidates, strict=True)):
+        places = [[c.span for c in former].index(c.span) for c in own]
+        np.testing.assert_array_equal(seen.truth[i], examined.truth[i][places])
+        for name, rows in seen.votes.items():
+            np.testing.assert_array_equal(rows[i], examined.votes[name][i][places])
+        assert len(seen.evidence[i]) == len(own)
+    assert [*seen.tables] == [asked]
+    known = {voter.name: voter for voter in team.readers}
+    known[asked].state()
+    with pytest.raises(RuntimeError, match="before fit"):
+        known[other].state()
+    assert narrowed(preparation, team, examined, ("reading", "tagging")) is examined
+    assert narrowed(preparation, team, examined, ("retrieval",)) is examined
 
 
 def test_reading_votes_on_what_only_members_list_as_it_will(make: Callable[..., El4ner]) -> None:

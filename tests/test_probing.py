@@ -12,6 +12,7 @@ import pytest
 from scripted_members import LABELS, LetterEncoder, demonstration, large_pool, settings, surfaces
 
 from el4ner.cache import ArrayCache
+from el4ner.choosing import choose
 from el4ner.config import ProbingConfig, make_config
 from el4ner.engines.base import TokenStates
 from el4ner.engines.scripted import ScriptedEngine
@@ -231,7 +232,7 @@ def test_a_voter_that_is_not_asked_costs_the_others_no_sentence(
         engine = ScriptedEngine(read=blind, n_layers=2)
         preparation = Preparation(config, engines={"a": engine}, encoder=LetterEncoder(), pool=large_pool())
         team = Team(config, large_pool())
-        preparation._stack_cheap(team, examine(preparation, team))
+        choose(preparation, team, examine(preparation, team))
         return team
 
     monkeypatch.setattr(Preparation, "wants", lambda self, name: name in ("probing", "retrieval"))

@@ -5,19 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from el4ner.config import ReadingConfig
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ShapeError
 from el4ner.voters.fitting import Corpus, FitSettings, FitStopped, Material, fit_readouts, one_thread_each
 from el4ner.voters.projection import Projection, fit_projection
-from el4ner.voters.reading_fit import PoolFit
+from el4ner.voters.reading_fit import Begin, fit_sets
 from el4ner.voters.readout import PARTS, Readout, mean_log_probabilities
 from el4ner.voters.span_net import SpanNet
 from el4ner.voters.word_layers import Head
@@ -182,12 +180,9 @@ def test_an_interrupt_does_not_wait_for_the_other_fits(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("el4ner.voters.reading_fit.fit_readouts", fit)
     monkeypatch.setenv("EL4NER_THREADS", "2")
-    work: Any = object.__new__(PoolFit)  # nothing is read
-    work._voter = SimpleNamespace(config=ReadingConfig(), seed=0)
-    work._pool = SimpleNamespace(labels=("x", "y"))
-    work._beside, work._begun = None, ()
+    sets = [Material(planted(0), chosen, 2) for chosen in (range(1), range(2))]
     with pytest.raises(KeyboardInterrupt):
-        work.fit_sets("spans", planted(0), [range(1), range(2)], 3)
+        fit_sets("spans", sets, 3, FitSettings(), Begin(0, 1, None, ()))
     assert ended == [True]
 
 

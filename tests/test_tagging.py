@@ -21,10 +21,10 @@ from el4ner.pool import Pool
 from el4ner.preparation import Preparation
 from el4ner.records import Demonstration, LabelledSpan, Sentence, Span
 from el4ner.voters.features import FeatureReader
-from el4ner.voters.fitting import Corpus, FitSettings, Material, fit_readouts, fit_taggers
+from el4ner.voters.fitting import Corpus, FitSettings, Material, _gather, fit_readouts, fit_taggers
 from el4ner.voters.reading import ReadingVoter
 from el4ner.voters.reading_fit import fit_on
-from el4ner.voters.tag_net import log_likelihood
+from el4ner.voters.tag_net import TagNet, log_likelihood
 from el4ner.voters.tagging import Tagger, allowed, span_shares, tags_of
 
 
@@ -245,14 +245,44 @@ def test_a_voter_that_forgets_is_not_read_for(tmp_path: Path) -> None:
 
 
 def test_what_is_said_about_a_pool_sentence_does_not_come_from_its_own_fold(tmp_path: Path) -> None:
+    """A word that is an entity in one fold only is learnt by the final fit, but unknown to that fold's own table."""
+    odd = "zz 中 went 文 home"  # two names: the copies in which they are swapped belong to the same fold
     pool = pool_of(
-        *((f"w{i} Ada went home {i}", {"Ada": "person"}) for i in range(40)), ("zz 中 went home", {"中": "place"})
+        *((f"w{i} Ada went home {i}", {"Ada": "person"}) for i in range(40)), (odd, {"中": "place", "文": "place"})
     )
     _, tags = voters_of(ScriptedEngine(read=char_states, n_layers=10), ArrayCache(tmp_path))
     tables = tags.fit(pool, lambda _: None)
-    out_of_fold = np.exp(tables[-1].rows([Span(3, 4)]))[0, 1]
-    final = np.exp(tags.tables([Sentence("1", "zz 中 went home")])[0].rows([Span(3, 4)]))[0, 1]
+    position = next(i for i, d in enumerate(pool.sentences) if d.text == odd)
+    assert Span(3, 4) in tables[position].units  # else its row would be that of a span nobody knows
+    out_of_fold = np.exp(tables[position].rows([Span(3, 4)]))[0, 1]
+    final = np.exp(tags.tables([Sentence("1", odd)])[0].rows([Span(3, 4)]))[0, 1]
     assert final > 10 * out_of_fold
+
+
+def test_what_is_trained_is_what_is_scored() -> None:
+    """Of sentences of two tasks in one batch: the loss is that of the tags under each task's own chain."""
+    corpus = planted(0)
+    merged = Corpus(corpus.values, corpus.starts, [[(f, last, 0)] for ((f, last, _),) in corpus.targets])
+    settings = FitSettings(hidden=7, dropout=0.0, feature_dropout=0.0)
+    net = TagNet(2, 5, [3, 2], 3, settings, torch.Generator().manual_seed(1))
+    for tensor in net.weights.values():
+        tensor.data.normal_(generator=torch.Generator().manual_seed(2))
+    tasks = [Material(corpus, range(2), 2), Material(merged, range(2, 4), 1)]
+    words = _gather(tasks, 3)
+    chosen = [2, 0, 3]  # sentences of both tasks, in any order
+    picked = torch.cat([torch.arange(*words.sentences[i]) for i in chosen])
+    loss = net.loss(words.values(chosen), words, picked, torch.Generator())
+    expected = 0.0
+    for i in chosen:
+        task = 0 if i < 2 else 1
+        for e, tagger in enumerate(net.heads()):
+            output, bias, moves = (net.weights[f"{n} {task}"][e].detach() for n in ("output", "bias", "transitions"))
+            seen = torch.from_numpy(tagger.among_neighbours(corpus.values[8 * i : 8 * i + 8]))
+            tags = torch.from_numpy(tags_of(8, (corpus if task == 0 else merged).targets[i]))
+            said = log_likelihood((seen @ output + bias)[None], moves[None], torch.from_numpy(allowed(len(bias))),
+                                  torch.tensor([0]), torch.tensor([8]), tags)  # fmt: skip
+            expected -= float(said)
+    assert loss.item() == pytest.approx(expected / len(picked), rel=1e-5)
 
 
 def test_who_gets_a_tagging_voter() -> None:
@@ -268,3 +298,19 @@ def test_who_gets_a_tagging_voter() -> None:
     assert not Preparation(make_config({"preset": "paper"})).wants_tagging(of_size(700))
     with pytest.raises(ConfigError, match="members only, not tagging"):
         make_config({"preset": "paper", "voters": ["tagging"]})
+    for name in ("tagging", "tagging.a"):
+        with pytest.raises(ConfigError, match="is the name of a voter"):
+            make_config({"members": [{"name": name, "source": "embedded:smollm2", "variant": "ask"}]})
+
+
+def test_each_model_has_a_reading_and_a_tagging_voter() -> None:
+    engines = {f"model-{name}": ScriptedEngine(read=char_states, n_layers=10) for name in "ab"}
+    members = [{"name": name, "source": f"model-{name}", "variant": "ask"} for name in "ab"]
+    config = make_config({"members": members, "voters": "all", "reading": {"encoder_depths": []}})
+    readers = Preparation(config, engines=dict(engines)).readers(towns())
+    assert [(voter.name, voter.kind) for voter in readers] == [
+        ("reading.a", "spans"), ("reading.b", "spans"), ("tagging.a", "tags"), ("tagging.b", "tags")
+    ]  # fmt: skip
+    assert readers[0].reader is readers[2].reader
+    assert readers[1].reader is readers[3].reader
+    assert readers[0].reader is not readers[1].reader

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from el4ner.text import words
 from el4ner.voters import reading
 from el4ner.voters.features import SHAPE_NAMES, FeatureReader, pool_tokens, shapes
 from el4ner.voters.reading import ReadingVoter, SpanTable
-from el4ner.voters.reading_fit import PoolFit
+from el4ner.voters.reading_fit import read_pool
 from el4ner.voters.retrieval import RetrievalVoter
 from el4ner.voters.stacking import Stack, fit_stack, log_loss, log_votes, start_stack
 from el4ner.voters.swapping import swapped
@@ -147,10 +146,7 @@ def test_features_of_a_pool_stand_in_one_array_whatever_is_cut(tmp_path: Path) -
     features, _ = reader(limit=40)
     expected = [own.values.astype(np.float16) for own in features.read(texts)]
     for cache in (ArrayCache(tmp_path), ArrayCache(tmp_path)):
-        voter = ReadingVoter("reading", reader(limit=40)[0], ["x"], ReadingConfig(), cache)
-        work: Any = object.__new__(PoolFit)  # nothing is fitted
-        work._voter, work._progress = voter, lambda _: None
-        values, read = work.read(texts)
+        values, read = read_pool(reader(limit=40)[0], cache, texts, lambda _: None)
         assert np.array_equal(values, np.concatenate(expected))
         assert [own.units for own in read] == [own.units for own in features.read(texts)]
         assert all(np.array_equal(own.values, right) for own, right in zip(read, expected, strict=True))

@@ -44,12 +44,12 @@ class Corpus:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How read-outs are fitted.
+    """How read-outs and taggers are fitted.
 
     hidden: units of each hidden layer, 0 for a linear read-out. decay: decoupled weight decay. dropout: share of units
     left out of a step. feature_dropout: noise on the features, as large as if this share of them were left out.
     negatives: share of the spans that are no entity that a step looks at, weighted to count as all of them.
-    context: read the words beside a span.
+    context: read the words beside a span. The last two are of read-outs alone.
     """
 
     hidden: int = 128
@@ -77,10 +77,10 @@ class FitStopped(Exception):  # noqa: N818 - nothing went wrong
     """A fit was told to stop before its end."""
 
 
-_Head = TypeVar("_Head", covariant=True)
+_Fitted = TypeVar("_Fitted", covariant=True)
 
 
-class _Net(Protocol[_Head]):
+class _Net(Protocol[_Fitted]):
     """What is fitted: weights of several heads by name, an axis of heads in front."""
 
     weights: dict[str, Tensor]
@@ -91,7 +91,7 @@ class _Net(Protocol[_Head]):
 
     def clip_gradients(self, longest: float) -> None: ...
 
-    def heads(self) -> tuple[_Head, ...]: ...
+    def heads(self) -> tuple[_Fitted, ...]: ...
 
 
 def fit_readouts(
@@ -125,9 +125,9 @@ def fit_taggers(
 
 
 def _fit(
-    net_of: Callable[..., _Net[_Head]], material: Material, max_words: int, settings: FitSettings, seed: int,
+    net_of: Callable[..., _Net[_Fitted]], material: Material, max_words: int, settings: FitSettings, seed: int,
     heads: int, beside: Material | None, start: Sequence[Readout], stop: Event | None,
-) -> tuple[_Head, ...]:  # fmt: skip
+) -> tuple[_Fitted, ...]:  # fmt: skip
     import torch
 
     tasks = [Material(m.corpus, m.usable(), m.n_labels) for m in (material, beside) if m is not None]
@@ -142,7 +142,7 @@ def _fit(
 
 
 def _descend(
-    net: _Net[_Head], words: Words, settings: FitSettings, rng: np.random.Generator, generator: Generator, stop: Event
+    net: _Net[_Fitted], words: Words, settings: FitSettings, rng: np.random.Generator, generator: Generator, stop: Event
 ) -> None:
     """Fits the net's weights to the words."""
     import torch

@@ -86,12 +86,12 @@ class Start:
 class ReadingVoter:
     """Votes with the hidden states of one model (implements `Voter`).
 
-    kind: what its heads score. beside: another voter of the same features; a text is then read for both at once.
+    kind: what its heads score. reads_with: another voter of the same features; a text is then read for both at once.
     """
 
     def __init__(
         self, name: str, reader: FeatureReader, labels: Sequence[str], config: ReadingConfig, cache: ArrayCache,
-        seed: int = 0, kind: Kind = "spans", beside: ReadingVoter | None = None,
+        seed: int = 0, kind: Kind = "spans", reads_with: ReadingVoter | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.labels = tuple(labels)
@@ -103,7 +103,7 @@ class ReadingVoter:
         self._projection: Projection | None = None
         self._heads: tuple[Head, ...] = ()
         self._known: OrderedDict[str, SpanTable] = OrderedDict()
-        self._readers: list[ReadingVoter] = [] if beside is None else beside._readers
+        self._readers: list[ReadingVoter] = [] if reads_with is None else reads_with._readers
         self._readers.append(self)
         self.unaligned = 0
 
@@ -130,19 +130,29 @@ class ReadingVoter:
         return fit_on([self], pool, progress, beside, start)[self.name]
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a fitted voter needs to vote, as named arrays."""
+        """What a fitted voter needs to vote, as named arrays. Raises RuntimeError before `fit`.
+
+        Without the directions, where a voter that it reads with, and that came before it, has the same.
+        """
         if self._projection is None:
             raise RuntimeError("ReadingVoter.state before fit()")
-        return {**pack(self._projection, self._heads), "unaligned": np.array(self.unaligned)}
+        arrays = {**pack(self._projection, self._heads), "unaligned": np.array(self.unaligned)}
+        before = self._readers[: self._readers.index(self)]
+        if any(other._projection is self._projection for other in before):
+            arrays = {name: array for name, array in arrays.items() if name not in self._projection.to_arrays()}
+        return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The inverse of `state`."""
-        self._projection, self._heads = unpack(arrays, Tagger) if self.kind == "tags" else unpack(arrays, Readout)
+        """The inverse of `state`: voters that read together come back in the order in which they were made."""
+        others = [other._projection for other in self._readers if other is not self]
+        known = next((projection for projection in others if projection is not None), None)
+        if known is not None and "mean" not in arrays:
+            arrays = {**known.to_arrays(), **arrays}
+        own, self._heads = unpack(arrays, Tagger) if self.kind == "tags" else unpack(arrays, Readout)
+        # what turns features the same way need not do it twice
+        self._projection = known if known is not None and own.equals(known) else own
         self.unaligned = int(arrays["unaligned"])
         self._known.clear()
-        for other in self._readers:  # what turns features the same way need not do it twice
-            if other is not self and other._projection is not None and self._projection.equals(other._projection):
-                self._projection = other._projection
 
     def forget(self) -> None:
         """Drops what was fitted: a voter that is not asked need not read what the others read."""
@@ -150,7 +160,10 @@ class ReadingVoter:
         self._known.clear()
 
     def tables(self, sentences: Sequence[Sentence]) -> list[SpanTable]:
-        """A table per sentence. A text is read once while it is among the last ones, as those of the last call are."""
+        """A table per sentence. A text is read once while it is among the last ones, as those of the last call are.
+
+        Raises RuntimeError before `fit`.
+        """
         if self._projection is None:
             raise RuntimeError("ReadingVoter.tables before fit()")
         missing = list(dict.fromkeys(s.text for s in sentences if s.text not in self._known))

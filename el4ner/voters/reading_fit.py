@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from threading import Event
 
 import numpy as np
 
-from el4ner.cache import content_key
+from el4ner.cache import ArrayCache, content_key
 from el4ner.engines.base import FloatArray, IntArray
 from el4ner.kernels._threads import thread_count
 from el4ner.pool import Pool
 from el4ner.records import Demonstration, Span
 from el4ner.text import words
-from el4ner.voters.features import WordFeatures
+from el4ner.voters.features import FeatureReader, WordFeatures
 from el4ner.voters.fitting import Corpus, FitSettings, Material, fit_readouts, fit_taggers, one_thread_each
 from el4ner.voters.projection import Projection, fit_projection
 from el4ner.voters.reading import Kind, Progress, ReadingVoter, SpanTable, Start, pack
-from el4ner.voters.readout import mean_log_probabilities
+from el4ner.voters.readout import Readout, mean_log_probabilities
 from el4ner.voters.swapping import copies_within, swapped
 from el4ner.voters.word_layers import Head
 
@@ -37,6 +38,7 @@ def fit_on(
 ) -> dict[str, list[SpanTable]]:  # fmt: skip
     """Fits voters of one model on the pool; by voter a table per pool sentence from the fold that did not see it.
 
+    voters: of one reader, with the same settings, labels, cache and seed.
     beside: a pool with labels of its own, from which the hidden layers learn too what an entity looks like; or
     start: what was fitted on such a pool before. Neither may hold a text of the pool, which would give folds away.
     What was fitted is cached by content of the pool, the models and the settings.
@@ -58,18 +60,34 @@ def fit_on(
     return tables
 
 
+Fitted = tuple[Head, ...]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What every fit of a pool begins with: seed, number of heads, what is fitted beside, read-outs to begin at."""
+
+    seed: int
+    heads: int
+    beside: Material | None
+    start: tuple[Readout, ...]
+
+
 class PoolFit:
     """A pool read by one voter's features, on which heads of any kind are fitted."""
 
     def __init__(
         self, voter: ReadingVoter, pool: Pool, progress: Progress, beside: Pool | None, start: Start | None
     ) -> None:
+        config = voter.config
         self._voter = voter
         self._pool = pool
         self._progress = progress
-        self._begun = start.heads if start else ()
-        config = voter.config
-        values, read = self.read([d.text for d in pool.sentences])
+        self._settings = FitSettings(
+            hidden=config.hidden, decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
+            negatives=config.negatives, context=config.context,
+        )  # fmt: skip
+        values, read = self._read([d.text for d in pool.sentences])
         flat_units = [tuple(unit) for features in read for unit in features.units]
         self._units = np.array(flat_units, dtype=np.int64).reshape(-1, 2)
         self._n_read = len(read)
@@ -78,14 +96,15 @@ class PoolFit:
         del read, values  # the features of a pool take more memory than anything that is made of them
         self._max_words = config.max_words or _longest(corpus)
         self._corpus, self._origins = self._with_copies(pool, corpus)
-        self._beside: Material | None = None
+        material: Material | None = None
         if beside is not None and config.hidden:
-            _, read_beside = self.read([d.text for d in beside.sentences])
+            _, read_beside = self._read([d.text for d in beside.sentences])
             other, _ = _corpus(beside.sentences, beside.label_names, read_beside, self._projection)
             del read_beside
             if len(self._origins) > self._n_read:
                 other, _ = self._with_copies(beside, other)
-            self._beside = Material(other, range(other.n_sentences), len(beside.labels))
+            material = Material(other, range(other.n_sentences), len(beside.labels))
+        self._how = Begin(voter.seed, config.heads, material, start.heads if start else ())
 
     def fitted(self, name: str, kind: Kind) -> dict[str, np.ndarray]:
         """What a voter of this kind keeps: its state, and what it says of the pool out of fold."""
@@ -95,7 +114,8 @@ class PoolFit:
         used = [f for f in range(pool.n_folds) if (folds == f).any() and not (folds == f).all()]
         self._progress(f"{name}: fitting, {len(used)} folds and the whole pool")
         without = [[s for s in everyone if folds[s] != fold] for fold in used]
-        *crossed, final = self.fit_sets(kind, corpus, [*without, list(everyone)], self._max_words)
+        sets = [Material(corpus, chosen, len(pool.labels)) for chosen in (*without, everyone)]
+        *crossed, final = fit_sets(kind, sets, self._max_words, self._settings, self._how)
         starts = corpus.starts[: n_read + 1]
         out_of_fold = np.zeros((starts[-1], self._max_words, len(pool.labels) + 1), dtype=np.float32)
         for fold, heads in zip(used, crossed, strict=True):
@@ -107,80 +127,81 @@ class PoolFit:
             "unaligned": np.array(self._unaligned),
         }  # fmt: skip
 
+    def _read(self, texts: Sequence[str]) -> tuple[np.ndarray, list[WordFeatures]]:
+        voter = self._voter
+        return read_pool(voter.reader, voter.cache, texts, lambda what: self._progress(f"{voter.name}: {what}"))
+
     def _with_copies(self, pool: Pool, corpus: Corpus) -> tuple[Corpus, IntArray]:
         """The corpus, behind it copies of its sentences with mentions swapped, and of which sentence each part is."""
         itself = np.arange(corpus.n_sentences)
         copies, origins = swapped(pool, copies_within(pool, self._voter.config.swaps), self._voter.seed)
         if not copies:
             return corpus, itself
-        _, read = self.read([d.text for d in copies])
+        _, read = self._read([d.text for d in copies])
         behind, _ = _corpus(copies, pool.label_names, read, self._projection)
         del read
         values = np.concatenate([corpus.values, behind.values])
         starts = np.concatenate([corpus.starts, corpus.starts[-1] + behind.starts[1:]])
         return Corpus(values, starts, [*corpus.targets, *behind.targets]), np.concatenate([itself, origins])
 
-    def fit_sets(
-        self, kind: Kind, corpus: Corpus, sets: Sequence[Sequence[int]], max_words: int
-    ) -> list[tuple[Head, ...]]:
-        """The heads fitted on every set of sentences, as many fits at a time as there may be threads."""
-        config, n_labels = self._voter.config, len(self._pool.labels)
-        settings = FitSettings(
-            hidden=config.hidden, decay=config.decay, dropout=config.dropout, feature_dropout=config.feature_dropout,
-            negatives=config.negatives, context=config.context,
-        )  # fmt: skip
 
-        def fit(sentences: Sequence[int]) -> tuple[Head, ...]:
-            own = Material(corpus, sentences, n_labels)
-            how = (own, max_words, settings, self._voter.seed, config.heads, self._beside, self._begun, stop)
-            return fit_taggers(*how) if kind == "tags" else fit_readouts(*how)
+def fit_sets(kind: Kind, sets: Sequence[Material], max_words: int, settings: FitSettings, how: Begin) -> list[Fitted]:
+    """Heads of a kind fitted on every set of sentences, as many fits at a time as there may be threads."""
 
-        stop = Event()
-        at_once = thread_count()
-        with one_thread_each() as keep_to_one, ThreadPoolExecutor(at_once, initializer=keep_to_one) as workers:
-            try:
-                return list(workers.map(fit, sets))
-            finally:
-                stop.set()  # after an interrupt, or where one fit failed, nobody waits for the end of the others
+    def fit(own: Material) -> Fitted:
+        fit_heads = fit_taggers if kind == "tags" else fit_readouts
+        return fit_heads(own, max_words, settings, how.seed, how.heads, how.beside, how.start, stop)
 
-    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, list[WordFeatures]]:
-        """Features of the pool's texts in half precision, which halves their memory; cached by content.
+    stop = Event()
+    at_once = thread_count()
+    with one_thread_each() as keep_to_one, ThreadPoolExecutor(at_once, initializer=keep_to_one) as workers:
+        try:
+            return list(workers.map(fit, sets))
+        finally:
+            stop.set()  # after an interrupt, or where one fit failed, nobody waits for the end of the others
 
-        All of them, (words of all texts, D) f16, and by text, as views of these.
-        """
-        key = content_key("features of", self._voter.reader.key, list(texts))
-        stored = self._voter.cache.get(key)
-        if stored is None:
-            stored = self._read_anew(texts)
-            if stored["values"].nbytes <= _KEPT_BYTES:
-                self._voter.cache.put(key, stored)
-        widths = tuple(int(width) for width in stored["widths"])
-        units = [Span(int(start), int(end)) for start, end in stored["units"]]
-        values = stored["values"]
-        return values, [
-            WordFeatures(tuple(units[low:high]), values[low:high], widths) for low, high in pairwise(stored["starts"])
-        ]
 
-    def _read_anew(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `read` keeps. Every feature is written to its place at once: a second copy would be the peak."""
-        # a text that is cut leaves the end of its place free
-        places = np.cumsum([0, *(len(words(text)) for text in texts)])
-        values = np.zeros((0, 0), np.float16)
-        units: list[tuple[Span, ...]] = [()] * len(texts)
-        widths: tuple[int, ...] = ()
-        for begin in range(0, len(texts), _CHUNK):
-            self._progress(f"{self._voter.name}: reading the pool, {begin:,} of {len(texts):,} sentences")
-            for i, own in self._voter.reader.each(texts[begin : begin + _CHUNK]):
-                if not values.size:
-                    values, widths = np.empty((places[-1], own.values.shape[1]), np.float16), own.widths
-                units[begin + i] = own.units
-                values[places[begin + i] : places[begin + i] + len(own.units)] = _half(own.values)
-        starts = np.cumsum([0, *map(len, units)])
-        if starts[-1] < places[-1]:
-            for at, place, size in zip(starts[:-1], places[:-1], map(len, units), strict=True):
-                values[at : at + size] = values[place : place + size]
-        borders = np.array([tuple(unit) for own in units for unit in own], dtype=np.int64).reshape(-1, 2)
-        return {"values": values[: starts[-1]], "units": borders, "starts": starts, "widths": np.array(widths)}
+def read_pool(
+    reader: FeatureReader, cache: ArrayCache, texts: Sequence[str], say: Progress
+) -> tuple[np.ndarray, list[WordFeatures]]:
+    """Features of texts in half precision, which halves their memory; cached by content.
+
+    All of them, (words of all texts, D) f16, and by text, as views of these.
+    """
+    key = content_key("features of", reader.key, list(texts))
+    stored = cache.get(key)
+    if stored is None:
+        stored = _read_anew(reader, texts, say)
+        if stored["values"].nbytes <= _KEPT_BYTES:
+            cache.put(key, stored)
+    widths = tuple(int(width) for width in stored["widths"])
+    units = [Span(int(start), int(end)) for start, end in stored["units"]]
+    values = stored["values"]
+    return values, [
+        WordFeatures(tuple(units[low:high]), values[low:high], widths) for low, high in pairwise(stored["starts"])
+    ]
+
+
+def _read_anew(reader: FeatureReader, texts: Sequence[str], say: Progress) -> dict[str, np.ndarray]:
+    """What `read_pool` keeps. Every feature is written to its place at once: a second copy would be the peak."""
+    # a text that is cut leaves the end of its place free
+    places = np.cumsum([0, *(len(words(text)) for text in texts)])
+    values = np.zeros((0, 0), np.float16)
+    units: list[tuple[Span, ...]] = [()] * len(texts)
+    widths: tuple[int, ...] = ()
+    for begin in range(0, len(texts), _CHUNK):
+        say(f"reading the pool, {begin:,} of {len(texts):,} sentences")
+        for i, own in reader.each(texts[begin : begin + _CHUNK]):
+            if not values.size:
+                values, widths = np.empty((places[-1], own.values.shape[1]), np.float16), own.widths
+            units[begin + i] = own.units
+            values[places[begin + i] : places[begin + i] + len(own.units)] = _half(own.values)
+    starts = np.cumsum([0, *map(len, units)])
+    if starts[-1] < places[-1]:
+        for at, place, size in zip(starts[:-1], places[:-1], map(len, units), strict=True):
+            values[at : at + size] = values[place : place + size]
+    borders = np.array([tuple(unit) for own in units for unit in own], dtype=np.int64).reshape(-1, 2)
+    return {"values": values[: starts[-1]], "units": borders, "starts": starts, "widths": np.array(widths)}
 
 
 def _longest(corpus: Corpus) -> int:

@@ -21,14 +21,14 @@ import numpy as np
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ShapeError
 from el4ner.kernels import span_scores
-from el4ner.voters.word_layers import Head, words_among_neighbours
+from el4ner.voters.word_layers import Head, WordWeights
 
 PARTS = ("first", "mean", "last", "left", "right")
 READOUT_VERSION = 8
 
 
 @dataclass(frozen=True)
-class Readout:
+class Readout(WordWeights):
     """Fitted weights, all f32; D features, W word units, K hidden units, N words at most, C labels with "none" last.
 
     word (D, W) and word_bias (W,); mix (3 W, W) and mix_bias (W,); parts (5, W, K), one matrix a
@@ -36,10 +36,6 @@ class Readout:
     output, and parts (5, D, C).
     """
 
-    word: FloatArray
-    word_bias: FloatArray
-    mix: FloatArray
-    mix_bias: FloatArray
     parts: FloatArray
     hidden: FloatArray
     output: FloatArray
@@ -65,7 +61,7 @@ class Readout:
         n_words, n_columns = len(values), self.bias.shape[1]
         if not n_words:
             return np.zeros((0, self.max_words, n_columns), dtype=np.float32)
-        seen = words_among_neighbours(self, values)
+        seen = self.among_neighbours(values)
         first, mean, last, left, right = (seen @ matrix for matrix in self.parts)
         first[1:] += left[:-1]
         last[:-1] += right[1:]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from el4ner.voters.tagging import LOWEST, Tagger, allowed
-from el4ner.voters.word_layers import WORD_LAYERS, WordLayers
+from el4ner.voters.word_layers import WORD_LAYERS, WordLayers, WordWeights
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -44,7 +44,7 @@ class TagNet(WordLayers):
             self._may.append(torch.from_numpy(allowed(n_tags)))
         self.ready()
 
-    def begin_at(self, start: Sequence[Any]) -> None:
+    def begin_at(self, start: Sequence[WordWeights]) -> None:
         """Takes over the word layers of heads that were fitted before."""
         self.begin_words_at(start)
 
@@ -88,7 +88,8 @@ def log_likelihood(
     """Log-probability (E, B) f64 of the tags of B sentences under E chains (the formula is in `el4ner.voters.tagging`).
 
     scores (E, T, K), transitions (E, K, K) f32; may (K, K) bool; begins, sizes (B,) i64: first word of each sentence
-    and how many it has; tags (T,) i64. Of the words of no sentence nothing is read.
+    and how many it has; tags (T,) i64; B >= 1. Of the words of no
+    sentence nothing is read. In the sum over all sequences scores below `LOWEST` count as that.
     """
     import torch
 

@@ -7,7 +7,7 @@ a linear-chain conditional random field (Lafferty, McCallum and Pereira, 2001) o
 to j is an entity of label l where y_i = B-l, y_(i+1) .. y_j = I-l and y_(j+1) is not I-l; summed over everything else,
 with forward and backward sums a and c (Rabiner, 1989):
 
-    p(l | i to j) = a_i[B-l] (prod_(t=i+1..j) A[., I-l] e_t[I-l]) (c_j - what goes on with I-l)
+    p(l | i to j) = a_i[B-l] (prod_(t=i+1..j) exp(A[., I-l] + e_t[I-l])) (c_j - what goes on with I-l)
 
 Where the read-out of spans judges every span by itself, the tags of a sentence must agree with one another.
 `el4ner.voters.tag_net` fits it.
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from el4ner.engines.base import FloatArray
 from el4ner.errors import ShapeError
-from el4ner.voters.word_layers import words_among_neighbours
+from el4ner.voters.word_layers import WordWeights
 
 TAGGER_VERSION = 1
+"""Part of every cache key; raised whenever the same words would be fitted or scored otherwise."""
 LOWEST = -600.0
 """Scores below the best of their word by more than this count as this much: a forward sum in float64 cannot vanish."""
 _LEAST = 1e-9
@@ -55,7 +56,7 @@ def allowed(n_tags: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Tagger:
+class Tagger(WordWeights):
     """Fitted weights, all f32; D features, W word units, K = 2 labels + 1 tags.
 
     word (D, W), word_bias (W,), mix (3 W, W), mix_bias (W,) as in `Readout`; output (W, K), bias (K,), transitions
@@ -63,10 +64,6 @@ class Tagger:
     columns of `word`, and output (D, K).
     """
 
-    word: FloatArray
-    word_bias: FloatArray
-    mix: FloatArray
-    mix_bias: FloatArray
     output: FloatArray
     bias: FloatArray
     transitions: FloatArray
@@ -85,7 +82,7 @@ class Tagger:
         """
         if values.ndim != 2 or values.shape[1] != len(self.word):
             raise ShapeError(f"values {values.shape}; the tagger was fitted on (words, {len(self.word)})")
-        seen = words_among_neighbours(self, values)
+        seen = self.among_neighbours(values)
         shares = span_shares(seen @ self.output + self.bias, self.transitions, self.max_words)
         none = 1 - shares.sum(axis=2, keepdims=True)
         logp = np.log(np.maximum(np.concatenate([shares, none], axis=2), _LEAST))
@@ -139,8 +136,11 @@ def span_shares(scores: FloatArray, transitions: FloatArray, max_words: int) -> 
 def _sums(
     own: NDArray[np.float64], step: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Forward sums (T, K), each word's adding to 1; backward sums, so that both multiply to the tags' probabilities;
-    and by what each word was divided, (T,)."""
+    """own (T, K), exponentials of scores, T >= 1; step (K, K), those of transitions.
+
+    Returns forward sums (T, K), each word's adding to 1; backward sums (T, K), so that both multiply to the tags'
+    probabilities; and by what each word was divided, (T,).
+    """
     forward, backward, sizes = np.empty_like(own), np.empty_like(own), np.empty(len(own))
     before = np.zeros(own.shape[1])
     before[0] = 1.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from el4ner.voters.fitting import FitSettings
 
 N_DRAWS = 1 << 22
+"""Random numbers that are drawn for a fit, to be used again and again."""
 
 
 class Head(Protocol):
@@ -29,6 +31,26 @@ class Head(Protocol):
     def to_arrays(self) -> dict[str, FloatArray]:
         """Named arrays for a cache."""
         ...
+
+
+@dataclass(frozen=True)
+class WordWeights:
+    """These layers once fitted, all f32: word (D, W), word_bias (W,), mix (3 W, W), mix_bias (W,); W = 0 for none."""
+
+    word: FloatArray
+    word_bias: FloatArray
+    mix: FloatArray
+    mix_bias: FloatArray
+
+    def among_neighbours(self, values: FloatArray) -> FloatArray:
+        """Features (T, D) of one sentence's words -> g (T, W); the features where there are no layers."""
+        if not self.word.shape[1]:
+            return values
+        own = np.maximum(values @ self.word + self.word_bias, 0)
+        edge = np.zeros_like(own[:1])
+        around = np.concatenate([np.concatenate([edge, own[:-1]]), own, np.concatenate([own[1:], edge])], axis=1)
+        mixed: FloatArray = own + np.maximum(around @ self.mix + self.mix_bias, 0)
+        return mixed
 
 
 class Draws:
@@ -88,12 +110,12 @@ class WordLayers:
             kept = (torch.rand(N_DRAWS, generator=self._generator) >= share).float() / (1 - share)
             self._masks = Draws(kept, self._generator)
 
-    def begin_words_at(self, start: Sequence[Any]) -> None:
+    def begin_words_at(self, start: Sequence[WordWeights]) -> None:
         """Takes over these layers of heads that were fitted before, in turn. Raises ShapeError for other features."""
         import torch
 
         for e in range(self.n_heads):
-            given: Any = start[e % len(start)]
+            given = start[e % len(start)]
             own = {name: self.weights[name][e] for name in WORD_LAYERS}
             if own["word"].shape != given.word.shape:
                 raise ShapeError(
@@ -128,7 +150,7 @@ class WordLayers:
             gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
 
-WORD_LAYERS = ("word", "word_bias", "mix", "mix_bias")
+WORD_LAYERS = tuple(field.name for field in fields(WordWeights))
 
 
 def shifted(rows: Tensor, left: Tensor, by: int) -> Tensor:
@@ -141,14 +163,3 @@ def shifted(rows: Tensor, left: Tensor, by: int) -> Tensor:
     goes_on = (left[:-1] > 1)[:, None]
     edge = torch.zeros_like(rows[:, :1])
     return torch.cat([edge, rows[:, :-1] * goes_on] if by > 0 else [rows[:, 1:] * goes_on, edge], dim=1)
-
-
-def words_among_neighbours(head: Any, values: FloatArray) -> FloatArray:
-    """g_i of a fitted head: features (T, D) of one sentence's words -> (T, W); the features where it has no layers."""
-    if not head.word.shape[1]:
-        return values
-    own = np.maximum(values @ head.word + head.word_bias, 0)
-    edge = np.zeros_like(own[:1])
-    around = np.concatenate([np.concatenate([edge, own[:-1]]), own, np.concatenate([own[1:], edge])], axis=1)
-    mixed: FloatArray = own + np.maximum(around @ head.mix + head.mix_bias, 0)
-    return mixed
