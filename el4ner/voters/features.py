@@ -1,4 +1,4 @@
-"""What the reading voter sees of a word: hidden states of a language model, of an encoder, and the word's shape.
+"""What the reading and the tagging voter see of a word: states of a language model, of an encoder, and its shape.
 
 A causal model sees nothing to the right of a word, so the text is written twice and the second copy is read: there
 every word is read with the whole sentence before it.
