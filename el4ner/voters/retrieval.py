@@ -71,10 +71,10 @@ class RetrievalVoter:
         return list(self._row), self._counts.sum(axis=1), self._vectors
 
     def restore(self, surfaces: Sequence[str], counts: FloatArray, vectors: FloatArray) -> None:
-        """The inverse of `state`. Folds can no longer be left out."""
+        """The inverse of `state`, of arrays in half precision too. Folds can no longer be left out."""
         self._row = {surface: position for position, surface in enumerate(surfaces)}
-        self._counts = counts[:, None, :]
-        self._vectors = vectors
+        self._counts = counts[:, None, :].astype(np.float32)
+        self._vectors = vectors.astype(np.float32)
 
     def vote(
         self,
