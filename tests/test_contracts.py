@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "el4ner.fitted",
         "el4ner.operating",
         "el4ner.shipped",
+        "el4ner.choosing",
         "el4ner.crossfit",
         "el4ner.examining",
     ),
