@@ -164,7 +164,8 @@ def test_parts_of_the_sentences_are_checked_and_timed_in_one(monkeypatch: pytest
         samples = row["timing"]["samples_s"]
         assert len(samples) == 3
         assert row["sentences_per_s"] == pytest.approx(5 / sum(samples), rel=1e-3)
-    assert rows["plain"]["speedup"]["min"] > 0
+    speedup = rows["plain"]["speedup"]  # of sides that take microseconds, so it may round to nothing
+    assert 0 <= speedup["min"] <= speedup["median"] <= speedup["max"]
     assert "5 sentences" in pipeline_table(list(rows.values()))
 
 
