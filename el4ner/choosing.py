@@ -41,7 +41,8 @@ def choose(preparation: Preparation, team: Team, examined: Examined) -> Examined
         f1, threshold = best_threshold(decided[voters])
         options[voters] = (f1, threshold, stack)
         preparation.facts[f"cross-validated F1 of {' + '.join(voters)}"] = round(f1, 4)
-    best, lead, error = fewest({voters: (decided[voters], options[voters][1]) for voters in options})
+    reads = {voter.name: f"model {id(voter.reader)}" for voter in team.readers}
+    best, lead, error = fewest({voters: (decided[voters], options[voters][1]) for voters in options}, reads)
     seen = narrowed(preparation, team, examined, best)
     if seen.stacked is not None and not {voter.name for voter in team.probers} & {*best}:
         # drawn sentences were stacked for the probing voters' sake; the others have votes on all

@@ -73,6 +73,11 @@ def test_a_voter_more_must_lead_by_more_than_chance() -> None:
     assert fewest({("a", "b"): (little, 0.5), **options})[0] == ("a",)
     assert fewest({("a", "b"): (better, 0.5), **options}) == (("a", "b"), 0.0, 0.0)
     assert fewest({("b",): (poor, 0.5)})[0] == ("b",)
+    # who reads what the other reads costs nothing more: of the sets that count alike the best is taken
+    reads = {"a": "x", "b": "x"}
+    assert fewest({("a", "b"): (little, 0.5), **options}, reads)[0] == ("a", "b")
+    assert fewest({("a", "b"): (same, 0.5), **options}, reads)[0] == ("a",)
+    assert fewest({("a", "b"): (little, 0.5), **options}, {"a": "x", "b": "y"})[0] == ("a",)
 
 
 def test_points_are_precision_with_a_margin_and_recall() -> None:
