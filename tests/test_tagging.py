@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_readout import log_likelihood as planted_likelihood
-from test_readout import planted, right_of
+from test_readout import planted
 from test_voters import NAMES, char_states, pool_of
 
 from el4ner.cache import ArrayCache
@@ -147,20 +147,6 @@ def test_log_probabilities_of_spans(hidden: int) -> None:
         tagger.log_probabilities(values[:, :4])
     back = Tagger.from_arrays(tagger.to_arrays())
     assert (back.log_probabilities(values)[inside] == logp[inside]).all()
-
-
-@pytest.mark.parametrize("settings", [FitSettings(hidden=0), FitSettings(hidden=16)])
-def test_a_fit_learns_a_planted_concept_and_is_deterministic(settings: FitSettings) -> None:
-    corpus = planted(0)
-    (fitted,) = fit_taggers(Material(corpus, range(100), 2), 3, settings)
-    assert right_of(fitted, corpus) >= 17
-    torch.rand(3)  # a fit must not depend on what else drew random numbers
-    (again,) = fit_taggers(Material(corpus, range(100), 2), 3, settings)
-    assert all((a == b).all() for a, b in zip(fitted.to_arrays().values(), again.to_arrays().values(), strict=True))
-    (other,) = fit_taggers(Material(corpus, range(100), 2), 3, settings, seed=1)
-    assert (fitted.output != other.output).any()
-    (unfitted,) = fit_taggers(Material(corpus, [], 2), 3, settings)
-    assert np.isfinite(unfitted.log_probabilities(corpus.values[:8])[0]).all()
 
 
 def test_what_is_fitted_beside_and_before_helps() -> None:
